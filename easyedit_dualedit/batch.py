@@ -1,0 +1,289 @@
+"""Turns requests and queries into model inputs, and says which position is what.
+
+Prompt and target are tokenised apart and joined as ids, so the prompt of a teacher-forced row is
+token for token the prompt that `generate` sees.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from easyedit_dualedit.backbone import Backbone, PromptMarker
+from easyedit_dualedit.errors import BackboneError, DataError
+
+IGNORED = -100
+"""Label of a position that carries no loss, as in transformers."""
+
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question to a model: text, maybe a picture, maybe the answer that it should have.
+
+    Raises:
+        DataError: if the prompt is empty, or a target is given and is empty.
+    """
+
+    prompt: str
+    image: Image.Image | Path | None = None
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise DataError(f"prompt = {self.prompt!r}: an edit or query needs a prompt of text")
+        if self.target is not None and (
+            not isinstance(self.target, str) or not self.target.strip()
+        ):
+            raise DataError(f"target = {self.target!r}: a target needs text; give the new answer")
+        for name, text in (("prompt", self.prompt), ("target", self.target or "")):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"{name} = {text!r} is no valid Unicode text; mend it") from error
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Which position of each row is what. Masks are True where the name applies."""
+
+    vision: Tensor
+    """Image tokens, bool [b, s]."""
+    text: Tensor
+    """Prompt text that the text adapter may change, bool [b, s]: never target or padding."""
+    gate: Tensor
+    """Index of the last prompt token, long [b]."""
+    last: Tensor
+    """Index of the last real token, target included, long [b]."""
+    real: Tensor
+    """Everything but padding, bool [b, s]."""
+
+    def to(self, device: torch.device) -> "TokenLayout":
+        """Return the layout on a device."""
+        moved = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
+        return TokenLayout(*moved)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs with their layout and, where there are targets, labels."""
+
+    inputs: dict[str, Tensor]
+    layout: TokenLayout
+    target: Tensor
+    """Positions of target tokens, bool [b, s]; the end-of-turn token is none of them."""
+    labels: Tensor
+    """Token ids to predict, aligned with `input_ids`, IGNORED elsewhere; long [b, s]."""
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return int(self.inputs["input_ids"].shape[0])
+
+
+class Encoder:
+    """Encodes queries for one model with its own processor and chat template."""
+
+    def __init__(self, backbone: Backbone, processor: Any, *, last_prompt_token: bool = True):
+        """Keep what encoding needs.
+
+        Args:
+            backbone: parts of the model.
+            processor: the model's processor, with a tokenizer and a chat template.
+            last_prompt_token: whether layouts count the last prompt token as prompt text.
+
+        Raises:
+            BackboneError: if the processor has no tokenizer or no chat template.
+        """
+        marker = PromptMarker.of(processor) if hasattr(processor, "tokenizer") else None
+        if marker is None:
+            raise BackboneError(
+                f"{type(processor).__name__} does not say where a prompt ends: it needs a"
+                " tokenizer and a chat template; load it with AutoProcessor, or set chat_template"
+            )
+        self.backbone = backbone
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.marker = marker
+        self.last_prompt_token = last_prompt_token
+        self._image_token: str = self.tokenizer.convert_ids_to_tokens(backbone.image_token_id)
+
+    def prompt_text(self, query: Query) -> str:
+        """Return the prompt as the chat template writes it, ready for an answer."""
+        content: list[dict[str, str]] = [{"type": "image"}] if query.image is not None else []
+        content.append({"type": "text", "text": query.prompt})
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return text
+
+    def target_ids(self, target: str) -> list[int]:
+        """Return the token ids of a target, without special tokens.
+
+        Raises:
+            DataError: if it tokenises to nothing.
+        """
+        ids = list(self.tokenizer(target, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
+        return ids
+
+    def encode(
+        self,
+        queries: Sequence[Query],
+        *,
+        with_target: bool = True,
+        end_of_answer: bool = False,
+        padding_side: str = "left",
+    ) -> Batch:
+        """Return model inputs for queries, one row each.
+
+        Args:
+            queries: at least one; with and without pictures may mix.
+            with_target: append the target of each query that has one.
+            end_of_answer: append the end-of-turn token to each target, as a label only.
+            padding_side: "left" (what `generate` needs) or "right".
+
+        Raises:
+            DataError: if there is no query, a target tokenises to nothing or a picture is bad.
+        """
+        if not queries:
+            raise DataError("no queries to encode; give at least one")
+        for query in queries:
+            if self._image_token in query.prompt:
+                raise DataError(
+                    f"prompt = {query.prompt!r} holds {self._image_token!r}, which stands for a"
+                    " picture; leave it out, the chat template puts it where it belongs"
+                )
+        images = [open_image(query.image) for query in queries if query.image is not None]
+        encoded = self.processor(
+            text=[self.prompt_text(query) for query in queries],
+            images=images or None,
+            padding=True,
+            return_tensors="pt",
+        )
+        targets: list[list[int]] = []
+        for query in queries:
+            ids = self.target_ids(query.target) if with_target and query.target else []
+            targets.append(ids + [self.tokenizer.eos_token_id] if ids and end_of_answer else ids)
+        rows = _rows(encoded, targets)
+        width = max(len(row["input_ids"]) for row in rows)
+        inputs = {name: value for name, value in encoded.items() if name not in _PER_TOKEN}
+        for name in rows[0]:
+            filler = self.tokenizer.pad_token_id if name == "input_ids" else 0
+            inputs[name] = torch.stack(
+                [_padded(row[name], width, filler, padding_side) for row in rows]
+            )
+        lengths = torch.tensor([len(ids) for ids in targets])
+        answer = _answer_mask(inputs["attention_mask"], lengths)
+        labels = torch.where(answer, inputs["input_ids"], IGNORED)
+        layout = self.layout(
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            gate=_last_index(inputs["attention_mask"]) - lengths,
+        )
+        target = answer
+        if end_of_answer:
+            target = _answer_mask(inputs["attention_mask"], lengths, leave_out_last=True)
+            last = layout.last - (lengths > 0).long()
+            layout = dataclasses.replace(layout, last=last)
+        device = self.backbone.device
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        return Batch(inputs, layout.to(device), target.to(device), labels.to(device))
+
+    def layout(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, gate: Tensor | None = None
+    ) -> TokenLayout:
+        """Return what each position of tokenised rows is.
+
+        Args:
+            input_ids: token ids, long [b, s].
+            attention_mask: True (or 1) where a token is real, [b, s]; None means everywhere.
+            gate: index of the last prompt token of each row, long [b]; None means that it is
+                found by the chat template's generation prompt.
+
+        Raises:
+            PromptEndError: if the end of a prompt has to be found and cannot be.
+        """
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real = real.bool()
+        if gate is None:
+            gate = self.marker.last_index(input_ids, real)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        end = gate[:, None]
+        prompt = real & (positions <= end)
+        vision = self.backbone.vision_positions(input_ids) & prompt
+        first = torch.where(real, positions, input_ids.shape[1]).amin(1)
+        bos = self.tokenizer.bos_token_id
+        starts_with_bos = input_ids.gather(1, first[:, None].clamp(max=input_ids.shape[1] - 1))[
+            :, 0
+        ].eq(-1 if bos is None else bos)
+        start = torch.where(
+            vision.any(1),
+            torch.where(vision, positions, -1).amax(1) + 1,
+            first + starts_with_bos.long(),
+        )
+        text = prompt & (positions >= start[:, None])
+        if not self.last_prompt_token:
+            text = text & (positions != end)
+        return TokenLayout(vision, text, gate, _last_index(real), real)
+
+
+def open_image(image: Image.Image | Path) -> Image.Image:
+    """Return a picture as RGB, fully read, its file closed.
+
+    Raises:
+        DataError: if the file is missing, truncated or no picture.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"no picture at {image}; check the images folder") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise DataError(f"{image} cannot be read as a picture ({error}); replace it") from error
+
+
+def _rows(encoded: Any, targets: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
+    rows = []
+    for index, target in enumerate(targets):
+        real = encoded["attention_mask"][index].bool()
+        row = {}
+        for name in _PER_TOKEN:
+            if name in encoded:
+                filler = {"input_ids": list(target)}.get(
+                    name, [int(name == "attention_mask")] * len(target)
+                )
+                tail = torch.tensor(filler, dtype=encoded[name].dtype)
+                row[name] = torch.cat([encoded[name][index][real], tail])
+        rows.append(row)
+    return rows
+
+
+def _padded(row: Tensor, width: int, filler: int, side: str) -> Tensor:
+    padding = row.new_full((width - len(row),), filler)
+    return torch.cat([padding, row] if side == "left" else [row, padding])
+
+
+def _last_index(attention_mask: Tensor) -> Tensor:
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return torch.where(attention_mask.bool(), positions, -1).amax(1)
+
+
+def _answer_mask(
+    attention_mask: Tensor, lengths: Tensor, *, leave_out_last: bool = False
+) -> Tensor:
+    positions = torch.arange(attention_mask.shape[1])
+    last = _last_index(attention_mask)[:, None]
+    answer = (positions <= last) & (positions > last - lengths[:, None])
+    if leave_out_last:
+        answer = answer & (positions < last)
+    return answer

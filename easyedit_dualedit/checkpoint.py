@@ -1,0 +1,109 @@
+"""The state of a training that was stopped, so that the same command continues it."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from easyedit_dualedit.archive import ModelFingerprint
+from easyedit_dualedit.config import TrainingConfig
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.errors import ArchiveError
+from easyedit_dualedit.records import Record
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """One file with adapters and optimiser, and with what the run was about."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        editor: DualEditor,
+        optimiser: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        records: Sequence[Record],
+        config: TrainingConfig,
+    ):
+        """Keep what is stored; without a path nothing is stored or restored."""
+        self._path = path
+        self._parts: dict[str, Any] = {
+            "adapters": editor.adapters,
+            "optimiser": optimiser,
+            "schedule": schedule,
+        }
+        self._run = {
+            "editor": editor.config.to_dict(),
+            "training": asdict(config),
+            "records": records_digest(records),
+            "model": list(ModelFingerprint.of(editor.backbone).weights),
+        }
+
+    def store(self, step: int) -> None:
+        """Write the state after `step` steps, whole or not at all.
+
+        Raises:
+            ArchiveError: if the file cannot be written.
+        """
+        if self._path is None:
+            return
+        temporary = self._path.with_name(self._path.name + ".part")
+        values = {name: part.state_dict() for name, part in self._parts.items()}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"step": step, "run": self._run, **values}, temporary)
+            os.replace(temporary, self._path)
+        except (OSError, RuntimeError) as error:
+            line = " ".join(str(error).split())
+            raise ArchiveError(f"cannot write the checkpoint {self._path}: {line}") from error
+
+    def restore(self) -> int:
+        """Load the stored state, if there is one, and return its number of steps.
+
+        Raises:
+            ArchiveError: if the file is damaged, or belongs to another run.
+        """
+        if self._path is None or not self._path.is_file():
+            return 0
+        try:
+            saved = torch.load(self._path, map_location="cpu", weights_only=True)
+            run = saved["run"]
+        except Exception as error:  # torch names no common class for what a damaged file raises
+            line = " ".join(str(error).split())[:200]
+            raise ArchiveError(
+                f"the checkpoint {self._path} is damaged ({line}); remove it"
+            ) from error
+        differing = sorted(key for key in self._run if run.get(key) != self._run[key])
+        if differing:
+            raise ArchiveError(
+                f"the checkpoint {self._path} belongs to a run with another configuration"
+                f" ({', '.join(differing)}); remove it to start anew, or restore what it was"
+            )
+        for name, part in self._parts.items():
+            part.load_state_dict(saved[name])
+        logger.info("continuing %s at step %d", self._path, saved["step"])
+        return int(saved["step"])
+
+
+def records_digest(records: Sequence[Record], *, with_pictures: bool = False) -> str:
+    """Return a short hash of what the queries of records say.
+
+    Args:
+        records: in order.
+        with_pictures: hash the contents of the pictures too, not only their names.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for record in records:
+        for query in record.queries:
+            digest.update(repr((query.prompt, query.target)).encode())
+            if isinstance(query.image, Path):
+                digest.update(query.image.name.encode())
+                if with_pictures:
+                    digest.update(query.image.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,246 @@
+"""What each command of the command line does. Each takes its parsed arguments."""
+
+import argparse
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from easyedit_dualedit import __version__
+from easyedit_dualedit.batch import Encoder, Query
+from easyedit_dualedit.checkpoint import records_digest
+from easyedit_dualedit.config import TrainingConfig, read_yaml
+from easyedit_dualedit.demo import (
+    DUALEDIT,
+    DemoAdapters,
+    demo_hparams,
+    demo_methods,
+    demo_records,
+)
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.errors import ArchiveError, ConfigError
+from easyedit_dualedit.evaluation import Method
+from easyedit_dualedit.evaluation import evaluate as evaluate_records
+from easyedit_dualedit.loading import load_model
+from easyedit_dualedit.plugin.archives import TrainedAdapters
+from easyedit_dualedit.plugin.hparams import (
+    DualEditMultimodalHparams,
+    DualEditMultimodalTrainingHparams,
+)
+from easyedit_dualedit.plugin.workbench import Workbench
+from easyedit_dualedit.records import Record, load_records
+from easyedit_dualedit.report import print_report
+from easyedit_dualedit.runs import METRICS_FILE, Run
+from easyedit_dualedit.training import train as train_adapters
+
+_HPARAMS = Path(__file__).parent.parent / "hparams"
+_WIDTH = 150
+
+Hparams = TypeVar("Hparams", bound=DualEditMultimodalHparams)
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Edit the testbed model through EasyEdit and print the table of gates and presets."""
+    folder: Path = arguments.output / arguments.name
+    adapters = DemoAdapters.bundled()
+    if arguments.train:
+        adapters = DemoAdapters(folder / "adapters-default", folder / "adapters-published")
+        _train_demo("testbed", adapters.default, folder / "data", arguments.steps)
+        _train_demo("testbed-published", adapters.published, folder / "data", arguments.steps)
+    records = demo_records(folder / "data", "eval", arguments.count)
+    workbench = Workbench(demo_hparams(adapters.default))
+    methods = demo_methods(workbench, adapters)
+    settings = _settings(
+        records,
+        methods,
+        {"default": adapters.default, "published": adapters.published},
+        easyedit=workbench.host.edition,
+    )
+    run = Run(folder, settings, fresh=arguments.fresh)
+    encoder = DualEditor.load(workbench.model, workbench.processor, adapters.default).encoder
+    _evaluate(run, records, encoder, methods, DUALEDIT)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train the adapters of a model and save them."""
+    hparams = _hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
+    records = load_records(
+        arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
+    )
+    _train(hparams, records, arguments.output, arguments.steps)
+
+
+def edit(arguments: argparse.Namespace) -> None:
+    """Make one edit and print the answers before and after."""
+    request = Query(arguments.prompt, arguments.image, arguments.target)
+    asked = [Query(prompt, arguments.ask_image or arguments.image) for prompt in arguments.ask]
+    editor = _editor(_hparams(arguments, DualEditMultimodalHparams, "DualEdit"))
+    edited = editor.edit(request.image, request.prompt, arguments.target)
+    table = Table(title=Text(f"edit: {arguments.prompt!r} -> {arguments.target!r}"))
+    for column in ("prompt", "before", "after", "similarity", "gate"):
+        table.add_column(column)
+    for query in (dataclasses.replace(request, target=None), *asked):
+        batch = editor.encoder.encode([query])
+        routing = edited.route(layout=batch.layout, **batch.inputs)
+        table.add_row(
+            Text(query.prompt),
+            Text(_answer(editor.backbone.model, editor.encoder, query)),
+            Text(_answer(edited, editor.encoder, query)),
+            f"{float(routing.similarity[0]):.3f} (threshold {editor.gate.threshold:.3f})",
+            "open" if bool(routing.is_open[0]) else "closed",
+        )
+    _console().print(table)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Edit every record of a file, measure all of its queries and print the table."""
+    records = load_records(
+        arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
+    )
+    hparams = _hparams(arguments, DualEditMultimodalHparams, "DualEdit")
+    editor = _editor(hparams)
+    methods: dict[str, Method] = {
+        "unedited": lambda _record: None,
+        DUALEDIT: lambda record: editor.edited(editor.read([record.request])),
+    }
+    settings = _settings(
+        records,
+        methods,
+        {"archive": Path(hparams.archive or "")},
+        hparams=_plain(hparams.to_dict()),
+    )
+    run = Run(arguments.output / arguments.name, settings, fresh=arguments.fresh)
+    _evaluate(run, records, editor.encoder, methods, DUALEDIT)
+
+
+def _evaluate(
+    run: Run,
+    records: Sequence[Record],
+    encoder: Encoder,
+    methods: Mapping[str, Method],
+    shown: str,
+) -> None:
+    cases = evaluate_records(records, encoder, methods, run)
+    metrics = run.finish(cases)
+    console = _console()
+    print_report(console, metrics, cases, method=shown)
+    console.print(f"written: {run.folder / METRICS_FILE}, one JSON per case beside it")
+
+
+def _train_demo(name: str, target: Path, data: Path, steps: int | None) -> None:
+    path = _HPARAMS / "TRAINING" / "DualEdit" / f"{name}.yaml"
+    hparams = DualEditMultimodalTrainingHparams.from_hparams(path)
+    _train(hparams, demo_records(data, "train"), target, steps)
+
+
+def _train(
+    hparams: DualEditMultimodalTrainingHparams,
+    records: Sequence[Record],
+    output: Path,
+    steps: int | None,
+) -> None:
+    _require_writable(output)
+    config: TrainingConfig = hparams.training_config()
+    if steps is None and hparams.max_iters is None:
+        steps = max(1, (hparams.max_epochs or 1) * (len(records) // config.batch_size))
+    if steps is not None:
+        config = dataclasses.replace(config, steps=steps)
+    model, processor = load_model(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
+    torch.manual_seed(config.seed)
+    editor = DualEditor(model, processor, hparams.dualedit_config())
+    checkpoint = output / "training.pt"
+    found = train_adapters(editor, records, config, checkpoint=checkpoint)
+    editor.save(output)
+    checkpoint.unlink(missing_ok=True)
+    table = Table(title=f"adapters saved in {output}; gate on training records")
+    for column in ("gate", "threshold", "opens in scope", "opens out of scope"):
+        table.add_column(column, justify="right")
+    for kind, calibration in found.items():
+        table.add_row(
+            kind,
+            f"{calibration.threshold:.4f}",
+            f"{calibration.true_open_rate:.1%}",
+            f"{calibration.false_open_rate:.1%}",
+        )
+    _console().print(table)
+
+
+def _require_writable(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ArchiveError(f"cannot write to {folder}: {existing} is no folder to write in")
+
+
+def _hparams(arguments: argparse.Namespace, kind: type[Hparams], folder: str) -> Hparams:
+    path: Path = arguments.hparams or _HPARAMS / folder / "testbed.yaml"
+    if arguments.hparams is None and not path.is_file():
+        raise ConfigError(f"no hyperparameters at {path}; give a file with --hparams")
+    given = {
+        "model_name": arguments.model,
+        "name": arguments.model,
+        "tokenizer_name": arguments.model,
+        "archive": arguments.archive,
+        "device": arguments.device,
+    }
+    values = read_yaml(path) | {key: value for key, value in given.items() if value is not None}
+    return kind.from_dict(values, source=str(path))
+
+
+def _editor(hparams: DualEditMultimodalHparams) -> DualEditor:
+    adapters = TrainedAdapters.read(hparams.archive)
+    model, processor = load_model(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
+    return adapters.editor(model, processor, hparams)
+
+
+@torch.no_grad()
+def _answer(model: Any, encoder: Encoder, query: Query) -> str:
+    batch = encoder.encode([query], with_target=False)
+    tokens = model.generate(**batch.inputs, max_new_tokens=64, do_sample=False)
+    new = tokens[0, batch.inputs["input_ids"].shape[1] :]
+    text: str = encoder.tokenizer.decode(new, skip_special_tokens=True)
+    return text.strip()
+
+
+def _settings(
+    records: Sequence[Record],
+    methods: Mapping[str, Method],
+    archives: Mapping[str, Path],
+    **more: Any,
+) -> dict[str, Any]:
+    digests = {
+        name: hashlib.sha256(b"".join(_contents(path))).hexdigest()[:16]
+        for name, path in archives.items()
+    }
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "records": len(records),
+        "data": records_digest(records, with_pictures=True),
+        "methods": list(methods),
+        "archives": digests,
+        **more,
+    }
+
+
+def _contents(path: Path) -> list[bytes]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file.read_bytes() for file in files if file.is_file()]
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _console() -> Console:
+    console = Console()
+    # A pipe has no width of its own, and the table must not be cut to 80 columns.
+    return console if console.is_terminal else Console(width=_WIDTH)

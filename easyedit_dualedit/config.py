@@ -1,0 +1,356 @@
+"""Frozen settings of an editor and of its training; YAML and plain dictionaries in and out.
+
+All problems of a configuration are reported together, each with the remedy. Nothing here knows
+about models, torch modules or EasyEdit.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+
+from easyedit_dualedit.errors import ConfigError
+
+GateKind = Literal["cosine", "centred", "learned", "last-token", "open"]
+SignalPositions = Literal["target", "prompt+target", "all"]
+Modality = Literal["text", "vision"]
+Preset = Literal["default", "published"]
+
+GATE_KINDS: tuple[str, ...] = get_args(GateKind)
+SIGNAL_POSITIONS: tuple[str, ...] = get_args(SignalPositions)
+MODALITIES: tuple[str, ...] = get_args(Modality)
+PRESETS: tuple[str, ...] = get_args(Preset)
+
+PUBLISHED_THRESHOLD = 0.8
+"""Cosine at or above which the published code's gate opens; a constant of that code."""
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Which similarity decides whether an edit applies, and from which value on.
+
+    Raises:
+        ConfigError: if the kind is unknown or the threshold is no cosine.
+    """
+
+    kind: GateKind = "cosine"
+    """`cosine`, `centred` and `learned` read the last prompt token; `last-token` reads the label;
+    `open` is no gate at all."""
+    threshold: float | None = None
+    """Cosine, -1 to 1, at or above which the gate opens; None means calibrated on training data."""
+    false_open_rate: float = 0.005
+    """Share of held-out queries out of scope, 0 to 1, that a `learned` gate may open for."""
+
+    def __post_init__(self) -> None:
+        _raise_if(self.problems())
+
+    @property
+    def reads_label(self) -> bool:
+        """True for the gate kind whose decision depends on the target."""
+        return self.kind == "last-token"
+
+    def problems(self) -> list[str]:
+        """Return one line for each value that is not allowed."""
+        found = []
+        if self.kind not in GATE_KINDS:
+            found.append(_not_one_of("gate kind", self.kind, GATE_KINDS))
+        if self.threshold is not None and not _is_number(self.threshold, -1.0, 1.0):
+            found.append(
+                f"gate threshold = {self.threshold!r}: a cosine from -1 to 1, or null to calibrate"
+                " it on training data"
+            )
+        if not _is_number(self.false_open_rate, 0.0, 1.0):
+            found.append(f"gate false_open_rate = {self.false_open_rate!r}: a share from 0 to 1")
+        return found
+
+
+@dataclass(frozen=True)
+class DualEditConfig:
+    """Everything that decides what an edit does to a model.
+
+    Layers count from 0; an adapter acts on the output of its layer.
+
+    Raises:
+        ConfigError: naming every value that is not allowed.
+    """
+
+    text_layer: int
+    vision_layer: int
+    width: int = 1024
+    """Width of queries, keys and values inside an adapter, over all heads."""
+    heads: int = 8
+    signal: SignalPositions = "target"
+    """Positions of the request whose states the adapters read."""
+    last_prompt_token: bool = True
+    """Whether the text adapter also changes the last prompt token."""
+    modalities: tuple[Modality, ...] = ("text", "vision")
+    """Adapters in use."""
+    gate: GateConfig = field(default_factory=GateConfig)
+
+    def __post_init__(self) -> None:
+        _raise_if(self.problems())
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose states an edit needs, ascending, without repeats.
+
+        The text layer is always one of them, since the gate reads it.
+        """
+        vision = {self.vision_layer} if "vision" in self.modalities else set()
+        return tuple(sorted({self.text_layer} | vision))
+
+    def problems(self) -> list[str]:
+        """Return one line for each value that is not allowed."""
+        found = []
+        for name in ("text_layer", "vision_layer"):
+            if not _is_whole(getattr(self, name), 0):
+                found.append(f"{name} = {getattr(self, name)!r}: a decoder layer, 0 or above")
+        for name in ("width", "heads"):
+            if not _is_whole(getattr(self, name), 1):
+                found.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
+        if not found and self.width % self.heads:
+            found.append(f"width ({self.width}) must be divisible by heads ({self.heads})")
+        if self.signal not in SIGNAL_POSITIONS:
+            found.append(_not_one_of("signal", self.signal, SIGNAL_POSITIONS))
+        if not isinstance(self.last_prompt_token, bool):
+            found.append(f"last_prompt_token = {self.last_prompt_token!r}: true or false")
+        chosen = self.modalities
+        if not isinstance(chosen, tuple) or not chosen or any(m not in MODALITIES for m in chosen):
+            found.append(_not_one_of("modalities", chosen, MODALITIES))
+        return found
+
+    @classmethod
+    def preset(cls, name: str, *, text_layer: int, vision_layer: int, **changes: Any) -> Self:
+        """Return a named set of choices for the given layers, with `changes` applied over it.
+
+        `default` is what measures best under label-free protocols; `published` is what the
+        published code does, made to run correctly.
+
+        Raises:
+            ConfigError: if the preset or a change is unknown.
+        """
+        if name not in PRESETS:
+            raise ConfigError(_not_one_of("preset", name, PRESETS))
+        values: dict[str, Any] = {"text_layer": text_layer, "vision_layer": vision_layer}
+        if name == "published":
+            values |= {
+                "signal": "all",
+                "last_prompt_token": False,
+                "gate": {"kind": "last-token", "threshold": PUBLISHED_THRESHOLD},
+            }
+        return cls.from_dict(values | changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "the configuration") -> Self:
+        """Return the configuration that a plain mapping describes.
+
+        Args:
+            values: keys are field names; `gate` is a kind or a mapping of `GateConfig`'s fields.
+            source: what to call the mapping in an error.
+
+        Raises:
+            ConfigError: naming every unknown key, missing key and value that is not allowed.
+        """
+        found = unknown_keys(values, (f.name for f in dataclasses.fields(cls)), source)
+        for name in ("text_layer", "vision_layer"):
+            if name not in values:
+                found.append(f"{source} has no {name}; give the decoder layer that it edits")
+        known = {f.name for f in dataclasses.fields(cls)}
+        arguments: dict[str, Any] = {"text_layer": 0, "vision_layer": 0}
+        arguments |= {key: value for key, value in values.items() if key in known}
+        gate = arguments.pop("gate", None)
+        try:
+            arguments["gate"] = gate_from(gate, source=source)
+        except ConfigError as error:
+            found.append(str(error))
+        if isinstance(arguments.get("modalities"), list):
+            arguments["modalities"] = tuple(arguments["modalities"])
+        try:
+            config = cls(**arguments)
+        except ConfigError as error:
+            found.append(str(error))
+        _raise_if(found)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` turns into an equal configuration."""
+        values = dataclasses.asdict(self)
+        values["modalities"] = list(self.modalities)
+        return values
+
+    def with_gate(self, kind: str, threshold: float | None = None) -> Self:
+        """Return this configuration with another gate."""
+        gate = gate_from({"kind": kind, "threshold": threshold})
+        return dataclasses.replace(self, gate=gate)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How adapters are trained; none of it is needed to use them.
+
+    Raises:
+        ConfigError: naming every value that is not allowed.
+    """
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 4
+    """Requests a step."""
+    learning_rate: float = 1e-4
+    """Adam's step size."""
+    schedule: Literal["constant", "one-cycle"] = "constant"
+    gradient_clip: float = 0.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    reliability_weight: float = 1.0
+    text_generality_weight: float = 1.0
+    image_generality_weight: float = 1.0
+    image_locality_weight: float = 1.0
+    text_locality_weight: float = 1.0
+    end_of_answer: bool = True
+    """Whether the loss also asks for the end-of-turn token after the target."""
+    gate_steps: int = 1500
+    """Optimiser steps of the `learned` gate, after the adapters; 0 leaves it untrained."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _raise_if(self.problems())
+
+    def problems(self) -> list[str]:
+        """Return one line for each value that is not allowed."""
+        found = []
+        for name in ("steps", "batch_size"):
+            if not _is_whole(getattr(self, name), 1):
+                found.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
+        if not _is_number(self.learning_rate, 0.0, math.inf) or self.learning_rate == 0:
+            found.append(f"learning_rate = {self.learning_rate!r}: a number above 0")
+        names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
+        for name in [*names, "gradient_clip"]:
+            if not _is_number(getattr(self, name), 0.0, math.inf):
+                found.append(f"{name} = {getattr(self, name)!r}: a number, 0 or above")
+        if self.schedule not in ("constant", "one-cycle"):
+            found.append(_not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
+        for name in ("seed", "gate_steps"):
+            if not _is_whole(getattr(self, name), 0):
+                found.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
+        return found
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return the training that belongs to a `DualEditConfig.preset` of the same name.
+
+        Raises:
+            ConfigError: if the preset or a change is unknown.
+        """
+        if name not in PRESETS:
+            raise ConfigError(_not_one_of("preset", name, PRESETS))
+        values: dict[str, Any] = {}
+        if name == "published":
+            values = {"text_locality_weight": 0.0, "end_of_answer": False, "gate_steps": 0}
+        return cls.from_dict(values | changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "the configuration") -> Self:
+        """Return the training that a plain mapping describes.
+
+        Numbers may be strings such as "1e-4", which YAML does not read as a number.
+
+        Raises:
+            ConfigError: naming every unknown key and value that is not allowed.
+        """
+        _raise_if(unknown_keys(values, (f.name for f in dataclasses.fields(cls)), source))
+        return cls(**{key: as_number(value) for key, value in values.items()})
+
+
+def gate_from(value: Any, *, source: str = "the configuration") -> GateConfig:
+    """Return the gate that a kind, a mapping, or None (the default) describes.
+
+    Raises:
+        ConfigError: if it describes none.
+    """
+    if value is None:
+        return GateConfig()
+    if isinstance(value, GateConfig):
+        return value
+    if isinstance(value, str):
+        return GateConfig(kind=value)  # type: ignore[arg-type]  # checked on construction
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"gate = {value!r} in {source}: a kind, or a mapping of kind, threshold,"
+            " false_open_rate"
+        )
+    known = [f.name for f in dataclasses.fields(GateConfig)]
+    _raise_if(unknown_keys(value, known, f"gate in {source}"))
+    return GateConfig(**{key: as_number(item) for key, item in value.items()})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give an existing YAML") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not YAML: {line}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
+    return values
+
+
+def unknown_keys(values: Mapping[str, Any], known: Iterable[str], source: str) -> list[str]:
+    """Return one line, with suggestions, if `values` has keys that are not among `known`."""
+    allowed = sorted(known)
+    unknown = [str(key) for key in values if key not in allowed]
+    if not unknown:
+        return []
+    close = {
+        match for key in unknown for match in difflib.get_close_matches(key, allowed, cutoff=0.5)
+    }
+    suggestion = f"; did you mean {', '.join(sorted(close))}?" if close else ";"
+    return [
+        f"unknown keys in {source}: {', '.join(unknown)}{suggestion} known keys: "
+        + ", ".join(allowed)
+    ]
+
+
+def as_number(value: Any) -> Any:
+    """Return a string such as "1e-4" as a number, and anything else as it is.
+
+    YAML 1.1 reads 1e-4 as a string, since it asks for a dot in a number with an exponent.
+    """
+    if not isinstance(value, str) or not re.match(r"\s*[+-]?\.?\d", value):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else number
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and least <= value <= most
+
+
+def _not_one_of(name: str, value: object, allowed: Iterable[str]) -> str:
+    return f"{name} = {value!r}: one of {', '.join(allowed)}"
+
+
+def _raise_if(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("; ".join(problems))

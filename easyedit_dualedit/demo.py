@@ -1,0 +1,66 @@
+"""The demo: edits the bundled testbed model through EasyEdit and compares gates and presets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyedit_dualedit import testbed
+from easyedit_dualedit.config import PUBLISHED_THRESHOLD
+from easyedit_dualedit.evaluation import Method
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.plugin.values import TESTBED
+from easyedit_dualedit.plugin.workbench import Workbench
+from easyedit_dualedit.records import Record, load_records
+from easyedit_dualedit.testbed.world import Split
+
+DUALEDIT = "DualEdit"
+"""Row of the method with its own, label-free gate."""
+
+
+@dataclass(frozen=True)
+class DemoAdapters:
+    """Folders with the adapters of the two presets."""
+
+    default: Path
+    published: Path
+
+    @classmethod
+    def bundled(cls) -> "DemoAdapters":
+        """Return the adapters shipped with this package."""
+        return cls(testbed.adapters_folder("default"), testbed.adapters_folder("published"))
+
+
+def demo_hparams(archive: Path, gate: Any = None) -> DualEditMultimodalHparams:
+    """Return hyperparameters for the testbed with the adapters in a folder.
+
+    Args:
+        archive: folder of saved adapters.
+        gate: kind, or mapping of kind and threshold; None is the one that was saved.
+    """
+    return DualEditMultimodalHparams.from_dict(
+        {"model_name": TESTBED, "archive": str(archive), "device": "cpu", "gate": gate}
+    )
+
+
+def demo_methods(workbench: Workbench, adapters: DemoAdapters) -> dict[str, Method]:
+    """Return the rows of the demo's table by name, the unedited model first."""
+    label_gate = {"kind": "last-token", "threshold": PUBLISHED_THRESHOLD}
+    return {
+        "unedited": lambda _record: None,
+        DUALEDIT: _method(workbench, demo_hparams(adapters.default)),
+        "DualEdit, last-token gate (reads the label)": _method(
+            workbench, demo_hparams(adapters.default, label_gate)
+        ),
+        "DualEdit, gate off": _method(workbench, demo_hparams(adapters.default, "open")),
+        "published preset (reads the label)": _method(workbench, demo_hparams(adapters.published)),
+    }
+
+
+def demo_records(folder: Path, split: Split, count: int | None = None) -> list[Record]:
+    """Return records of the testbed, writing their file and pictures the first time."""
+    path = testbed.write_records(folder, "vqa", split, count)
+    return load_records(path, folder / "images")
+
+
+def _method(workbench: Workbench, hparams: DualEditMultimodalHparams) -> Method:
+    return lambda record: workbench.edit(record.request, hparams)

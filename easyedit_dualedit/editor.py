@@ -1,0 +1,196 @@
+"""The editor: reads edits from a model and gives back the model with them applied."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from easyedit_dualedit.adapter import DualAdapters
+from easyedit_dualedit.archive import Archive, ModelFingerprint
+from easyedit_dualedit.backbone import Backbone
+from easyedit_dualedit.batch import Batch, Encoder, Query, TokenLayout
+from easyedit_dualedit.config import DualEditConfig, GateConfig
+from easyedit_dualedit.edited import EditedModel
+from easyedit_dualedit.errors import ArchiveError, DataError
+from easyedit_dualedit.gate import Gate
+from easyedit_dualedit.hooks import record
+from easyedit_dualedit.memory import EditMemory, EditSignal
+
+
+class DualEditor(nn.Module):
+    """Adapters and gate for one model; the model itself is neither owned nor changed.
+
+    `state_dict`, `parameters` and `train` concern adapters and gate alone.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, config: DualEditConfig):
+        """Make an editor whose adapters change nothing yet.
+
+        Args:
+            model: a transformers image-text-to-text model.
+            processor: its processor.
+            config: what an edit does.
+
+        Raises:
+            BackboneError: if the model or the processor lacks what an editor needs.
+            LayerError: if a layer does not exist in the model.
+        """
+        super().__init__()
+        backbone = Backbone.of(model)
+        backbone.require_layers(
+            (config.text_layer, config.vision_layer), names=("text_layer", "vision_layer")
+        )
+        self.config = config
+        self.encoder = Encoder(backbone, processor, last_prompt_token=config.last_prompt_token)
+        self.adapters = DualAdapters(backbone.hidden_size, config)
+        self.gate = Gate(backbone.hidden_size, config.gate)
+        self.to(backbone.device)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The parts of the model."""
+        return self.encoder.backbone
+
+    def read(self, requests: Sequence[Query]) -> list[EditSignal]:
+        """Return the edit signal of each request, read in one stopped forward for all.
+
+        Raises:
+            DataError: if a request has no target.
+        """
+        for request in requests:
+            if request.target is None:
+                raise DataError(f"the request {request.prompt!r} has no target; give the answer")
+        batch = self.encoder.encode(requests)
+        return self.read_batch(batch, requests)
+
+    @torch.no_grad()
+    def read_batch(self, batch: Batch, requests: Sequence[Query] = ()) -> list[EditSignal]:
+        """Return the edit signal of each row of an encoded batch.
+
+        The forward is unedited and ends after the deeper of the two layers: no lm_head runs.
+
+        Raises:
+            DataError: if a row has no target.
+        """
+        if not bool(batch.target.any(1).all()):
+            rows = (~batch.target.any(1)).nonzero().flatten().tolist()
+            raise DataError(f"rows {rows} have no target; give each request its new answer")
+        with record(self.backbone.layers, self.config.layers, stop=True) as states:
+            self.backbone.model(**batch.inputs, use_cache=False)
+        return self.signals_of(states, batch.layout, batch.target, requests)
+
+    def signals_of(
+        self,
+        states: Mapping[int, Tensor],
+        layout: TokenLayout,
+        target: Tensor,
+        requests: Sequence[Query] = (),
+    ) -> list[EditSignal]:
+        """Return the edit signals that recorded states hold.
+
+        Args:
+            states: layer -> states of an unedited forward, [b, s, d].
+            layout: what each position of that forward is.
+            target: True at target tokens, bool [b, s].
+            requests: what each row asked for, if known.
+        """
+        carrying = target
+        if self.config.signal == "prompt+target":
+            carrying = target | layout.text
+        elif self.config.signal == "all":
+            carrying = layout.real
+        text_states = states[self.config.text_layer]
+        signals = []
+        for row in range(len(target)):
+            signals.append(
+                EditSignal(
+                    {
+                        layer: state[row, carrying[row].to(state.device)]
+                        for layer, state in states.items()
+                    },
+                    text_states[row, layout.gate[row]],
+                    text_states[row, layout.last[row]],
+                    requests[row] if requests else None,
+                )
+            )
+        return signals
+
+    def edited(
+        self,
+        edits: Sequence[EditSignal],
+        *,
+        assignment: Tensor | None = None,
+        gate: Gate | None = None,
+    ) -> EditedModel:
+        """Return the model with edits applied; the model itself stays as it is.
+
+        Args:
+            edits: oldest first.
+            assignment: the only edit that each row may use, long [b]; None lets the gate choose
+                among all.
+            gate: decides instead of the editor's own.
+        """
+        chosen = self.gate if gate is None else gate
+        memory = EditMemory.of(edits, self.adapters, chosen)
+        return EditedModel(self.encoder, self.adapters, chosen, memory, assignment=assignment)
+
+    def open_gate(self) -> Gate:
+        """Return a gate that always opens."""
+        return self.gate.with_config(GateConfig(kind="open"))
+
+    def edit(self, image: Image.Image | Path | None, prompt: str, target: str) -> EditedModel:
+        """Return the model that answers `prompt` about `image` with `target`.
+
+        Raises:
+            DataError: if prompt or target is empty, or the picture cannot be read.
+            CalibrationError: when it is called, if the gate has no threshold.
+        """
+        with torch.no_grad():
+            return self.edited(self.read([Query(prompt, image, target)]))
+
+    def save(self, folder: Path | str) -> None:
+        """Write adapters, gate and configuration to a folder.
+
+        Raises:
+            ArchiveError: if the folder cannot be written.
+        """
+        fingerprint = ModelFingerprint.of(self.backbone)
+        Archive(self.config, fingerprint, self.state_dict()).save(Path(folder))
+
+    @classmethod
+    def load(
+        cls,
+        model: nn.Module,
+        processor: Any,
+        folder: Path | str,
+        *,
+        gate: GateConfig | None = None,
+    ) -> Self:
+        """Return the editor saved in a folder.
+
+        Args:
+            model: the model that it was trained on, in any dtype.
+            processor: the model's processor.
+            folder: written by `save`.
+            gate: kind and threshold to use instead of the saved ones.
+
+        Raises:
+            ArchiveError: if the folder is missing or damaged, or belongs to another model.
+        """
+        archive = Archive.load(Path(folder))
+        archive.require_model(Backbone.of(model), Path(folder))
+        config = archive.config
+        if gate is not None:
+            config = config.with_gate(gate.kind, gate.threshold)
+        editor = cls(model, processor, config)
+        try:
+            editor.load_state_dict(dict(archive.tensors))
+        except RuntimeError as error:
+            raise ArchiveError(
+                f"the weights in {folder} do not fit its configuration:"
+                f" {' '.join(str(error).split())}"
+            ) from error
+        return editor

@@ -1,0 +1,114 @@
+"""Reads and changes the outputs of decoder layers for as long as a `with` block lasts.
+
+Nothing here knows about edits, gates or adapters. Hooks are registered one by one on an
+`ExitStack`, so a failure half-way leaves none behind, and only our own are ever removed.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+LayerEdit = Callable[[Tensor], Tensor | None]
+"""Takes a layer's output, shape [b, s, d]; returns what replaces it, or None to leave it."""
+
+CallObserver = Callable[[tuple[Any, ...], dict[str, Any]], None]
+"""Sees the positional and keyword arguments of a model call before it runs."""
+
+
+class _Stop(Exception):  # noqa: N818  (control flow, not an error)
+    """Ends a forward once everything asked of it has been read."""
+
+
+@contextmanager
+def attach(layers: Sequence[nn.Module], edits: Mapping[int, LayerEdit]) -> Iterator[None]:
+    """Change the outputs of `layers` with `edits` (layer index -> change) inside the block.
+
+    Only forwards of the thread that opened the block are changed.
+    """
+    with ExitStack() as stack:
+        for index, edit in edits.items():
+            handle = layers[index].register_forward_hook(_changing(edit))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def record(
+    layers: Sequence[nn.Module], indices: Sequence[int], *, stop: bool = False
+) -> Iterator[dict[int, Tensor]]:
+    """Yield a dictionary that fills with layer index -> output, shape [b, s, d].
+
+    Args:
+        layers: decoder layers of the model that runs inside the block.
+        indices: layers to read.
+        stop: end the forward after the deepest of them: later layers and the lm_head do not run,
+            and the block ends where the model was called.
+    """
+    states: dict[int, Tensor] = {}
+    deepest = max(indices)
+    signal = _Stop()
+    with ExitStack() as stack:
+        for index in indices:
+            ending = signal if stop and index == deepest else None
+            hook = _reading(states, index, ending)
+            stack.callback(layers[index].register_forward_hook(hook).remove)
+        try:
+            yield states
+        except _Stop as stopped:
+            if stopped is not signal:
+                raise
+
+
+@contextmanager
+def before_call(model: nn.Module, observe: CallObserver) -> Iterator[None]:
+    """Show the arguments of every call of `model` inside the block to `observe`."""
+    owner = threading.get_ident()
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == owner:
+            observe(args, kwargs)
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Factories, since a closure made in a loop would see the loop's last values.
+def _changing(edit: LayerEdit) -> Callable[[nn.Module, Any, Any], Any]:
+    owner = threading.get_ident()
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if threading.get_ident() != owner:
+            return None
+        changed = edit(_hidden(output))
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return hook
+
+
+def _reading(
+    states: dict[int, Tensor], index: int, ending: _Stop | None
+) -> Callable[[nn.Module, Any, Any], None]:
+    owner = threading.get_ident()
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        if threading.get_ident() != owner:
+            return
+        states[index] = _hidden(output)
+        if ending is not None:
+            raise ending
+
+    return hook
+
+
+def _hidden(output: Any) -> Tensor:
+    # Decoder layers return a tensor in transformers 5 and a tuple in older ones.
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden

@@ -1,0 +1,112 @@
+"""The numbers of a case under each protocol, and their means with intervals.
+
+`visedit` is the published papers' protocol: teacher-forced token accuracy, and for locality the
+agreement of arg-max answers before and after. `generate` is free greedy generation from the prompt
+alone: exact match, and for locality the same text before and after. Every value lies in 0 to 1.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from easyedit_dualedit.batch import IGNORED
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.records import METRICS
+
+PROTOCOLS = ("visedit", "generate")
+"""Protocols that this module computes; numbers of different ones never share a column."""
+
+LOCALITY = ("text_locality", "image_locality")
+"""Metrics that compare with the unedited model instead of with a target."""
+
+AVERAGE = "average"
+RESAMPLES = 2000
+"""Bootstrap resamples behind an interval."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over cases with its bootstrap 95 % interval, all in percent."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return the values by name."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+
+
+def token_accuracy(logits: Tensor, labels: Tensor) -> list[float]:
+    """Return for each row the share of answer tokens that the arg-max before them names.
+
+    Args:
+        logits: [b, s, v].
+        labels: token ids to predict, aligned with the input, IGNORED elsewhere, [b, s].
+    """
+    return _row_means(logits[:, :-1].argmax(-1) == labels[:, 1:], labels[:, 1:] != IGNORED)
+
+
+def answer_agreement(plain: Tensor, edited: Tensor, labels: Tensor) -> list[float]:
+    """Return for each row the share of answer positions with the same arg-max before and after.
+
+    Args:
+        plain: logits of the unedited model, [b, s, v].
+        edited: logits of the edited model, [b, s, v].
+        labels: marks the answer, as in `token_accuracy`.
+    """
+    same = plain[:, :-1].argmax(-1) == edited[:, :-1].argmax(-1)
+    return _row_means(same, labels[:, 1:] != IGNORED)
+
+
+def normalised(text: str) -> str:
+    """Return text as exact match compares it: case, white space and a final stop do not count."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"\s+", " ", folded).strip().rstrip(".").rstrip()
+
+
+def exact_match(answer: str, target: str) -> float:
+    """Return 1.0 if a generated answer is the target after normalisation, else 0.0."""
+    return float(normalised(answer) == normalised(target))
+
+
+def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """Return the mean of values in percent with a bootstrap 95 % interval over them.
+
+    Raises:
+        DataError: if there are no values.
+    """
+    if not len(values):
+        raise DataError("no cases to average; evaluate at least one record")
+    sample = np.asarray(values, dtype=np.float64) * 100.0
+    draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
+    low, high = np.percentile(sample[draws].mean(1), [2.5, 97.5])
+    return Interval(float(sample.mean()), float(low), float(high), len(sample))
+
+
+def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
+    """Return the interval of each metric and of the average of the five.
+
+    Args:
+        cases: for each case the value of every one of `METRICS`, 0 to 1.
+
+    Raises:
+        DataError: if there are no cases.
+    """
+    found = {metric: interval([case[metric] for case in cases]) for metric in METRICS}
+    found[AVERAGE] = interval([sum(case[metric] for metric in METRICS) / 5 for case in cases])
+    return found
+
+
+def _row_means(hits: Tensor, mask: Tensor) -> list[float]:
+    counts = mask.sum(1)
+    if not bool(counts.all()):
+        rows = (counts == 0).nonzero().flatten().tolist()
+        raise DataError(f"rows {rows} have no answer token to score; give each query a target")
+    means: list[float] = ((hits & mask).sum(1).double() / counts).tolist()
+    return means

@@ -1,0 +1,145 @@
+"""The function that EasyEdit's editor calls to make an edit."""
+
+import copy as copying
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from easyedit_dualedit.config import gate_from
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.plugin.archives import TrainedAdapters
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel, picture_of
+from easyedit_dualedit.plugin.requests import queries_of
+
+_SESSION = "_dualedit_session"
+
+_EDITORS = 8
+"""Editors kept for one model: more than the archives and gates that one comparison tries."""
+
+
+class Session:
+    """The editors of one model and the edits of their running sequences.
+
+    It lives as an attribute of the model, and so exactly as long as the model does. Copies and
+    pickles of the model get an empty one.
+    """
+
+    def __init__(self) -> None:
+        """Start without editors and without edits."""
+        self._editors: dict[tuple[object, ...], DualEditor] = {}
+        self._edits: dict[int, list[EditSignal]] = {}
+
+    def __reduce__(self) -> tuple[type["Session"], tuple[()]]:
+        """Return how to copy or pickle: as a new session."""
+        return Session, ()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Session":
+        """Return the session of a model, a new one the first time."""
+        attributes = vars(model)
+        session = attributes.get(_SESSION)
+        if not isinstance(session, cls):
+            session = attributes[_SESSION] = cls()
+        return session
+
+    def editor(
+        self, model: nn.Module, processor: Any, hparams: DualEditMultimodalHparams
+    ) -> DualEditor:
+        """Return the model's editor for an archive and settings, read anew if they are new.
+
+        Raises:
+            ArchiveError: if the archive is missing, damaged or of another model.
+            CalibrationError: if its gate has no threshold.
+        """
+        key = _key_of(hparams)
+        editor = self._editors.get(key)
+        if editor is None:
+            editor = TrainedAdapters.read(hparams.archive).editor(model, processor, hparams)
+            _ = editor.gate.threshold  # raises now rather than at the first question
+            while len(self._editors) >= _EDITORS:
+                oldest = next(iter(self._editors))
+                self._edits.pop(id(self._editors.pop(oldest)), None)
+            self._editors[key] = editor
+        return editor
+
+    def sequence(self, editor: DualEditor) -> list[EditSignal]:
+        """Return the edits of an editor's running sequence, to be added to.
+
+        Each editor has its own, since edits are states that its adapters read.
+        """
+        return self._edits.setdefault(id(editor), [])
+
+    def end_sequences(self) -> None:
+        """Forget the edits of all running sequences."""
+        self._edits.clear()
+
+
+def apply_dualedit_to_multimodal_model(
+    model: nn.Module,
+    tok: Any,
+    requests: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    hparams: DualEditMultimodalHparams,
+    copy: bool = False,
+    return_orig_weights: bool = False,  # noqa: ARG001  (EasyEdit's signature)
+    keep_original_weight: bool = False,  # noqa: ARG001
+    **_: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model with edits applied, and no weights to restore.
+
+    The model that is given stays unedited: EasyEdit measures it after the edit as "before".
+
+    Args:
+        model: the model to edit.
+        tok: its processor.
+        requests: a list of requests is one batch of edits, on their own. A single request that is
+            no list is EasyEdit's sign for a sequence: it is added to those before it.
+        hparams: names the trained adapters.
+        copy: edit a copy of the model.
+
+    Raises:
+        ArchiveError: if the adapters are missing, damaged or of another model.
+        CalibrationError: if their gate has no threshold.
+        DataError: if a request cannot be edited.
+    """
+    if copy:
+        model = copying.deepcopy(model)
+    base, processor = model, tok
+    if isinstance(model, LegacyModel):
+        base, processor = model.base, model.processor
+    session = Session.of(base)
+    editor = session.editor(base, processor, hparams)
+    to_picture = picture_of if isinstance(model, LegacyModel) else None
+    edits = editor.read(queries_of(requests, to_picture))
+    if isinstance(requests, Mapping):
+        sequence = session.sequence(editor)
+        sequence += edits
+        edits = list(sequence)
+    with torch.no_grad():
+        edited = editor.edited(edits)
+    return (LegacyEdited(model, edited) if isinstance(model, LegacyModel) else edited), {}
+
+
+def end_sequence(model: nn.Module) -> None:
+    """Forget the edits of the model's running sequence, so that the next one starts afresh."""
+    base = model.base if isinstance(model, LegacyModel) else model
+    Session.of(base).end_sequences()
+
+
+def _key_of(hparams: DualEditMultimodalHparams) -> tuple[object, ...]:
+    gate = None if hparams.gate is None else gate_from(hparams.gate)
+    settings = {**hparams.explicit(), "gate": gate}
+    layers = (hparams.text_layer, hparams.vision_layer)
+    return hparams.archive, _written(hparams.archive), layers, repr(sorted(settings.items()))
+
+
+def _written(archive: str | None) -> tuple[int, ...]:
+    if archive is None or not Path(archive).exists():
+        return ()
+    path = Path(archive)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return tuple(file.stat().st_mtime_ns for file in files)

@@ -1,0 +1,148 @@
+"""Loads trained adapters for an edit inside EasyEdit: our folders, or its trainer's checkpoints."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_dualedit.archive import Archive, ModelFingerprint
+from easyedit_dualedit.backbone import Backbone
+from easyedit_dualedit.config import DualEditConfig, gate_from
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.errors import ArchiveError
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+
+DESCRIPTION = "description"
+"""Key under which a trainer's checkpoint says, as bytes of JSON, what its adapters belong to."""
+
+
+def described_state(editor: DualEditor) -> dict[str, Tensor]:
+    """Return an editor's weights with a tensor that says which configuration and model they have.
+
+    All values are tensors, since EasyEdit loads checkpoints with `weights_only=True`.
+    """
+    fingerprint = ModelFingerprint.of(editor.backbone)
+    text = json.dumps(
+        {
+            "config": editor.config.to_dict(),
+            "architecture": dict(fingerprint.architecture),
+            "weights": list(fingerprint.weights),
+        }
+    )
+    description = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    return {**editor.state_dict(), DESCRIPTION: description}
+
+
+@dataclass(frozen=True)
+class TrainedAdapters:
+    """Adapters as they were saved, with where they came from."""
+
+    archive: Archive
+    source: Path
+
+    @classmethod
+    def read(cls, source: str | Path | None) -> Self:
+        """Return the adapters in a folder or a checkpoint file.
+
+        Raises:
+            ArchiveError: if there are none, or what is there is damaged.
+        """
+        if source is None:
+            raise ArchiveError(
+                "archive is not set: DualEdit needs trained adapters; set archive to a folder of"
+                " saved adapters or to a checkpoint of EasyEdit's trainer"
+            )
+        path = Path(source)
+        if path.is_dir():
+            return cls(Archive.load(path), path)
+        if not path.is_file():
+            raise ArchiveError(
+                f"archive = {str(source)!r}, but there is nothing; train adapters, or set archive"
+                " to what training wrote"
+            )
+        return cls(_archive_of(_weights_in(path), path), path)
+
+    def editor(
+        self, model: nn.Module, processor: Any, hparams: DualEditMultimodalHparams
+    ) -> DualEditor:
+        """Return the editor that these adapters make of a model.
+
+        Raises:
+            ArchiveError: if they belong to another model, or the hyperparameters ask for another
+                method than the one that was trained.
+        """
+        self.archive.require_model(Backbone.of(model), self.source)
+        _require_agreement(self.archive.config, hparams, self.source)
+        config = self.archive.config
+        if hparams.gate is not None:
+            config = dataclasses.replace(config, gate=gate_from(hparams.gate))
+        editor = DualEditor(model, processor, config)
+        load_weights(editor, self.archive.tensors, str(self.source))
+        return editor
+
+
+def load_weights(editor: DualEditor, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load weights, described or not, into an editor.
+
+    Raises:
+        ArchiveError: if they do not fit.
+    """
+    weights = {key: value for key, value in tensors.items() if key != DESCRIPTION}
+    try:
+        editor.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ArchiveError(
+            f"the weights in {source} do not fit the configuration: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _weights_in(path: Path) -> dict[str, Tensor]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no common class for a damaged file
+        line = " ".join(str(error).split())
+        raise ArchiveError(f"{path} cannot be read as a checkpoint ({line[:200]})") from error
+    weights = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(weights, dict) or DESCRIPTION not in weights:
+        raise ArchiveError(
+            f"{path} is no checkpoint of DualEdit: it has no adapters under 'model'; set archive to"
+            " one that EasyEdit's trainer wrote with alg: DualEdit"
+        )
+    return weights
+
+
+def _archive_of(weights: Mapping[str, Tensor], path: Path) -> Archive:
+    try:
+        values = json.loads(bytes(weights[DESCRIPTION].tolist()))
+        fingerprint = ModelFingerprint(values["architecture"], tuple(values["weights"]))
+        config = DualEditConfig.from_dict(values["config"], source=str(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(f"{path} is damaged ({error!r}); train again") from error
+    tensors = {key: value for key, value in weights.items() if key != DESCRIPTION}
+    return Archive(config, fingerprint, tensors)
+
+
+def _require_agreement(
+    trained: DualEditConfig, hparams: DualEditMultimodalHparams, source: Path
+) -> None:
+    asked = hparams.explicit()
+    for name in ("text_layer", "vision_layer"):
+        if getattr(hparams, name) is not None:
+            asked[name] = getattr(hparams, name)
+    asked.pop("gate", None)  # another gate may decide for the same adapters
+    have = trained.to_dict()
+    differing = [
+        f"{name} is {have[name]!r} in the archive and {value!r} in the hyperparameters"
+        for name, value in asked.items()
+        if have[name] != (list(value) if isinstance(value, tuple) else value)
+    ]
+    if differing:
+        raise ArchiveError(
+            f"{source} holds other adapters than the hyperparameters describe:"
+            f" {'; '.join(differing)}. Leave these keys out, or train adapters for them"
+        )

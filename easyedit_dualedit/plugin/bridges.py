@@ -1,0 +1,204 @@
+"""Extends EasyEdit, from outside, to models that it cannot load, and mends what it gets wrong.
+
+Each replacement names the defect that it works around. All of them are undone by `unregister`.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from easyedit_dualedit.batch import open_image
+from easyedit_dualedit.errors import UpstreamError
+from easyedit_dualedit.plugin.host import Host
+from easyedit_dualedit.plugin.legacy import LegacyModel
+from easyedit_dualedit.plugin.models import (
+    AUTO_CLASS,
+    ConfigView,
+    bridged_path,
+    is_ours,
+    load_model,
+    load_processor,
+)
+from easyedit_dualedit.plugin.patching import Patches
+from easyedit_dualedit.plugin.samples import questions_of
+
+_STAND_IN = "llava-onevision"
+"""A name by which master takes the branch for transformers models."""
+
+_MODEL_MODULES = ("trainer.models", "trainer.BaseTrainer", "trainer.MultimodalTrainer")
+_DATASETS = (("dataset.vqa", "VQADataset"), ("dataset.coco_caption", "CaptionDataset"))
+
+
+def apply_bridges(host: Host, patches: Patches) -> None:
+    """Make every replacement that the edition of EasyEdit needs."""
+    for name in _MODEL_MODULES:
+        # BaseTrainer and MultimodalTrainer hold their own references to get_model.
+        if hasattr(host.module(name), "get_model"):
+            patches.wrap(host.module(name), "get_model", functools.partial(_get_model, host))
+    editor = host.module("editors.multimodal_editor").MultimodalEditor
+    patches.wrap(editor, "__init__", functools.partial(_editor_init, host))
+    if host.edition == "master":
+        _bridge_master(host, patches)
+    else:
+        _bridge_release(host, patches, editor)
+
+
+def _bridge_master(host: Host, patches: Patches) -> None:
+    for module, name in _DATASETS:
+        dataset = getattr(host.module(module), name)
+        patches.wrap(dataset, "__init__", functools.partial(_dataset_init, host))
+        patches.wrap(dataset, "collate_fn", _collating_questions)
+    for loaded in [m for n, m in sys.modules.items() if n.startswith("easyeditor.")]:
+        # Master chooses its code for transformers models by names that leave LLaVA-1.5 out.
+        if "is_hf_multimodal_model" in vars(loaded):
+            patches.wrap(loaded, "is_hf_multimodal_model", functools.partial(_is_hf_model, host))
+    reader = host.module("dataset.processor.llavaov_processors").LLaVAOneVisionProcessor
+    patches.wrap(reader, "__call__", _read_rgb)
+
+
+def _bridge_release(host: Host, patches: Patches, editor: Any) -> None:
+    for module, name in _DATASETS:
+        dataset = getattr(host.module(module), name)
+        # The trainer asks for a collate_gpt_fn unless the model's name is blip2 or minigpt4, and
+        # the datasets for pictures have none.
+        patches.replace(dataset, "collate_gpt_fn", dataset.collate_fn)
+        patches.wrap(dataset, "__init__", _asking_as_the_editor_does)
+    patches.wrap(editor, "edit_dataset", _refusing_edit_dataset)
+    patches.wrap(editor, "_prepare_requests", _allowing_no_locality)
+
+
+def _get_model(host: Host, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(original)
+    def get_model(config: Any) -> Any:
+        path = bridged_path(host, config)
+        if path is None:
+            return original(config)
+        view = ConfigView(config, model_name=path, model_class=AUTO_CLASS)
+        model = original(view).to(getattr(config, "dtype", torch.float32))
+        return LegacyModel(model, load_processor(path)) if host.edition == "pypi" else model
+
+    return get_model
+
+
+def _editor_init(host: Host, original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def __init__(self: Any, hparams: Any) -> None:
+        path = bridged_path(host, hparams)
+        if path is None:
+            original(self, hparams)
+            return
+        if not hasattr(hparams, "dtype"):
+            hparams.dtype = torch.float32
+        model, processor = load_model(path, hparams.dtype), load_processor(path)
+        tokenizer = processor
+        if host.edition == "pypi":
+            model, tokenizer = LegacyModel(model, processor), processor.tokenizer
+        # EasyEdit takes a ready model and tokenizer in place of a name, but sets no vis_tok then.
+        original(self, ConfigView(hparams, model_name=(model, tokenizer)))
+        self.hparams = hparams
+        self.model_name = path if host.edition == "pypi" else _STAND_IN
+        self.vis_tok = _picture_reader(host)
+
+    return __init__
+
+
+def _picture_reader(host: Host) -> Any:
+    if host.edition == "master":
+        return host.module("dataset.processor.llavaov_processors").LLaVAOneVisionProcessor()
+    reader = host.module("dataset.processor.blip_processors").BlipImageEvalProcessor
+    return reader(image_size=364, mean=None, std=None)
+
+
+def _dataset_init(host: Host, original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def __init__(
+        self: Any, data_dir: str, size: int | None = None, config: Any = None, **options: Any
+    ) -> None:
+        path = bridged_path(host, config)
+        if path is not None:
+            config = ConfigView(config, model_name=_STAND_IN, name=path)
+        original(self, data_dir, size=size, config=config, **options)
+
+    return __init__
+
+
+def _collating_questions(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def collate_fn(self: Any, batch: Any) -> Any:
+        return questions_of(batch) if is_ours(self.config) else original(self, batch)
+
+    return collate_fn
+
+
+def _is_hf_model(host: Host, original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    @functools.wraps(original)
+    def is_hf_multimodal_model(model_name: Any) -> bool:
+        named = ConfigView(None, model_name=model_name, name=None)
+        return original(model_name) or bridged_path(host, named) is not None
+
+    return is_hf_multimodal_model
+
+
+def _read_rgb(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __call__(self: Any, file: Any, file_type: str) -> Any:
+        # Upstream leaves the file of each picture of a dataset open, three a record, and keeps
+        # palettes and transparency, which some image processors refuse.
+        if file_type in ("image", "single-image") and isinstance(file, str | Path | Image.Image):
+            return open_image(Path(file) if isinstance(file, str) else file)
+        return original(self, file, file_type)
+
+    return __call__
+
+
+def _asking_as_the_editor_does(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def __init__(
+        self: Any, data_dir: str, size: int | None = None, config: Any = None, **options: Any
+    ) -> None:
+        original(self, data_dir, size=size, config=config, **options)
+        if is_ours(config):
+            # Upstream trains on "Question: ... Short answer: ", and its editor then asks without.
+            self.prompt = "{} "
+
+    return __init__
+
+
+def _refusing_edit_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def edit_dataset(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_ours(self.hparams):
+            raise UpstreamError(
+                "edit_dataset of EasyEdit 0.0.1.dev0 fails for every method (its pictures' datasets"
+                " have no case_id); use `edit`, EasyEdit's master, or this package's own"
+                " evaluation: python run_multimodal_edit.py evaluate"
+            )
+        return original(self, *args, **kwargs)
+
+    return edit_dataset
+
+
+def _allowing_no_locality(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def _prepare_requests(
+        self: Any,
+        prompts: Any,
+        targets: Any,
+        image: Any,
+        rephrase_prompts: Any = None,
+        rephrase_image: Any = None,
+        locality_inputs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        # Upstream documents locality_inputs as optional and fails without.
+        given = {} if locality_inputs is None else locality_inputs
+        return original(
+            self, prompts, targets, image, rephrase_prompts, rephrase_image, given, **kwargs
+        )
+
+    return _prepare_requests

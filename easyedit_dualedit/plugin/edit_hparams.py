@@ -1,0 +1,186 @@
+"""Hyperparameters in the form in which EasyEdit reads them: mutable, one attribute each.
+
+EasyEdit writes into them (it sets `batch_size` to 1, `config.max_iters`, `inner_params`), so they
+are shells around this package's frozen configuration, which `dualedit_config` makes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from easyedit_dualedit.config import (
+    DualEditConfig,
+    as_number,
+    read_yaml,
+    unknown_keys,
+)
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.plugin.values import (
+    archive_path,
+    device_from,
+    dtype_from,
+    model_path,
+)
+
+_METHOD_KEYS = ("width", "heads", "signal", "last_prompt_token", "modalities", "gate")
+
+
+@dataclass
+class DualEditMultimodalHparams:
+    """What `MultimodalEditor` and EasyEdit's datasets read, and what DualEdit itself needs.
+
+    Raises:
+        ConfigError: naming every value that is not allowed, on construction.
+    """
+
+    model_name: str
+    """Path or hub id of the model, or `testbed` for the model shipped with this package."""
+    text_layer: int | None = None
+    """Layer of the text adapter; may be left out if `archive` is a folder of saved adapters."""
+    vision_layer: int | None = None
+    archive: str | None = None
+    """Trained adapters: a folder written by `DualEditor.save`, or a checkpoint of EasyEdit's
+    trainer."""
+
+    alg_name: str = "DualEdit"
+    alg: str = "DualEdit"
+    name: str | None = None
+    """Where EasyEdit's datasets and trainer load from; the same as `model_name` unless given."""
+    model_class: str = "AutoModelForImageTextToText"
+    tokenizer_class: str = "AutoTokenizer"
+    tokenizer_name: str | None = None
+    device: Any = None
+    """cpu, cuda, cuda:<index> or an index; None is the first CUDA device, or else the CPU."""
+    dtype: Any = "float32"
+    model_parallel: bool = False
+    batch_size: int = 1
+    seed: int = 0
+    exact_match: bool = False
+    max_length: int = 30
+    results_dir: str = "./results"
+
+    coco_image: str = ""
+    """Folder that the `image` and `m_loc` of a record are relative to."""
+    rephrase_image: str = ""
+    """Folder that the `image_rephrase` of a record is relative to."""
+
+    preset: str = "default"
+    width: int | None = None
+    heads: int | None = None
+    signal: str | None = None
+    last_prompt_token: bool | None = None
+    modalities: list[str] | None = None
+    gate: Any = None
+    """A kind, or a mapping of `kind` and `threshold`."""
+
+    # EasyEdit reads these whatever the model; only its own BLIP-2 and MiniGPT-4 use them.
+    qformer_name_or_path: str | None = None
+    qformer_checkpoint: str | None = None
+    freeze_qformer: bool = True
+    state_dict_file: str | None = None
+    pretrained_ckpt: str | None = None
+
+    algorithm: ClassVar[str] = "DualEdit"
+
+    def __post_init__(self) -> None:
+        problems = self._normalise()
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @classmethod
+    def from_hparams(cls, hparams_name_or_path: str | Path) -> Self:
+        """Return the hyperparameters of a YAML file; `.yaml` may be left out, as in EasyEdit.
+
+        Raises:
+            ConfigError: if the file cannot be read, or naming every key and value in it that is
+                not allowed.
+        """
+        path = Path(hparams_name_or_path)
+        if path.suffix not in (".yaml", ".yml"):
+            path = path.with_name(path.name + ".yaml")
+        return cls.from_dict(read_yaml(path), source=str(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "the hyperparameters") -> Self:
+        """Return the hyperparameters that a mapping describes.
+
+        Fractions may be strings such as "1e-4", which YAML does not read as a number.
+
+        Raises:
+            ConfigError: naming every unknown key, missing key and value that is not allowed.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        problems = unknown_keys(values, known, source)
+        numbers = {f.name for f in dataclasses.fields(cls) if f.type in (float, float | None)}
+        given = {
+            key: as_number(value) if key in numbers else value
+            for key, value in values.items()
+            if key in known
+        }
+        if "model_name" not in given:
+            problems.append(f"{source} has no model_name; give the path or hub id of the model")
+            given["model_name"] = "unknown"
+        try:
+            hparams = cls(**given)
+        except ConfigError as error:
+            problems.append(str(error))
+        if problems:
+            raise ConfigError("; ".join(problems))
+        return hparams
+
+    def dualedit_config(self) -> DualEditConfig:
+        """Return the frozen configuration of the method.
+
+        Raises:
+            ConfigError: if a layer is missing, or naming every value that is not allowed.
+        """
+        if self.text_layer is None or self.vision_layer is None:
+            raise ConfigError(
+                "text_layer and vision_layer are not set; give the decoder layers of the two"
+                " adapters, or an archive that is a folder of saved adapters"
+            )
+        return DualEditConfig.preset(
+            self.preset,
+            text_layer=self.text_layer,
+            vision_layer=self.vision_layer,
+            **self.explicit(),
+        )
+
+    def explicit(self) -> dict[str, Any]:
+        """Return the method's settings that were given, without layers and presets."""
+        return {key: getattr(self, key) for key in _METHOD_KEYS if getattr(self, key) is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` turns into equal hyperparameters."""
+        values = dataclasses.asdict(self)
+        values["dtype"] = str(self.dtype).removeprefix("torch.")
+        return values
+
+    def _normalise(self) -> list[str]:
+        problems = []
+        for key in ("alg_name", "alg"):
+            if str(getattr(self, key)).upper() != self.algorithm.upper():
+                problems.append(
+                    f"{key} = {getattr(self, key)!r}: these are hyperparameters of {self.algorithm}"
+                )
+            setattr(self, key, self.algorithm)
+        for key, convert in (("device", device_from), ("dtype", dtype_from)):
+            try:
+                setattr(self, key, convert(getattr(self, key)))
+            except ValueError as error:
+                problems.append(str(error))
+        if not isinstance(self.model_name, str) or not self.model_name.strip():
+            problems.append(f"model_name = {self.model_name!r}: the path or hub id of a model")
+        else:
+            self.model_name = model_path(self.model_name)
+            self.name = self.model_name if self.name is None else model_path(str(self.name))
+            self.tokenizer_name = self.tokenizer_name or self.name
+        self.archive = None if self.archive is None else archive_path(str(self.archive))
+        if self.archive is None or (self.text_layer, self.vision_layer) != (None, None):
+            try:
+                self.dualedit_config()
+            except ConfigError as error:
+                problems.append(str(error))
+        return problems

@@ -1,0 +1,120 @@
+"""Tells which models EasyEdit can load by itself, and which it needs our help with."""
+
+import functools
+import importlib
+import logging
+from typing import Any
+
+from easyedit_dualedit.errors import ModelLoadError
+from easyedit_dualedit.plugin.host import Host
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+
+logger = logging.getLogger(__name__)
+
+AUTO_CLASS = "AutoModelForImageTextToText"
+
+_OWN_MODELS = ("blip2", "minigpt4")
+"""Names of models that EasyEdit builds from its own code."""
+
+
+class ConfigView:
+    """A configuration that reads as another one, with some attributes replaced.
+
+    Writing an attribute writes to the other one.
+    """
+
+    def __init__(self, config: Any, **replaced: Any):
+        """Show `config` with `replaced` attributes."""
+        self.__dict__.update(replaced, _config=config)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the other configuration's attribute."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.__dict__["_config"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set the other configuration's attribute."""
+        setattr(self.__dict__["_config"], name, value)
+
+
+def is_ours(config: Any) -> bool:
+    """Return True for hyperparameters of DualEdit, also behind a `ConfigView`."""
+    while isinstance(config, ConfigView):
+        config = vars(config)["_config"]
+    return isinstance(config, DualEditMultimodalHparams)
+
+
+def bridged_path(host: Host, config: Any) -> str | None:
+    """Return where to load a model from that EasyEdit cannot load by itself, or None.
+
+    Raises:
+        ModelLoadError: if hyperparameters of DualEdit name no model that can be edited.
+    """
+    model_name = getattr(config, "model_name", None)
+    if not isinstance(model_name, str) or _is_known(host, model_name):
+        return None
+    name = getattr(config, "name", None)
+    candidates = [model_name] if model_name not in _OWN_MODELS else []
+    if isinstance(name, str) and name not in candidates:
+        candidates.append(name)
+    for candidate in candidates:
+        if _is_image_text_model(candidate):
+            return candidate
+    if isinstance(config, DualEditMultimodalHparams):
+        raise ModelLoadError(
+            f"no vision-language model at {' or '.join(map(repr, candidates)) or repr(model_name)}:"
+            " give the folder of a transformers image-text-to-text model, or its hub id (which"
+            " needs a network the first time)"
+        )
+    return None
+
+
+def load_processor(path: str) -> Any:
+    """Return the processor in a model folder.
+
+    Raises:
+        ModelLoadError: if there is none.
+    """
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        return transformers.AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelLoadError(
+            f"the processor in {path} cannot be loaded ({error}); save the model's processor beside"
+            " the model"
+        ) from error
+
+
+def load_model(path: str, dtype: Any) -> Any:
+    """Return the image-text-to-text model in a folder, in evaluation mode.
+
+    Raises:
+        ModelLoadError: if it cannot be loaded.
+    """
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        return transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval()
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"the model in {path} cannot be loaded ({error})") from error
+
+
+def _is_known(host: Host, model_name: str) -> bool:
+    if host.edition == "pypi":
+        return False
+    if model_name in _OWN_MODELS or "llava-onevision" in model_name.lower():
+        return True
+    return bool(host.module("util.vl_utils").is_qwen_vl_model(model_name))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_image_text_model(path: str) -> bool:
+    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        # Left open, the question of remote code would be put to the user at the terminal.
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        logger.debug("no transformers model at %s: %s", path, error)
+        return False
+    return type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

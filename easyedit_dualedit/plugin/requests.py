@@ -1,0 +1,74 @@
+"""Turns EasyEdit's edit requests into this package's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from easyedit_dualedit.batch import Query
+from easyedit_dualedit.errors import DataError
+
+_FILE_TYPES = ("image", "single-image", "text")
+
+
+def queries_of(
+    requests: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    to_picture: Callable[[Tensor], Image.Image] | None = None,
+) -> list[Query]:
+    """Return the edits that EasyEdit asks for.
+
+    Args:
+        requests: one request or a list of them, each with `prompt`, `target` and `image`.
+        to_picture: makes a picture of an image tensor; None where images are never tensors.
+
+    Raises:
+        DataError: if there is no request, or one lacks something or holds what cannot be edited.
+    """
+    items = [requests] if isinstance(requests, Mapping) else list(requests)
+    if not items:
+        raise DataError("no requests to edit; give at least one")
+    return [_query_of(item, number, to_picture) for number, item in enumerate(items)]
+
+
+def _query_of(
+    request: Mapping[str, Any], number: int, to_picture: Callable[[Tensor], Image.Image] | None
+) -> Query:
+    missing = [key for key in ("prompt", "target") if not request.get(key)]
+    if missing:
+        raise DataError(
+            f"request {number} has no {' and no '.join(missing)}; an edit needs a prompt and the"
+            " new answer as its target"
+        )
+    file_type = request.get("file_type") or "image"
+    if file_type not in _FILE_TYPES:
+        raise DataError(
+            f"request {number} has file_type {file_type!r}; DualEdit edits one picture a request:"
+            f" {', '.join(_FILE_TYPES)}"
+        )
+    image = None if file_type == "text" else request.get("image")
+    return Query(request["prompt"], picture_from(image, to_picture), request["target"])
+
+
+def picture_from(
+    image: Any, to_picture: Callable[[Tensor], Image.Image] | None = None
+) -> Image.Image | Path | None:
+    """Return the one picture that EasyEdit hands over, in whatever form.
+
+    Raises:
+        DataError: if it is more than one picture, or none.
+    """
+    # EasyEdit hands the picture of its Qwen2-VL models over in a list.
+    if isinstance(image, list | tuple) and len(image) == 1:
+        image = image[0]
+    if image is None or isinstance(image, Image.Image | Path):
+        return image
+    if isinstance(image, str):
+        return Path(image)
+    if isinstance(image, Tensor) and to_picture is not None:
+        return to_picture(image)
+    raise DataError(
+        f"an image of type {type(image).__name__} cannot be edited; give one picture (a PIL image"
+        " or a path)"
+    )

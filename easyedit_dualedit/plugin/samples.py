@@ -1,0 +1,143 @@
+"""Reads the batches that EasyEdit's datasets make, and says where the answer is in each row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from easyedit_dualedit.batch import IGNORED, Batch, Encoder, Query
+from easyedit_dualedit.plugin.requests import picture_from
+from easyedit_dualedit.records import Record, queries_of
+
+_METRIC_OF = {
+    "edit_inner": "reliability",
+    "edit_outer": "text_generality",
+    "edit_outer_image": "image_generality",
+    "loc": "text_locality",
+    "loc_image": "image_locality",
+}
+"""EasyEdit's name of each part of a training batch -> ours."""
+
+_EDITS = ("reliability", "text_generality", "image_generality")
+
+
+@dataclass(frozen=True)
+class QuestionBatch:
+    """One part of a training batch that is not tokenised yet."""
+
+    queries: tuple[Query, ...]
+    ends: bool
+    """Whether the model should learn to stop after the answer."""
+
+
+Samples = Mapping[str, Any] | QuestionBatch
+
+
+class SampleReader(Protocol):
+    """Reads one part of a batch of EasyEdit's, such as `edit_inner` or `loc`."""
+
+    def read(self, samples: Any, *, with_end: bool = False) -> Batch:
+        """Return model inputs with their layout and the right labels.
+
+        Args:
+            samples: what the dataset made.
+            with_end: label the end-of-turn token too, where the samples ask for it.
+        """
+
+
+class TransformersSamples:
+    """Reads batches for transformers models, tokenised by EasyEdit or not yet."""
+
+    def __init__(self, encoder: Encoder):
+        """Keep the encoder, which tokenises and finds the end of the prompt in a row."""
+        self.encoder = encoder
+
+    def read(self, samples: Samples, *, with_end: bool = False) -> Batch:
+        """Return the batch with labels at every token after the prompt, whatever the padding.
+
+        Labels of tokenised batches are made anew, since master's are wrong for batches above one:
+        it writes padded targets into the last columns of every row, so pads become labels of
+        prompt tokens, and right-padded rows get labels at padding.
+
+        Raises:
+            PromptEndError: if a tokenised row has no end of a prompt.
+        """
+        if isinstance(samples, QuestionBatch):
+            ends = with_end and samples.ends
+            return self.encoder.encode(samples.queries, end_of_answer=ends)
+        inputs = {key: value for key, value in samples.items() if key != "labels"}
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        layout = self.encoder.layout(ids, mask)
+        real = torch.ones_like(ids) if mask is None else mask
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        answer = real.bool() & (positions > layout.gate[:, None])
+        return Batch(inputs, layout, answer, torch.where(answer, ids, IGNORED))
+
+
+def records_of(
+    items: Sequence[Mapping[str, Any]], to_picture: Callable[[Tensor], Image.Image] | None = None
+) -> list[Record]:
+    """Return items of EasyEdit's datasets as records of this package.
+
+    Args:
+        items: what `VQADataset` or `CaptionDataset` hold.
+        to_picture: makes a picture of an image tensor; None where images are never tensors.
+    """
+
+    def query(item: Mapping[str, Any], prompt: str, image: str, answer: str = "target") -> Query:
+        picture = picture_from(item[image], to_picture) if image else None
+        return Query(item[prompt], picture, item[answer])
+
+    return [
+        Record(
+            index,
+            request=query(item, "prompt", "image"),
+            text_rephrase=query(item, "rephrase_prompt", "image"),
+            image_rephrase=query(item, "prompt", "image_rephrase"),
+            text_locality=query(item, "locality_prompt", "", "locality_ground_truth"),
+            image_locality=query(
+                item,
+                "multimodal_locality_prompt",
+                "multimodal_locality_image",
+                "multimodal_locality_ground_truth",
+            ),
+            prediction=item.get("pred", ""),
+        )
+        for index, item in enumerate(items)
+    ]
+
+
+def questions_of(items: Sequence[Mapping[str, Any]]) -> dict[str, QuestionBatch | None]:
+    """Return a training batch of EasyEdit's datasets as questions, under EasyEdit's own names.
+
+    EasyEdit's collation trains on other tokens than its editor then measures: it puts a space
+    before every answer, and "Question: ... Short answer:" around the image-locality prompt. Here
+    questions and answers are those that the editor measures.
+    """
+    records = records_of(items)
+    parts: dict[str, QuestionBatch | None] = {
+        name: QuestionBatch(tuple(queries_of(records, metric)), ends=metric in _EDITS)
+        for name, metric in _METRIC_OF.items()
+    }
+    return {**parts, "cond": None}
+
+
+def answered(output: Any, batch: Batch) -> Any:
+    """Return a model's output with what EasyEdit's trainers look for in it.
+
+    `labels` are the right ones for the loss. `attention_mask` is what the locality losses are
+    averaged over: the positions that predict the answer, float [b, s].
+    """
+    output.labels = batch.labels
+    output.attention_mask = answer_positions(batch.labels).to(output.logits.device)
+    return output
+
+
+def answer_positions(labels: Tensor) -> Tensor:
+    """Return 1 at positions whose next token has a label, else 0; float [b, s]."""
+    mask = torch.zeros(labels.shape, device=labels.device)
+    mask[:, :-1] = (labels[:, 1:] != IGNORED).float()
+    return mask

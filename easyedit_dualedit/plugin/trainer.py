@@ -1,0 +1,137 @@
+"""EasyEdit's trainer with the losses that DualEdit is trained with.
+
+EasyEdit's own trains on the rephrases and on locality, but on the request itself never. The same
+configuration, datasets and archives serve both.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from easyeditor.trainer.MultimodalTrainer import MultimodalTrainer
+from easyeditor.trainer.utils import safe_backward
+from torch import Tensor
+
+from easyedit_dualedit.gate_training import GATE_RECORDS, calibrate, train_gate
+from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
+from easyedit_dualedit.plugin.samples import records_of
+from easyedit_dualedit.plugin.scope import ScopeRecord
+
+__all__ = ["DualEditTrainer"]
+
+_EDITS = {"reliability": "edit_inner", "text": "edit_outer", "image": "edit_outer_image"}
+_LOCALITY = {"text": "loc", "image": "loc_image"}
+
+
+class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is untyped
+    """`MultimodalTrainer` with a loss on the request, a weight for each loss, and a trained gate.
+
+    EasyEdit's own trainer gives no access to the data outside its steps, so with it the gate is
+    calibrated on the queries of the first steps, and a `learned` gate stays untrained.
+    """
+
+    def __init__(self, config: DualEditMultimodalTrainingHparams, train_set: Any, val_set: Any):
+        """Prepare the training that `config` describes, seeded by it.
+
+        Args:
+            config: hyperparameters of DualEdit.
+            train_set: a `VQADataset` or `CaptionDataset` of EasyEdit.
+            val_set: the same, to validate on.
+        """
+        self.weights = config.training_config()
+        torch.manual_seed(config.seed)
+        super().__init__(config, train_set, val_set)
+
+    def run(self) -> None:
+        """Calibrate and train the gate, then train the adapters as EasyEdit does.
+
+        The gate comes first, since it reads the frozen model alone and every checkpoint holds it.
+        It is left as it is where training goes on from an archive.
+
+        Raises:
+            CalibrationError: if there are too few records to train a gate on.
+        """
+        if self.archive is None and not self.config.eval_only:
+            self._train_gate()
+        super().run()
+
+    def _train_gate(self) -> None:
+        editor = self.model.editor
+        to_picture = picture_of if isinstance(self.model.model, LegacyModel) else None
+        count = min(len(self.train_set), GATE_RECORDS)
+        records = records_of([self.train_set[index] for index in range(count)], to_picture)
+        calibrate(editor, records, self.config.batch_size)
+        if self.weights.gate_steps:
+            train_gate(editor, records, self.weights, progress=not self.config.silent)
+        # What training sees would only calibrate the gate again, on fewer records.
+        self.model.scope = ScopeRecord(capacity=0)
+
+    def edit_step(
+        self, batch: Mapping[str, Any], training: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
+        """Return total, edit, locality and base loss of one batch, and numbers to log.
+
+        In training, the gradient of the total is added to the adapters' parameters.
+        """
+        self.model.train(training)
+        with torch.no_grad():
+            plain = {kind: self.model(batch[name]).logits for kind, name in _LOCALITY.items()}
+        start = time.perf_counter()
+        edited, info = self.model.edit(batch["edit_inner"], batch["cond"])
+        info = {**info, "time/edit": time.perf_counter() - start}
+        with torch.set_grad_enabled(training):
+            answers = {kind: edited(batch[name]) for kind, name in _EDITS.items()}
+            others = {kind: edited(batch[name]) for kind, name in _LOCALITY.items()}
+            edits = {
+                kind: answer_cross_entropy(output.logits, output.labels)
+                for kind, output in answers.items()
+            }
+            locality = {
+                kind: answer_divergence(plain[kind], output.logits, output.labels)
+                for kind, output in others.items()
+            }
+            total = self._weighted(edits, locality)
+        if training:
+            safe_backward(
+                total, self.model.outer_parameters(), self.config.accumulate_bs, allow_unused=True
+            )
+        info |= {
+            "loss/total": total.item(),
+            "loss/total_edit": total.item(),
+            "loss/reliability": edits["reliability"].item(),
+            "loss/edit": edits["text"].item(),
+            "loss/image_edit": edits["image"].item(),
+            "loss/loc": locality["text"].item(),
+            "loss/image_loc": locality["image"].item(),
+            "inner/acc": _accuracy(answers["reliability"]),
+            "edit/acc": _accuracy(answers["text"]),
+            "image_rephrase/acc": _accuracy(answers["image"]),
+            "loc/acc": _agreement(plain["text"], others["text"]),
+            "image_loc/acc": _agreement(plain["image"], others["image"]),
+        }
+        return total, edits["text"], locality["text"], torch.zeros(()), info
+
+    def _weighted(self, edits: Mapping[str, Tensor], locality: Mapping[str, Tensor]) -> Tensor:
+        weights = self.weights
+        total: Tensor = (
+            weights.reliability_weight * edits["reliability"]
+            + weights.text_generality_weight * edits["text"]
+            + weights.image_generality_weight * edits["image"]
+            + weights.text_locality_weight * locality["text"]
+            + weights.image_locality_weight * locality["image"]
+        )
+        return total
+
+
+def _accuracy(output: Any) -> float:
+    predicted, expected = answer_logits(output.logits, output.labels)
+    return float((predicted.argmax(-1) == expected).float().mean())
+
+
+def _agreement(plain: Tensor, output: Any) -> float:
+    before = answer_logits(plain, output.labels)[0].argmax(-1)
+    after = answer_logits(output.logits, output.labels)[0].argmax(-1)
+    return float((before == after).float().mean())

@@ -1,0 +1,91 @@
+"""Turns what a YAML file says of devices, dtypes and models into what EasyEdit uses."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TESTBED = "testbed"
+"""Model name that stands for the small model shipped with this package."""
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+def device_from(value: Any) -> str:
+    """Return a device that exists here: "cpu" or "cuda:<index>".
+
+    EasyEdit passes a device on as it is given, where "0" is no device and 0 means CUDA's.
+
+    Args:
+        value: "cpu", "cuda", "cuda:1", an index as a number or a string, or None for the first
+            CUDA device if there is one and else the CPU.
+
+    Raises:
+        ValueError: saying what is wrong and what to set instead.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if value is None:
+        return "cuda:0" if count else "cpu"
+    text = str(value).strip().lower()
+    if text.endswith(".0"):
+        text = text[:-2]
+    if text.isdigit():
+        text = f"cuda:{text}"
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise ValueError(f"device = {value!r}: cpu, cuda, cuda:<index> or an index") from error
+    if device.type == "cpu":
+        return "cpu"
+    if device.type != "cuda" or isinstance(value, bool):
+        raise ValueError(f"device = {value!r}: cpu, cuda, cuda:<index> or an index")
+    index = device.index or 0
+    if index >= count:
+        raise ValueError(
+            f"device = {value!r}, but PyTorch sees {count} CUDA devices; set device: cpu"
+            + (f", or an index below {count}" if count else "")
+        )
+    return f"cuda:{index}"
+
+
+def dtype_from(value: Any) -> torch.dtype:
+    """Return the dtype that a name such as "bfloat16" or "torch.float16" means.
+
+    Raises:
+        ValueError: if it is none of those that models are loaded in.
+    """
+    if isinstance(value, torch.dtype) and value in _DTYPES.values():
+        return value
+    name = str(value).strip().lower().removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValueError(f"dtype = {value!r}: one of {', '.join(sorted(_DTYPES))}")
+    return _DTYPES[name]
+
+
+def archive_path(name: str) -> str:
+    """Return the path that an archive's name means; `testbed` is the shipped adapters' folder."""
+    if name != TESTBED:
+        return name
+    testbed: Any = importlib.import_module("easyedit_dualedit.testbed")
+    folder: Path = testbed.adapters_folder("default")
+    return str(folder)
+
+
+def model_path(name: str) -> str:
+    """Return the path or hub id that a model name means; `testbed` is the shipped model."""
+    if name != TESTBED:
+        # A trailing slash would leave EasyEdit's checkpoint without a name.
+        return name.rstrip("/") or name
+    testbed: Any = importlib.import_module("easyedit_dualedit.testbed")
+    folder: Path = testbed.model_folder()
+    return str(folder)

@@ -1,0 +1,98 @@
+"""Shows results at a terminal: the table of metrics and examples of edits."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from easyedit_dualedit.metrics import AVERAGE, PROTOCOLS
+from easyedit_dualedit.records import METRICS
+
+_TITLES = {
+    "reliability": "reliability",
+    "text_generality": "text\ngenerality",
+    "image_generality": "image\ngenerality",
+    "text_locality": "text\nlocality",
+    "image_locality": "image\nlocality",
+    AVERAGE: "average",
+}
+_EXPLANATIONS = {
+    "generate": "generate: free greedy answers to the prompt alone, exact match",
+    "visedit": "visedit: the papers' protocol, answer fed in, token accuracy",
+}
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """Return the table of a run's metrics: a row for each method and protocol.
+
+    A cell is the mean in percent and half the width of its 95 % interval.
+    """
+    table = Table(title="Percent, mean ± half of the bootstrap 95 % interval")
+    table.add_column("protocol")
+    table.add_column("method")
+    for title in _TITLES.values():
+        table.add_column(title, justify="right")
+    for protocol in reversed(PROTOCOLS):
+        for name, method in metrics["methods"].items():
+            values = method["protocols"][protocol]
+            cells = [_cell(values[metric]) for metric in (*METRICS, AVERAGE)]
+            table.add_row(protocol, name, *cells)
+        table.add_section()
+    return table
+
+
+def print_report(
+    console: Console,
+    metrics: Mapping[str, Any],
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    method: str,
+    examples: int = 3,
+) -> None:
+    """Print the table, what its protocols are, and a few edits with answers before and after.
+
+    Args:
+        console: where to.
+        metrics: what `Run.finish` returned.
+        cases: the cases of the run.
+        method: whose answers the examples show.
+        examples: how many.
+    """
+    count = next(iter(metrics["methods"].values()))["protocols"]["generate"][AVERAGE]["n"]
+    console.print(metrics_table(metrics))
+    for explanation in _EXPLANATIONS.values():
+        console.print(explanation, style="dim")
+    console.print(f"{count} edits, each made and measured alone\n", style="dim")
+    for case in cases[:: max(1, len(cases) // examples)][:examples]:
+        console.print(_example(case, method))
+
+
+def _cell(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.1f} ±{(value['high'] - value['low']) / 2:.1f}"
+
+
+def _example(case: Mapping[str, Any], method: str) -> Table:
+    request = case["queries"]["reliability"]
+    table = Table(
+        title=Text(f"edit {case['index']}: {request['prompt']!r} -> {request['target']!r}"),
+        title_justify="left",
+    )
+    for column in ("query", "prompt", "picture", "before", "after", "gate"):
+        table.add_column(column)
+    found = case["methods"][method]
+    for metric in METRICS:
+        query = case["queries"][metric]
+        gate = found["gate"].get(metric)
+        shown = "" if gate is None else f"{'open' if gate['open'] else 'closed'}"
+        similarity = "" if gate is None else f" {gate['similarity']:.3f}"
+        table.add_row(
+            metric.replace("_", " "),
+            Text(query["prompt"]),
+            Text(query["image"] or "-"),
+            Text(case["before"][metric]),
+            Text(found["answers"][metric]),
+            shown + similarity,
+        )
+    return table

@@ -1,0 +1,118 @@
+"""An evaluation run on disk: its settings, one JSON per case, the numbers at the end.
+
+Every file is written whole or not at all, so a run can be stopped at any moment and continued.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyedit_dualedit.errors import ConfigError, DataError
+from easyedit_dualedit.metrics import PROTOCOLS, summary
+
+SETTINGS_FILE = "run.json"
+METRICS_FILE = "metrics.json"
+CASES_FOLDER = "cases"
+
+
+class Run:
+    """The folder of one evaluation run."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, fresh: bool = False):
+        """Open or continue the run in a folder.
+
+        Args:
+            folder: made if it is not there.
+            settings: plain values that decide the results; a run continues only under the same.
+            fresh: remove the results of an earlier run first.
+
+        Raises:
+            ConfigError: if the folder holds a run with other settings, or something else.
+        """
+        self.folder = folder
+        if fresh and (folder / SETTINGS_FILE).is_file():
+            # The settings go last: as long as they are there, the folder is known to be a run.
+            shutil.rmtree(folder / CASES_FOLDER, ignore_errors=True)
+            for name in (METRICS_FILE, SETTINGS_FILE):
+                (folder / name).unlink(missing_ok=True)
+        settings = json.loads(json.dumps(settings))
+        stored = _read(folder / SETTINGS_FILE)
+        if stored is None:
+            if (folder / CASES_FOLDER).exists():
+                raise ConfigError(
+                    f"{folder} holds {CASES_FOLDER}/ but no {SETTINGS_FILE}; choose another --name"
+                )
+            write_json(folder / SETTINGS_FILE, settings)
+        elif stored != settings:
+            keys = sorted(stored.keys() | settings.keys())
+            differing = [
+                f"{key} was {stored.get(key)!r} and is {settings.get(key)!r}"
+                for key in keys
+                if stored.get(key) != settings.get(key)
+            ]
+            raise ConfigError(
+                f"{folder} holds a run with other settings: {'; '.join(differing)}; choose another"
+                " --name, or start anew with --fresh"
+            )
+
+    def case(self, index: int) -> dict[str, Any] | None:
+        """Return a case that was stored earlier, or None."""
+        return _read(self._case_path(index))
+
+    def store(self, index: int, case: Mapping[str, Any]) -> None:
+        """Write one case."""
+        write_json(self._case_path(index), case)
+
+    def finish(self, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Write and return the numbers of all cases.
+
+        Returns:
+            `{"methods": {name: {"protocols": {protocol: {metric: {mean, low, high, n}}}}}}`, in
+            percent.
+        """
+        methods: dict[str, Any] = {}
+        for name in cases[0]["methods"]:
+            protocols = {}
+            for protocol in PROTOCOLS:
+                values = [case["methods"][name]["values"][protocol] for case in cases]
+                protocols[protocol] = {
+                    metric: found.to_dict() for metric, found in summary(values).items()
+                }
+            methods[name] = {"protocols": protocols}
+        metrics = {"methods": methods}
+        write_json(self.folder / METRICS_FILE, metrics)
+        return metrics
+
+    def _case_path(self, index: int) -> Path:
+        return self.folder / CASES_FOLDER / f"{index:05d}.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value to a JSON file, whole or not at all.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it to have it made again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no case; remove it to have it made again")
+    return value

@@ -1,0 +1,279 @@
+"""The gate: similarity, routing, thresholds and their calibration."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from easyedit_dualedit.config import GATE_KINDS, GateConfig
+from easyedit_dualedit.errors import CalibrationError
+from easyedit_dualedit.gate import CALIBRATED_KINDS, Gate, ScopeSample, best_threshold
+
+HIDDEN = 4
+NAN = float("nan")
+
+
+def gate_of(kind: Any = "cosine", threshold: float | None = None, size: int = HIDDEN) -> Gate:
+    return Gate(size, GateConfig(kind, threshold))
+
+
+def axis(*values: float) -> Tensor:
+    return torch.tensor([[*values, *[0.0] * (HIDDEN - len(values))]])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "last-token"])
+def test_keys_are_unit_vectors_whose_products_are_cosines(kind: str):
+    states = torch.randn(5, HIDDEN) * 7
+    keys = gate_of(kind).key(states)
+    expected = functional.cosine_similarity(states[:, None], states[None], dim=-1)
+    torch.testing.assert_close(keys @ keys.T, expected)
+
+
+def test_a_centred_key_is_the_cosine_after_the_mean_is_taken_off():
+    gate = gate_of("centred")
+    gate.mean.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    states = torch.randn(5, HIDDEN)
+    expected = functional.normalize(states - gate.mean, dim=-1)
+    torch.testing.assert_close(gate.key(states), expected)
+    assert not torch.allclose(gate.with_config(GateConfig("cosine")).key(states), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_keys_are_float32_whatever_the_states_are(dtype: torch.dtype):
+    states = torch.full((2, 3, HIDDEN), 300.0)  # whose squares overflow float16
+    keys = gate_of().key(states.to(dtype))
+    assert keys.dtype == torch.float32 and keys.shape == states.shape
+    torch.testing.assert_close(keys, torch.full_like(states, 0.5))
+
+
+def test_keys_are_float32_in_an_editor_of_half_precision():
+    assert gate_of().to(torch.bfloat16).key(torch.randn(2, HIDDEN)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["cosine", "centred", "last-token"])
+def test_similarity_at_the_threshold_opens_and_below_does_not(kind: str):
+    query = axis(3, 4)
+    edit = axis(1)
+    similarity = float(gate_of(kind).key(query) @ gate_of(kind).key(edit).T)
+    for threshold, is_open in (
+        (similarity, True),
+        (math.nextafter(similarity, -1) - 1e-6, True),
+        (similarity + 1e-6, False),
+    ):
+        gate = gate_of(kind, threshold)
+        routing = gate.route(query, gate.key(edit))
+        assert routing.is_open.tolist() == [is_open]
+        assert routing.edit_index.tolist() == [0 if is_open else -1]
+        assert float(routing.similarity) == pytest.approx(0.6)
+
+
+def test_the_open_gate_needs_no_threshold_and_takes_opposites():
+    gate = gate_of("open")
+    assert gate.threshold == -math.inf
+    assert bool(gate.route(axis(-1), gate.key(axis(1))).is_open.all())
+
+
+def test_each_row_gets_the_best_edit():
+    gate = gate_of(threshold=0.9)
+    edits = gate.key(torch.eye(HIDDEN)[:3])
+    queries = torch.tensor([[0, 0, 5.0, 0.1], [9.0, 1, 0, 0], [1, 1, 1, 1.0], [0, 1.0, 0, 0]])
+    routing = gate.route(queries, edits)
+    assert routing.edit_index.tolist() == [2, 0, -1, 1]
+    assert routing.is_open.tolist() == [True, True, False, True]
+    expected = functional.cosine_similarity(queries[:, None], torch.eye(HIDDEN)[None, :3], dim=-1)
+    torch.testing.assert_close(routing.similarity, expected.amax(1))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_newest_of_equal_edits_wins(count: int):
+    gate = gate_of(threshold=0.5)
+    edits = gate.key(torch.cat([axis(0, 1), *[axis(1)] * count, axis(0, 0, 1)]))
+    assert gate.route(axis(1), edits).edit_index.tolist() == [count]
+
+
+def test_an_assignment_allows_one_edit_only():
+    gate = gate_of(threshold=0.9)
+    edits = gate.key(torch.eye(HIDDEN))
+    queries = torch.eye(HIDDEN)[[0, 1, 2]]
+    routing = gate.route(queries, edits, torch.tensor([0, 0, 2]))
+    assert routing.edit_index.tolist() == [0, -1, 2]
+    assert routing.similarity.tolist() == [1, 0, 1]
+    opened = gate.with_config(GateConfig("open")).route(queries, edits, torch.tensor([3, 0, 1]))
+    assert opened.edit_index.tolist() == [3, 0, 1]
+
+
+def test_without_edits_every_gate_is_shut_even_uncalibrated():
+    for kind in GATE_KINDS:
+        routing = gate_of(kind).route(torch.randn(3, HIDDEN), torch.empty(0, HIDDEN))
+        assert routing.edit_index.tolist() == [-1, -1, -1]
+        assert not routing.is_open.any()
+        assert routing.similarity.tolist() == [-math.inf] * 3
+
+
+@pytest.mark.parametrize("kind", CALIBRATED_KINDS)
+def test_a_query_that_is_not_a_number_opens_no_gate(kind: Any):
+    gate = gate_of(kind, -1.0)
+    queries = torch.cat([axis(NAN), axis(math.inf), axis(1)])
+    assert gate.route(queries, gate.key(axis(1))).is_open.tolist() == [False, False, True]
+
+
+def test_an_edit_that_is_not_a_number_leaves_the_others():
+    gate = gate_of(threshold=0.5)
+    edits = gate.key(torch.cat([axis(1), axis(NAN)]))
+    assert gate.route(axis(1), edits).edit_index.tolist() == [0]
+
+
+def test_autocast_does_not_round_similarities():
+    gate = gate_of(threshold=0.998, size=64)
+    edit = torch.randn(1, 64)
+    query = edit + torch.randn(1, 64) * 0.08
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = gate.route(query, gate.key(edit)).similarity
+    assert torch.equal(rounded, gate.route(query, gate.key(edit)).similarity)
+
+
+@pytest.mark.parametrize("kind", CALIBRATED_KINDS)
+def test_a_threshold_is_asked_for_before_there_is_one(kind: Any):
+    gate = gate_of(kind)
+    with pytest.raises(CalibrationError, match=f"the {kind} gate has no threshold: train it"):
+        gate.route(axis(1), gate.key(axis(1)))
+
+
+def brute_force(inside: Tensor, outside: Tensor) -> float:
+    """Return the highest sum of both shares over every way to split the values."""
+    values = sorted({*inside.tolist(), *outside.tolist()})
+    best = 0.0
+    for threshold in [*values, values[-1] + 1]:
+        accepted = sum(value >= threshold for value in inside.tolist()) / len(inside)
+        refused = sum(value < threshold for value in outside.tolist()) / len(outside)
+        best = max(best, accepted + refused)
+    return best
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_threshold_is_as_good_as_a_search(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 12, (2,), generator=generator).tolist()
+    inside = torch.randn(sizes[0], generator=generator) + 0.7
+    outside = torch.randn(sizes[1], generator=generator)
+    if seed % 2:  # with ties
+        inside, outside = inside.round(), outside.round()
+    threshold = best_threshold(inside, outside)
+    reached = (inside >= threshold).double().mean() + (outside < threshold).double().mean()
+    assert float(reached) == pytest.approx(brute_force(inside, outside))
+
+
+def test_the_best_threshold_is_half_way_and_ignores_order():
+    inside, outside = torch.tensor([0.9, 0.7, 0.8]), torch.tensor([0.5, -0.2, 0.1])
+    assert best_threshold(inside, outside) == pytest.approx(0.6)
+    assert best_threshold(torch.tensor([1.0]), torch.tensor([0.0])) == 0.5
+    assert best_threshold(torch.tensor([0.3]), torch.tensor([0.3])) == pytest.approx(0.3)
+
+
+def sample_of(seed: int = 0, *, anisotropic: bool = True, pairs: int = 40) -> ScopeSample:
+    """Make pairs of which the even ones are in scope: the query is near its edit."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(scale: float) -> Tensor:
+        return torch.randn(pairs, HIDDEN, generator=generator) * scale
+
+    offset = torch.tensor([30.0, 0, 0, 0]) if anisotropic else torch.zeros(HIDDEN)
+    in_scope = torch.arange(pairs) % 2 == 0
+    edit_gate, edit_last = noise(1.0), noise(1.0)
+    query_gate = torch.where(in_scope[:, None], edit_gate + noise(0.1), noise(1.0))
+    query_last = torch.where(in_scope[:, None], edit_last + noise(0.5), noise(1.0))
+    return ScopeSample(
+        query_gate + offset, query_last + offset, edit_gate + offset, edit_last + offset, in_scope
+    )
+
+
+@pytest.mark.parametrize("kind", CALIBRATED_KINDS)
+def test_calibration_reports_what_routing_then_does(kind: Any):
+    sample = sample_of()
+    gate = gate_of(kind)
+    found = gate.calibrate(sample)
+    assert tuple(found) == CALIBRATED_KINDS
+    assert gate.threshold == pytest.approx(found[kind].threshold, abs=1e-6)
+    queries, edits = sample.query_gate, sample.edit_gate
+    if kind == "last-token":
+        queries, edits = sample.query_last, sample.edit_last
+    routing = gate.route(queries, gate.key(edits), torch.arange(len(edits)))
+    inside = routing.is_open[sample.in_scope].float().mean()
+    outside = routing.is_open[~sample.in_scope].float().mean()
+    assert float(inside) == pytest.approx(found[kind].true_open_rate)
+    assert float(outside) == pytest.approx(found[kind].false_open_rate)
+    assert float(inside) > 0.8 > 0.5 > float(outside)
+
+
+def test_the_mean_is_that_of_gate_states_on_both_sides():
+    sample = sample_of()
+    gate = gate_of("centred")
+    gate.calibrate(sample)
+    expected = torch.cat([sample.query_gate, sample.edit_gate]).mean(0)
+    torch.testing.assert_close(gate.mean, expected)
+
+
+@pytest.mark.parametrize("kind", GATE_KINDS)
+def test_calibration_is_the_same_whichever_kind_the_gate_has(kind: Any):
+    gate, other = gate_of(kind), gate_of("cosine", 0.3)
+    sample = sample_of()
+    assert gate.calibrate(sample) == other.calibrate(sample)
+    assert torch.equal(gate.thresholds, other.thresholds)
+    assert gate.config == GateConfig(kind), "the configuration stays"
+
+
+def test_a_threshold_in_the_configuration_wins_over_calibration():
+    gate = gate_of("cosine", 0.3)
+    gate.calibrate(sample_of())
+    assert gate.threshold == 0.3
+
+
+def test_calibrating_again_forgets_the_first_time():
+    gate, fresh = gate_of(), gate_of()
+    gate.calibrate(sample_of(1))
+    assert gate.calibrate(sample_of(2)) == fresh.calibrate(sample_of(2))
+    assert torch.equal(gate.mean, fresh.mean)
+
+
+def test_another_configuration_keeps_the_calibration_and_shares_nothing():
+    gate = gate_of()
+    found = gate.calibrate(sample_of())
+    other = gate.with_config(GateConfig("centred"))
+    assert other.threshold == pytest.approx(found["centred"].threshold, abs=1e-6)
+    assert torch.equal(other.mean, gate.mean)
+    other.mean.zero_()
+    other.thresholds.zero_()
+    assert gate.mean.abs().sum() > 0 and gate.thresholds.abs().sum() > 0
+
+
+def test_calibration_is_saved_with_the_gate():
+    gate = gate_of("centred")
+    gate.calibrate(sample_of())
+    other = gate_of("centred")
+    other.load_state_dict(gate.state_dict())
+    assert other.threshold == gate.threshold
+
+
+@pytest.mark.parametrize(("value", "side"), [(True, "out of"), (False, "in")])
+def test_calibration_needs_pairs_on_both_sides(value: bool, side: str):
+    sample = sample_of()
+    sample.in_scope.fill_(value)
+    gate = gate_of()
+    with pytest.raises(CalibrationError, match=f"no queries {side} scope"):
+        gate.calibrate(sample)
+    assert bool(gate.thresholds.isnan().all())
+
+
+@pytest.mark.parametrize("name", ["query_gate", "query_last", "edit_gate", "edit_last"])
+@pytest.mark.parametrize("value", [NAN, math.inf])
+def test_calibration_refuses_states_that_are_not_finite(name: str, value: float):
+    sample = sample_of()
+    getattr(sample, name)[3, 1] = value
+    gate = gate_of()
+    with pytest.raises(CalibrationError, match="NaN or infinity"):
+        gate.calibrate(sample)
+    assert bool(gate.thresholds.isnan().all())
+    assert bool((gate.mean == 0).all())

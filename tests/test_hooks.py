@@ -1,0 +1,193 @@
+"""Hooks read and change layers only inside their block, and leave nothing behind."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from easyedit_dualedit.hooks import attach, before_call, record
+
+
+class Layer(nn.Module):
+    """Adds its number; may return a tuple, as decoder layers of older releases do."""
+
+    def __init__(self, number: float, *, as_tuple: bool = False):
+        super().__init__()
+        self.number = number
+        self.as_tuple = as_tuple
+        self.calls = 0
+
+    def forward(self, hidden: Tensor) -> Any:
+        self.calls += 1
+        return (hidden + self.number, "cache") if self.as_tuple else hidden + self.number
+
+
+class Stack(nn.Module):
+    """Three layers in a row: adds 1, 10 and 100."""
+
+    def __init__(self, *, as_tuple: bool = False):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(n, as_tuple=as_tuple) for n in (1.0, 10.0, 100.0))
+        self.extras: list[Any] = []
+
+    def forward(self, hidden: Tensor, *, scale: float = 1.0) -> Tensor:
+        self.extras = []
+        for layer in self.layers:
+            output = layer(hidden)
+            hidden = output[0] if isinstance(output, tuple) else output
+            self.extras.append(output[1:] if isinstance(output, tuple) else ())
+        return hidden * scale
+
+
+def hooks_on(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.fixture(params=[False, True], ids=["tensor", "tuple"])
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    model = Stack(as_tuple=request.param)
+    yield model
+    assert hooks_on(model) == 0
+
+
+ZERO = torch.zeros(1, 2, 3)
+
+
+def test_edits_change_the_named_layers_inside_the_block_only(stack: Stack):
+    with attach(stack.layers, {0: lambda h: h * 2, 2: lambda h: h - 5}):
+        inside = stack(ZERO)
+    assert torch.equal(inside, ZERO + (1 * 2 + 10 + 100 - 5))
+    assert torch.equal(stack(ZERO), ZERO + 111)
+
+
+def test_an_edit_that_returns_none_leaves_the_layer(stack: Stack):
+    seen: list[Tensor] = []
+    with attach(stack.layers, {1: seen.append}):
+        assert torch.equal(stack(ZERO), ZERO + 111)
+    assert len(seen) == 1 and torch.equal(seen[0], ZERO + 11)
+
+
+def test_the_rest_of_a_tuple_stays():
+    stack = Stack(as_tuple=True)
+    with attach(stack.layers, {1: lambda h: h * 0}):
+        assert torch.equal(stack(ZERO), ZERO + 100)
+    assert stack.extras == [("cache",)] * 3
+
+
+def test_registering_half_way_leaves_nothing(stack: Stack):
+    with pytest.raises(IndexError), attach(stack.layers, {0: lambda h: h, 7: lambda h: h}):
+        pytest.fail("the block must not run")
+    assert hooks_on(stack) == 0
+    with pytest.raises(IndexError), record(stack.layers, [0, 7]):
+        pytest.fail("the block must not run")
+    assert hooks_on(stack) == 0
+
+
+@pytest.mark.parametrize("opener", ["attach", "record", "record-stop", "before"])
+def test_an_exception_in_the_block_leaves_nothing_and_passes(stack: Stack, opener: str):
+    block = {
+        "attach": lambda: attach(stack.layers, {0: lambda h: h}),
+        "record": lambda: record(stack.layers, [0, 1]),
+        "record-stop": lambda: record(stack.layers, [0, 1], stop=True),
+        "before": lambda: before_call(stack, lambda *_: None),
+    }[opener]
+    with pytest.raises(KeyError, match="mine"), block():
+        assert hooks_on(stack) > 0
+        raise KeyError("mine")
+    assert hooks_on(stack) == 0
+
+
+def test_an_exception_inside_an_edit_passes(stack: Stack):
+    def fail(_hidden: Tensor) -> Tensor:
+        raise ZeroDivisionError("inside")
+
+    with pytest.raises(ZeroDivisionError, match="inside"), attach(stack.layers, {1: fail}):
+        stack(ZERO)
+    assert hooks_on(stack) == 0
+
+
+def test_foreign_hooks_stay(stack: Stack):
+    seen: list[str] = []
+    handle = stack.layers[1].register_forward_hook(lambda *_: seen.append("foreign"))
+    with attach(stack.layers, {1: lambda h: h}), record(stack.layers, [1]):
+        stack(ZERO)
+    stack(ZERO)
+    handle.remove()
+    assert seen == ["foreign", "foreign"]
+
+
+def test_states_are_recorded_while_the_forward_runs_on(stack: Stack):
+    with record(stack.layers, [2, 0]) as states:
+        assert states == {}
+        output = stack(ZERO)
+    assert sorted(states) == [0, 2]
+    assert torch.equal(states[0], ZERO + 1) and torch.equal(states[2], output)
+
+
+def test_stop_ends_the_forward_after_the_deepest_layer(stack: Stack):
+    after = False
+    with record(stack.layers, [1, 0], stop=True) as states:
+        stack(ZERO)
+        after = True
+    assert not after
+    assert [layer.calls for layer in stack.layers] == [1, 1, 0]
+    assert torch.equal(states[0], ZERO + 1) and torch.equal(states[1], ZERO + 11)
+
+
+def test_stop_ends_the_block_that_asked_for_it(stack: Stack):
+    reached = []
+    with record(stack.layers, [1], stop=True) as outer:
+        with record(stack.layers, [0], stop=True) as inner:
+            stack(ZERO)
+        reached.append("between")
+        stack(ZERO)
+        reached.append("never")
+    assert reached == ["between"]
+    assert list(inner) == [0] and list(outer) == [1]
+
+    with record(stack.layers, [0], stop=True) as outer:
+        with record(stack.layers, [1], stop=True) as inner:
+            stack(ZERO)
+        pytest.fail("the outer block stops first")
+    assert list(outer) == [0] and inner == {}
+
+
+def test_recording_sees_what_an_earlier_edit_made(stack: Stack):
+    with attach(stack.layers, {0: lambda h: h * 3}), record(stack.layers, [0]) as states:
+        stack(ZERO)
+    assert torch.equal(states[0], ZERO + 3)
+
+
+def test_arguments_of_a_call_are_seen_before_it_runs(stack: Stack):
+    seen: list[Any] = []
+
+    def observe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs, stack.layers[0].calls))
+
+    with before_call(stack, observe):
+        assert torch.equal(stack(ZERO, scale=2.0), ZERO + 222)
+    stack(ZERO)
+    assert len(seen) == 1
+    assert seen[0][0][0] is ZERO and seen[0][1:] == ({"scale": 2.0}, 0)
+
+
+def test_other_threads_are_untouched(stack: Stack):
+    seen: list[Any] = []
+    results: dict[str, Any] = {}
+
+    def work() -> None:
+        results["output"] = stack(ZERO)
+
+    with (
+        attach(stack.layers, {0: lambda h: h * 0 - 1}),
+        before_call(stack, lambda *call: seen.append(call)),
+        record(stack.layers, [1], stop=True) as states,
+    ):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert states == {} and seen == []
+    assert torch.equal(results["output"], ZERO + 111)

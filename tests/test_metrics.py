@@ -1,0 +1,241 @@
+"""Metrics: the same numbers as a plain NumPy computation gives, with honest intervals."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from easyedit_dualedit.batch import IGNORED
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.metrics import (
+    AVERAGE,
+    answer_agreement,
+    exact_match,
+    interval,
+    normalised,
+    summary,
+    token_accuracy,
+)
+from easyedit_dualedit.records import METRICS
+
+
+def padded(rows: list[list[int]], width: int, side: str, filler: int) -> Tensor:
+    """Return rows of one width, padded on one side."""
+    filled = []
+    for row in rows:
+        padding = [filler] * (width - len(row))
+        filled.append(padding + row if side == "left" else row + padding)
+    return torch.tensor(filled)
+
+
+def logits_that_answer(answers: Tensor, vocabulary: int = 9) -> Tensor:
+    """Return noisy logits whose arg-max at a position is the answer one to the right of it."""
+    logits = torch.rand(*answers.shape, vocabulary)
+    rows, columns = answers.shape
+    for row in range(rows):
+        for column in range(columns - 1):
+            logits[row, column, answers[row, column + 1].clamp(min=0)] += 2.0
+    return logits
+
+
+def numpy_accuracy(logits: Tensor, labels: Tensor) -> list[float]:
+    values, expected = logits.numpy(), labels.numpy()
+    found = []
+    for row in range(len(expected)):
+        places = [at for at in range(expected.shape[1]) if expected[row, at] != IGNORED]
+        hits = [int(np.argmax(values[row, at - 1])) == expected[row, at] for at in places]
+        found.append(float(np.mean(hits)))
+    return found
+
+
+def numpy_agreement(plain: Tensor, edited: Tensor, labels: Tensor) -> list[float]:
+    expected = labels.numpy()
+    found = []
+    for row in range(len(expected)):
+        places = [at for at in range(expected.shape[1]) if expected[row, at] != IGNORED]
+        found.append(
+            float(
+                np.mean(
+                    [
+                        np.argmax(plain[row, at - 1].numpy())
+                        == np.argmax(edited[row, at - 1].numpy())
+                        for at in places
+                    ]
+                )
+            )
+        )
+    return found
+
+
+def random_labels(count: int = 40, width: int = 12) -> Tensor:
+    """Return labels of rows whose answers have 1 to 5 tokens anywhere but at the first place."""
+    generator = np.random.default_rng(1)
+    labels = torch.full((count, width), IGNORED)
+    for row in range(count):
+        length = int(generator.integers(1, 6))
+        start = int(generator.integers(1, width - length + 1))
+        labels[row, start : start + length] = torch.from_numpy(generator.integers(0, 5, length))
+    return labels
+
+
+def test_token_accuracy_agrees_with_numpy():
+    labels = random_labels()
+    logits = torch.randn(*labels.shape, 5)
+    got = token_accuracy(logits, labels)
+    assert got == pytest.approx(numpy_accuracy(logits, labels), abs=1e-12)
+    assert len({round(value, 3) for value in got}) > 4
+
+
+def test_agreement_agrees_with_numpy():
+    labels = random_labels()
+    plain = torch.randn(*labels.shape, 5)
+    edited = plain + torch.randn(*labels.shape, 5)
+    got = answer_agreement(plain, edited, labels)
+    assert got == pytest.approx(numpy_agreement(plain, edited, labels), abs=1e-12)
+    assert len({round(value, 3) for value in got}) > 4
+    assert answer_agreement(plain, plain, labels) == [1.0] * len(labels)
+
+
+def test_agreement_reads_labels_only_for_the_place_of_the_answer():
+    labels = random_labels()
+    plain, edited = torch.randn(2, *labels.shape, 5)
+    other = torch.where(labels == IGNORED, IGNORED, (labels + 1) % 5)
+    assert answer_agreement(plain, edited, labels) == answer_agreement(plain, edited, other)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_known_row_scores_what_was_counted_by_hand(side: str):
+    said = padded([[0, 1, 2, 3, 4], [0, 5, 6]], 7, side, 8)
+    labels = padded([[IGNORED, IGNORED, 2, 3, 7], [IGNORED, IGNORED, 6]], 7, side, IGNORED)
+    assert token_accuracy(logits_that_answer(said), labels) == pytest.approx([2 / 3, 1.0])
+
+
+def test_the_padding_side_and_what_stands_in_the_padding_do_not_matter():
+    answers = [[0, 1, 2, 3, 4], [0, 5, 6], [0, 1, 3, 3]]
+    asked = [[IGNORED, IGNORED, 2, 3, 7], [IGNORED, 1, 6], [IGNORED, IGNORED, 2, 3]]
+    found = []
+    for side in ("left", "right"):
+        for filler in (0, 6):
+            labels = padded(asked, 8, side, IGNORED)
+            plain = logits_that_answer(padded(answers, 8, side, filler))
+            changed = [[row[0], *(value + (value == 3) for value in row[1:])] for row in answers]
+            edited = logits_that_answer(padded(changed, 8, side, filler))
+            found.append((token_accuracy(plain, labels), answer_agreement(plain, edited, labels)))
+    assert found[0] == ([2 / 3, 0.5, 0.5], [2 / 3, 1.0, 0.0])
+    assert all(other == found[0] for other in found)
+
+
+def test_rows_without_an_answer_are_refused_by_number():
+    labels = random_labels(4)
+    labels[1] = labels[3] = IGNORED
+    logits = torch.randn(*labels.shape, 5)
+    with pytest.raises(DataError, match=r"rows \[1, 3\] have no answer token"):
+        token_accuracy(logits, labels)
+    with pytest.raises(DataError, match=r"rows \[1, 3\] have no answer token"):
+        answer_agreement(logits, logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("answer", "target"),
+    [
+        ("A Kite", "a kite"),
+        ("a kite.", "a kite"),
+        ("  a \n\t kite ", "a kite"),
+        ("a kite .", "a kite"),
+        ("STRASSE", "straße"),
+        ("２", "2"),
+        ("ﬁne", "fine"),
+        ("caf\u0065\u0301", "caf\u00e9"),
+        ("a\u00a0kite", "a kite"),
+        ("", " ."),
+    ],
+)
+def test_case_white_space_and_a_final_stop_do_not_count(answer: str, target: str):
+    assert exact_match(answer, target) == exact_match(target, answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "target"),
+    [
+        ("a kite", "kite"),
+        ("kites", "kite"),
+        ("", "kite"),
+        ("2.5", "25"),
+        ("a kite!", "a kite"),
+        ("akite", "a kite"),
+        (".5", "5"),
+        ("no", "yes"),
+    ],
+)
+def test_everything_else_counts(answer: str, target: str):
+    assert exact_match(answer, target) == exact_match(target, answer) == 0.0
+
+
+@pytest.mark.parametrize("text", ["A  Kite.", "ＡＢＣ.", "İstanbul", "ǅ", "ﬃ…", " a . b. "])
+def test_normalising_twice_is_normalising_once(text: str):
+    assert normalised(normalised(text)) == normalised(text)
+
+
+def test_an_interval_holds_its_mean_and_repeats_itself():
+    values = np.random.default_rng(4).random(60).tolist()
+    found = interval(values)
+    assert found.mean == pytest.approx(100 * float(np.mean(values)))
+    assert 0.0 <= found.low < found.mean < found.high <= 100.0
+    assert found.n == 60
+    assert interval(values) == found
+    assert interval(values, seed=1) != found
+    assert interval(values, seed=1).mean == found.mean
+
+
+def test_an_interval_is_as_wide_as_theory_says():
+    values = np.random.default_rng(4).normal(0.5, 0.1, 400)
+    found = interval(values.tolist())
+    half = 1.96 * values.std() / math.sqrt(len(values)) * 100
+    assert found.high - found.mean == pytest.approx(half, rel=0.1)
+    assert found.mean - found.low == pytest.approx(half, rel=0.1)
+
+
+def test_an_interval_narrows_with_the_root_of_the_number_of_cases():
+    few, many = interval([0.0, 1.0] * 10), interval([0.0, 1.0] * 160)
+    ratio = (few.high - few.low) / (many.high - many.low)
+    assert ratio == pytest.approx(4.0, rel=0.15)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_equal_cases_leave_no_doubt(value: float):
+    found = interval([value] * 7)
+    assert (found.mean, found.low, found.high, found.n) == (value * 100,) * 3 + (7,)
+    single = interval([value])
+    assert (single.low, single.high, single.n) == (value * 100, value * 100, 1)
+
+
+def test_nothing_to_average_is_refused():
+    with pytest.raises(DataError, match="no cases"):
+        interval([])
+    with pytest.raises(DataError, match="no cases"):
+        summary([])
+
+
+def test_the_summary_averages_the_five_metrics_of_each_case():
+    generator = np.random.default_rng(2)
+    cases = [
+        dict(zip(METRICS, generator.integers(0, 2, 5).astype(float).tolist(), strict=True))
+        for _ in range(30)
+    ]
+    found = summary(cases)
+    assert tuple(found) == (*METRICS, AVERAGE)
+    table = np.array([[case[metric] for metric in METRICS] for case in cases])
+    for place, metric in enumerate(METRICS):
+        assert found[metric].mean == pytest.approx(100 * table[:, place].mean())
+    assert found[AVERAGE].mean == pytest.approx(100 * table.mean())
+    # The average of a case is one number, so its interval is that of 30 cases, not of 150.
+    assert found[AVERAGE] == interval(table.mean(1).tolist())
+
+
+def test_an_interval_can_be_written_as_json():
+    values = json.loads(json.dumps(interval([0.0, 1.0, 1.0]).to_dict()))
+    assert set(values) == {"mean", "low", "high", "n"}
+    assert isinstance(values["n"], int)

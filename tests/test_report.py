@@ -1,0 +1,111 @@
+"""Report: the table shows every method under every protocol, whatever the texts hold."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from easyedit_dualedit.metrics import PROTOCOLS
+from easyedit_dualedit.records import METRICS
+from easyedit_dualedit.report import metrics_table, print_report
+
+NAMES = ("unedited", "DualEdit")
+
+
+def numbers(start: float) -> dict[str, Any]:
+    return {
+        metric: {"mean": start + place, "low": start + place - 2.0, "high": start + place + 1.0}
+        | {"n": 40}
+        for place, metric in enumerate((*METRICS, "average"))
+    }
+
+
+def metrics_of(names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+    return {
+        "methods": {
+            name: {
+                "protocols": {
+                    protocol: numbers(10.0 + 30 * row + 10 * place)
+                    for place, protocol in enumerate(PROTOCOLS)
+                }
+            }
+            for row, name in enumerate(names)
+        }
+    }
+
+
+def case_of(index: int = 0, text: str = "a kite", names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+    return {
+        "index": index,
+        "queries": {
+            metric: {"prompt": f"{metric}? {text}", "image": None, "target": text}
+            for metric in METRICS
+        },
+        "before": {metric: f"before {text}" for metric in METRICS},
+        "methods": {
+            name: {
+                "answers": {metric: f"after {text}" for metric in METRICS},
+                "gate": {}
+                if name == "unedited"
+                else {
+                    metric: {"similarity": 0.25, "open": metric in METRICS[:3]}
+                    for metric in METRICS
+                },
+            }
+            for name in names
+        },
+    }
+
+
+def printed(cases: list[dict[str, Any]], *, method: str = "DualEdit", **options: Any) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=200)
+    print_report(console, metrics_of(), cases, method=method, **options)
+    return stream.getvalue()
+
+
+def test_the_table_has_a_row_for_each_protocol_and_method():
+    table = metrics_table(metrics_of())
+    columns = [list(column.cells) for column in table.columns]
+    rows = list(zip(*columns, strict=True))
+    assert [row[:2] for row in rows] == [
+        ("generate", "unedited"),
+        ("generate", "DualEdit"),
+        ("visedit", "unedited"),
+        ("visedit", "DualEdit"),
+    ]
+    assert rows[0][2:] == tuple(f"{20 + place}.0 ±1.5" for place in range(6))
+    assert rows[3][2:] == tuple(f"{40 + place}.0 ±1.5" for place in range(6))
+    titles = [str(column.header).replace("\n", " ") for column in table.columns[2:]]
+    assert titles == [*(metric.replace("_", " ") for metric in METRICS), "average"]
+
+
+def test_the_report_says_what_its_protocols_are_and_how_many_edits_it_counts():
+    text = printed([case_of(0)])
+    assert "generate: free greedy answers" in text
+    assert "visedit: the papers' protocol" in text
+    assert "40 edits, each made and measured alone" in text
+
+
+def test_examples_show_prompts_answers_and_the_gate():
+    text = printed([case_of(7)])
+    assert "edit 7: 'reliability? a kite' -> 'a kite'" in text
+    assert text.count("before a kite") == text.count("after a kite") == 5
+    assert text.count("open 0.250") == 3
+    assert text.count("closed 0.250") == 2
+    assert "open" not in printed([case_of(7)], method="unedited")
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, [0]), (2, [0, 1]), (9, [0, 3, 6])])
+def test_examples_are_spread_over_the_cases(count: int, shown: list[int]):
+    text = printed([case_of(index) for index in range(count)])
+    assert [index for index in range(count) if f"edit {index}:" in text] == shown
+
+
+@pytest.mark.parametrize("text", ["[/INST]", "[red]", "[bold]a[/bold]", "[1] [link=x]"])
+def test_texts_are_shown_as_they_are(text: str):
+    shown = printed([case_of(0, text)])
+    assert f"before {text}" in shown
+    assert f"after {text}" in shown
+    assert f"reliability? {text}" in shown

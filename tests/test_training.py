@@ -1,0 +1,206 @@
+"""Training: losses fall, only adapters change, runs continue where they stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import picture, tiny_config
+from tiny_models import TinyModel
+
+from easyedit_dualedit import training
+from easyedit_dualedit.config import TrainingConfig
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
+from easyedit_dualedit.records import METRICS, Record, load_records
+from easyedit_dualedit.training import batch_indices, calibrate, step_losses, train
+
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+def write_data(folder: Path, count: int = 8) -> Path:
+    """Return a data file of `count` records with their pictures beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for index in range(count):
+        colour, other = COLOURS[index % 4], COLOURS[(index + 1) % 4]
+        picture(colour, (30 + index, 40)).save(folder / f"{index}.png")
+        picture(other, (40, 30 + index)).save(folder / f"{index}_other.png")
+        items.append(
+            {
+                "src": f"What colour is circle {index}?",
+                "pred": colour,
+                "rephrase": f"Circle {index} is which colour?",
+                "alt": other,
+                "image": f"{index}.png",
+                "image_rephrase": f"{index}.png",
+                "loc": f"nq question: where is the star {index}",
+                "loc_ans": "top left",
+                "m_loc": f"{index}_other.png",
+                "m_loc_q": "How many squares are there?",
+                "m_loc_a": "three",
+            }
+        )
+    path = folder / "data.json"
+    path.write_text(json.dumps(items), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    return load_records(write_data(tmp_path), tmp_path)
+
+
+def fast(**changes: object) -> TrainingConfig:
+    values = {
+        "steps": 40,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "text_locality_weight": 0.1,
+        "gate_steps": 20,
+    }
+    return TrainingConfig.from_dict(values | changes)
+
+
+def editor_of(tiny: TinyModel) -> DualEditor:
+    return DualEditor(tiny.model, tiny.processor, tiny_config(gate="cosine"))
+
+
+def test_training_lowers_the_loss_and_leaves_the_model_alone(
+    tiny: TinyModel, records: list[Record]
+):
+    before = {k: v.clone() for k, v in tiny.model.state_dict().items()}
+    required = [p.requires_grad for p in tiny.model.parameters()]
+    editor = editor_of(tiny)
+    config = fast()
+    start = step_losses(editor, records[:4], config)
+    found = train(editor, records, config, progress=False)
+    end = step_losses(editor, records[:4], config)
+    assert float(end.total.detach()) < 0.8 * float(start.total.detach())
+    assert set(start.by_metric) == set(METRICS)
+    # An untrained adapter changes nothing, so it diverges by nothing.
+    assert start.by_metric["image_locality"] == pytest.approx(0.0, abs=1e-6)
+    assert all(torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items())
+    assert required == [p.requires_grad for p in tiny.model.parameters()]
+    assert all(p.grad is None for p in tiny.model.parameters())
+    assert set(found) == {"cosine", "centred", "last-token", "learned"}
+    assert editor.gate.threshold == pytest.approx(found["cosine"].threshold)
+
+
+def test_gradients_reach_every_adapter_parameter(tiny: TinyModel, records: list[Record]):
+    editor = editor_of(tiny)
+    with torch.no_grad():
+        for name, parameter in editor.adapters.named_parameters():
+            if "output" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    step_losses(editor, records[:4], fast()).total.backward()
+    missing = [n for n, p in editor.adapters.named_parameters() if p.grad is None]
+    assert not missing
+
+
+def test_a_weight_of_zero_computes_nothing(llava: TinyModel, records: list[Record]):
+    config = fast(text_locality_weight=0.0, image_locality_weight=0.0)
+    losses = step_losses(editor_of(llava), records[:4], config)
+    assert set(losses.by_metric) == {"reliability", "text_generality", "image_generality"}
+
+
+def test_losses_equal_those_of_a_plain_implementation(tiny: TinyModel, records: list[Record]):
+    editor = editor_of(tiny)
+    with torch.no_grad():
+        for name, parameter in editor.adapters.named_parameters():
+            if "output" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    chosen = records[:3]
+    got = step_losses(editor, chosen, fast(end_of_answer=False))
+    logs: dict[str, list[torch.Tensor]] = {metric: [] for metric in METRICS}
+    for item in chosen:
+        edited = editor.edited(editor.read([item.request]), gate=editor.open_gate())
+        for metric, query in zip(METRICS, item.queries, strict=True):
+            batch = editor.encoder.encode([query])
+            start = int(batch.layout.gate[0])
+            answer = batch.inputs["input_ids"][0, start + 1 :]
+            with torch.no_grad():
+                after = edited(**batch.inputs).logits[0, start:-1].log_softmax(-1)
+                before = tiny.model(**batch.inputs).logits[0, start:-1].log_softmax(-1)
+            if "locality" in metric:
+                logs[metric].append((before.exp() * (before - after)).sum(-1))
+            else:
+                logs[metric].append(-after.gather(1, answer[:, None])[:, 0])
+    for metric, parts in logs.items():
+        expected = float(torch.cat(parts).mean())
+        assert got.by_metric[metric] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_one_seed_gives_one_result(llava: TinyModel, records: list[Record]):
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        editor = editor_of(llava)
+        train(editor, records, fast(steps=3), progress=False)
+        states.append(editor.state_dict())
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_an_interrupted_run_continues_as_if_unbroken(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
+    config = fast(steps=6, schedule="one-cycle")
+    torch.manual_seed(5)
+    whole = editor_of(llava)
+    start = {k: v.clone() for k, v in whole.state_dict().items()}
+    train(whole, records, config, progress=False)
+
+    checkpoint = tmp_path / "run" / "training.pt"
+    broken = editor_of(llava)
+    broken.load_state_dict(start)
+    calls = {"n": 0}
+    real = training.step_losses
+
+    def failing(*arguments: object) -> training.StepLosses:
+        calls["n"] += 1
+        if calls["n"] == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "step_losses", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, records, config, checkpoint=checkpoint, progress=False)
+    monkeypatch.setattr(training, "step_losses", real)
+    assert checkpoint.is_file()
+    continued = editor_of(llava)
+    train(continued, records, config, checkpoint=checkpoint, progress=False)
+    assert checkpoint.is_file(), "it stays until the adapters are saved"
+    assert all(torch.equal(v, continued.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(training, "calibrate", lambda *_: pytest.fail("stop before calibration"))
+    checkpoint = tmp_path / "training.pt"
+    with pytest.raises(BaseException, match="stop before"):
+        train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
+    with pytest.raises(ArchiveError, match="another configuration"):
+        train(editor_of(llava), records, fast(steps=9), checkpoint=checkpoint, progress=False)
+    checkpoint.write_bytes(b"no checkpoint")
+    with pytest.raises(ArchiveError, match="damaged"):
+        train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
+
+
+def test_too_few_records_are_refused(llava: TinyModel, records: list[Record]):
+    with pytest.raises(DataError, match="2 records are fewer than a batch of 4"):
+        train(editor_of(llava), records[:2], fast(), progress=False)
+    with pytest.raises(CalibrationError, match="no records to calibrate"):
+        calibrate(editor_of(llava), [])
+
+
+def test_every_epoch_sees_every_record_once_in_another_order():
+    config = fast(batch_size=3)
+    epochs = [
+        [i for step in range(e * 4, e * 4 + 4) for i in batch_indices(step, 12, config)]
+        for e in (0, 1)
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
+    assert epochs[0] != epochs[1]
