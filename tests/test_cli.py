@@ -556,12 +556,11 @@ def test_a_training_that_could_not_be_saved_is_not_lost(
     command = work.train("--output", output, hparams=work.hparams(lr=0.01))
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
 
-    def full(*_arguments: Any) -> None:
+    def full(*_arguments: Any, **_options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr("easyedit_dualedit.archive.save_file", full)
-        patched.setattr("easyedit_dualedit.archive.os.replace", full)
         assert "cannot save adapters" in call(command).error
     interrupt_at(monkeypatch, 0)
     assert call(command).code == 0
