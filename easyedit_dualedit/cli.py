@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from easyedit_dualedit import __version__
+from easyedit_dualedit.config import GateKind
 from easyedit_dualedit.errors import DualEditError
 
 DEFAULT_COMMAND = "demo"
@@ -116,7 +118,27 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "Edit every record of a file in MMEdit's format, alone, and measure all of its queries."
     )
     _add_model(parser, "hparams/DualEdit/<model>.yaml; default: the testbed's")
-    _add_data(parser)
+    _add_data(parser, required=False)
+    parser.add_argument(
+        "--gates",
+        nargs="+",
+        choices=get_args(GateKind),
+        metavar="KIND",
+        help=f"a row for each of these gates ({', '.join(get_args(GateKind))}), instead of the"
+        " hparams' gate",
+    )
+    parser.add_argument(
+        "--specificity",
+        action="store_true",
+        help="also ask RI, NI and CI: half of the edit, and the samples most like it",
+    )
+    parser.add_argument(
+        "--others",
+        type=Path,
+        metavar="FILE",
+        help="records that --specificity draws other pictures and questions from, usually the"
+        " training records; pictures are in --images (default: the other records of --data)",
+    )
     _add_run(parser, "evaluate")
 
 
@@ -129,10 +151,16 @@ def _add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
     parser.add_argument("--device", help="cpu, cuda:0, ..., instead of the hparams' device")
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="JSON file in MMEdit's format")
+def _add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    default = "" if required else " (default: the testbed's)"
     parser.add_argument(
-        "--images", type=Path, required=True, help="folder that its picture names are relative to"
+        "--data", type=Path, required=required, help=f"JSON file in MMEdit's format{default}"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=required,
+        help="folder that its picture names are relative to",
     )
     parser.add_argument("--limit", type=_count, help="use only the first records")
     parser.add_argument(

@@ -14,10 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from easyedit_dualedit import __version__
+from easyedit_dualedit import __version__, testbed
 from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.checkpoint import records_digest
-from easyedit_dualedit.config import TrainingConfig, read_yaml
+from easyedit_dualedit.config import (
+    PUBLISHED_THRESHOLD,
+    GateConfig,
+    GateKind,
+    TrainingConfig,
+    read_yaml,
+)
 from easyedit_dualedit.demo import (
     DUALEDIT,
     DemoAdapters,
@@ -35,10 +41,12 @@ from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
     DualEditMultimodalTrainingHparams,
 )
+from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
 from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.report import print_report
 from easyedit_dualedit.runs import METRICS_FILE, Run
+from easyedit_dualedit.specificity import specificity_queries
 from easyedit_dualedit.training import train as train_adapters
 
 _HPARAMS = Path(__file__).parent.parent / "hparams"
@@ -102,23 +110,27 @@ def edit(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Edit every record of a file, measure all of its queries and print the table."""
-    records = load_records(
-        arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
-    )
+    folder: Path = arguments.output / arguments.name
     hparams = _hparams(arguments, DualEditMultimodalHparams, "DualEdit")
+    records, others = _evaluated(arguments, hparams, folder / "data")
     editor = _editor(hparams)
-    methods: dict[str, Method] = {
-        "unedited": lambda _record: None,
-        DUALEDIT: lambda record: editor.edited(editor.read([record.request])),
-    }
+    methods: dict[str, Method] = {"unedited": lambda _record: None}
+    for kind in arguments.gates or [None]:
+        name = DUALEDIT if kind is None else f"{DUALEDIT}, {kind} gate"
+        methods[name] = _with_gate(editor, kind)
     settings = _settings(
         records,
         methods,
         {"archive": Path(hparams.archive or "")},
         hparams=_plain(hparams.to_dict()),
+        others=records_digest(others, with_pictures=True) if arguments.specificity else None,
     )
-    run = Run(arguments.output / arguments.name, settings, fresh=arguments.fresh)
-    _evaluate(run, records, editor.encoder, methods, DUALEDIT)
+    run = Run(folder, settings, fresh=arguments.fresh)
+    further = None
+    if arguments.specificity:
+        queries = specificity_queries(records, others, editor.encoder)
+        further = {record.index: more for record, more in zip(records, queries, strict=True)}
+    _evaluate(run, records, editor.encoder, methods, list(methods)[1], further)
 
 
 def _evaluate(
@@ -127,12 +139,51 @@ def _evaluate(
     encoder: Encoder,
     methods: Mapping[str, Method],
     shown: str,
+    further: Mapping[int, Mapping[str, Query]] | None = None,
 ) -> None:
-    cases = evaluate_records(records, encoder, methods, run)
+    cases = evaluate_records(records, encoder, methods, run, further=further)
     metrics = run.finish(cases)
     console = _console()
     print_report(console, metrics, cases, method=shown)
     console.print(f"written: {run.folder / METRICS_FILE}, one JSON per case beside it")
+
+
+def _evaluated(
+    arguments: argparse.Namespace, hparams: DualEditMultimodalHparams, folder: Path
+) -> tuple[list[Record], list[Record]]:
+    """Return the records to edit, and those that specificity draws from."""
+    if (arguments.data is None) != (arguments.images is None):
+        raise ConfigError("--data and --images go together; give both, or neither for the testbed")
+    if arguments.others is not None and arguments.data is None:
+        raise ConfigError(
+            "--others needs --data and --images; without them the testbed has its own"
+        )
+    if arguments.data is None:
+        if hparams.model_name != TESTBED and hparams.model_name != str(testbed.model_folder()):
+            raise ConfigError(
+                f"the testbed's records say nothing about {hparams.model_name}; give --data and"
+                " --images"
+            )
+        # Drawn whole and then cut, so that the same folder serves every --limit.
+        records = demo_records(folder, "eval")[: arguments.limit]
+        return records, demo_records(folder, "train") if arguments.specificity else []
+    records = load_records(
+        arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
+    )
+    if arguments.others is None:
+        return records, records
+    others = load_records(arguments.others, arguments.images, template=arguments.template)
+    return records, others
+
+
+def _with_gate(editor: DualEditor, kind: GateKind | None) -> Method:
+    if kind is None:
+        return lambda record: editor.edited(editor.read([record.request]))
+    threshold = PUBLISHED_THRESHOLD if kind == "last-token" else None
+    gate = editor.gate.with_config(GateConfig(kind=kind, threshold=threshold))
+    if gate.kind != kind:
+        raise ConfigError(f"the archive holds no trained {kind} gate; leave it out of --gates")
+    return lambda record: editor.edited(editor.read([record.request]), gate=gate)
 
 
 def _train_demo(name: str, target: Path, data: Path, steps: int | None) -> None:

@@ -9,24 +9,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from easyedit_dualedit.batch import Batch, Encoder
+from easyedit_dualedit.batch import Batch, Encoder, Query
 from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.gate import Routing
-from easyedit_dualedit.metrics import LOCALITY, answer_agreement, exact_match, token_accuracy
+from easyedit_dualedit.metrics import answer_agreement, exact_match, token_accuracy
 from easyedit_dualedit.records import METRICS, Record
 from easyedit_dualedit.runs import Run
+from easyedit_dualedit.scope import IN_SCOPE
 
 _SPARE_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says to the queries of n records, five rows a record in the order of METRICS."""
+    """What a model says to the queries of n records, k rows a record."""
 
     generated: tuple[str, ...]
-    """Greedy answers to the prompts alone, 5 n."""
+    """Greedy answers to the prompts alone, n k."""
     logits: Tensor
-    """Teacher-forced, [5 n, s, v]."""
+    """Teacher-forced, [n k, s, v]."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,23 @@ class Case:
     values: Mapping[str, Mapping[str, float]]
     """Protocol -> metric -> value, 0 to 1."""
     answers: tuple[str, ...]
-    """Generated, in the order of `METRICS`."""
+    """Generated, in the order of `names`."""
     similarity: tuple[float, ...]
     """Of each query to the edit; empty without an edit."""
     is_open: tuple[bool, ...]
     """Whether the gate opened for each query; empty without an edit."""
+    names: tuple[str, ...] = METRICS
+    """What each query measures."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
         return {
             "values": {protocol: dict(found) for protocol, found in self.values.items()},
-            "answers": dict(zip(METRICS, self.answers, strict=True)),
+            "answers": dict(zip(self.names, self.answers, strict=True)),
             "gate": {
                 metric: {"similarity": similarity, "open": is_open}
                 for metric, similarity, is_open in zip(
-                    METRICS, self.similarity, self.is_open, strict=False
+                    self.names, self.similarity, self.is_open, strict=False
                 )
             },
         }
@@ -62,18 +65,37 @@ class RecordQueries:
     The records share forwards but nothing else: each is answered by its own edited model.
     """
 
-    def __init__(self, encoder: Encoder, records: Sequence[Record]):
+    def __init__(
+        self,
+        encoder: Encoder,
+        records: Sequence[Record],
+        further: Sequence[Mapping[str, Query]] | None = None,
+    ):
         """Encode the queries with and without their targets.
+
+        Args:
+            encoder: encodes for the model that is edited.
+            records: whose five queries are asked.
+            further: more queries of each record by what they measure, the same kinds in the same
+                order for each; all are compared with the unedited model, as locality is.
 
         Raises:
             DataError: if a picture cannot be read or a target tokenises to nothing.
         """
         self._encoder = encoder
-        self._queries = [query for record in records for query in record.queries]
-        self._forced: Batch = encoder.encode(self._queries)
-        self._prompts: Batch = encoder.encode(self._queries, with_target=False)
-        longest = self._forced.target.sum(1).view(-1, len(METRICS)).amax(1) + _SPARE_TOKENS
-        self._new_tokens: list[int] = longest.repeat_interleave(len(METRICS)).tolist()
+        further = [{} for _ in records] if further is None else further
+        self.names = (*METRICS, *(further[0] if further else ()))
+        """What each of a record's queries measures."""
+        self.queries = [
+            query
+            for record, more in zip(records, further, strict=True)
+            for query in (*record.queries, *more.values())
+        ]
+        """All queries, record by record."""
+        self._forced: Batch = encoder.encode(self.queries)
+        self._prompts: Batch = encoder.encode(self.queries, with_target=False)
+        longest = self._forced.target.sum(1).view(-1, len(self.names)).amax(1) + _SPARE_TOKENS
+        self._new_tokens: list[int] = longest.repeat_interleave(len(self.names)).tolist()
         self.before = self.answers(encoder.backbone.model)
         """What the unedited model says."""
 
@@ -103,7 +125,7 @@ class RecordQueries:
         edited = [model for model in models if model is not None]
         if not edited:
             return self._scored(self.before, None)
-        together = EditedModel.side_by_side(edited, len(METRICS))
+        together = EditedModel.side_by_side(edited, len(self.names))
         routing = together.route(layout=self._prompts.layout, **self._prompts.inputs)
         return self._scored(self.answers(together), routing)
 
@@ -113,18 +135,18 @@ class RecordQueries:
         agreement = answer_agreement(self.before.logits, after.logits, labels)
         similarity = routing.similarity.tolist() if routing else []
         is_open = routing.is_open.tolist() if routing else []
-        count = len(METRICS)
+        count = len(self.names)
         cases = []
-        for start in range(0, len(self._queries), count):
+        for start in range(0, len(self.queries), count):
             forced, generated = {}, {}
-            for row, metric in enumerate(METRICS, start):
+            for row, metric in enumerate(self.names, start):
                 answer, before = after.generated[row], self.before.generated[row]
-                if metric in LOCALITY:
+                if metric not in IN_SCOPE:
                     forced[metric] = agreement[row]
                     generated[metric] = float(answer == before)
                 else:
                     forced[metric] = accuracy[row]
-                    generated[metric] = exact_match(answer, self._queries[row].target or "")
+                    generated[metric] = exact_match(answer, self.queries[row].target or "")
             own = slice(start, start + count)
             cases.append(
                 Case(
@@ -132,6 +154,7 @@ class RecordQueries:
                     after.generated[own],
                     tuple(similarity[own]),
                     tuple(is_open[own]),
+                    self.names,
                 )
             )
         return cases
@@ -147,6 +170,7 @@ def evaluate(
     methods: Mapping[str, Method],
     run: Run,
     *,
+    further: Mapping[int, Mapping[str, Query]] | None = None,
     batch_size: int = 10,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -159,6 +183,7 @@ def evaluate(
         encoder: encodes for the model that is edited.
         methods: by name, in the order of the table.
         run: where cases are stored.
+        further: more queries of each record, by its index; see `RecordQueries`.
         batch_size: records whose queries share a forward; each still sees its own edit alone.
         progress: whether to show a bar.
 
@@ -171,7 +196,9 @@ def evaluate(
             # The same batches however often a run was stopped: rounding depends on them.
             chosen = records[start : start + batch_size]
             if any(found[record.index] is None for record in chosen):
-                for record, case in zip(chosen, _cases(chosen, encoder, methods), strict=True):
+                more = None if further is None else [further[record.index] for record in chosen]
+                made = _cases(chosen, RecordQueries(encoder, chosen, more), methods)
+                for record, case in zip(chosen, made, strict=True):
                     if found[record.index] is None:
                         run.store(record.index, case)
                         found[record.index] = case
@@ -180,25 +207,25 @@ def evaluate(
 
 
 def _cases(
-    records: Sequence[Record], encoder: Encoder, methods: Mapping[str, Method]
+    records: Sequence[Record], queries: RecordQueries, methods: Mapping[str, Method]
 ) -> list[dict[str, Any]]:
-    queries = RecordQueries(encoder, records)
+    count = len(queries.names)
     by_method = {
         name: queries.cases([method(record) for record in records])
         for name, method in methods.items()
     }
     stored = []
     for place, record in enumerate(records):
-        before = queries.before.generated[place * len(METRICS) : (place + 1) * len(METRICS)]
+        own = slice(place * count, (place + 1) * count)
         shown = {}
-        for metric, query in zip(METRICS, record.queries, strict=True):
+        for metric, query in zip(queries.names, queries.queries[own], strict=True):
             image = query.image.name if isinstance(query.image, Path) else None
             shown[metric] = {"prompt": query.prompt, "image": image, "target": query.target}
         stored.append(
             {
                 "index": record.index,
                 "queries": shown,
-                "before": dict(zip(METRICS, before, strict=True)),
+                "before": dict(zip(queries.names, queries.before.generated[own], strict=True)),
                 "methods": {name: cases[place].to_dict() for name, cases in by_method.items()},
             }
         )

@@ -20,18 +20,24 @@ from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.gate import Calibration, ScopeSample, best_threshold
 from easyedit_dualedit.hooks import record
 from easyedit_dualedit.records import METRICS, Record, queries_of
-from easyedit_dualedit.scope import IN_SCOPE, OTHER_QUESTION, SCOPE, scope_queries
+from easyedit_dualedit.scope import (
+    IN_SCOPE,
+    OTHER_QUESTION,
+    SCOPE,
+    first_answer_tokens,
+    scope_queries,
+)
 
 logger = logging.getLogger(__name__)
 
 CALIBRATION_RECORDS = 500
 """Records that a gate is calibrated on, at most."""
 
-GATE_RECORDS = 4000
+GATE_RECORDS = 6000
 """Records that a `learned` gate is trained on, at most: their states are held in memory."""
 
-_BATCH = 64
-_LEARNING_RATE = 1e-3
+_BATCH = 256
+_LEARNING_RATE = 2e-3
 _FEWEST = 4
 
 
@@ -138,8 +144,9 @@ def collect(
         gate[kind], _ = _states(editor, queries[kind], batch_size)
     everywhere = torch.ones(len(records), dtype=torch.bool, device=gate["reliability"].device)
     counts = dict.fromkeys(SCOPE, everywhere)
-    own = _first_tokens(editor, queries["reliability"], batch_size)
-    counts[OTHER_QUESTION] = own != _first_tokens(editor, queries[OTHER_QUESTION], batch_size)
+    own = first_answer_tokens(editor.encoder, queries["reliability"], batch_size)
+    other = first_answer_tokens(editor.encoder, queries[OTHER_QUESTION], batch_size)
+    counts[OTHER_QUESTION] = own != other
     return ScopeStates(gate, counts)
 
 
@@ -155,16 +162,6 @@ def _states(editor: DualEditor, queries: Sequence[Query], batch_size: int) -> tu
         gate.append(hidden[rows, batch.layout.gate.to(hidden.device)])
         last.append(hidden[rows, batch.layout.last.to(hidden.device)])
     return torch.cat(gate), torch.cat(last)
-
-
-def _first_tokens(editor: DualEditor, queries: Sequence[Query], batch_size: int) -> Tensor:
-    tokens = []
-    for start in range(0, len(queries), batch_size):
-        part = queries[start : start + batch_size]
-        batch = editor.encoder.encode(part, with_target=False)
-        logits = editor.backbone.model(**batch.inputs, use_cache=False).logits
-        tokens.append(logits[:, -1].argmax(-1))  # rows are padded on the left
-    return torch.cat(tokens)
 
 
 def _fit(

@@ -16,6 +16,7 @@ from torch import Tensor
 from easyedit_dualedit.batch import IGNORED
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.records import METRICS
+from easyedit_dualedit.specificity import FAMILIES
 
 PROTOCOLS = ("visedit", "generate")
 """Protocols that this module computes; numbers of different ones never share a column."""
@@ -90,16 +91,23 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
 
 
 def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
-    """Return the interval of each metric and of the average of the five.
+    """Return the interval of each metric, of the average of the five, and of RI, NI and CI.
 
     Args:
-        cases: for each case the value of every one of `METRICS`, 0 to 1.
+        cases: for each case the value of every one of `METRICS`, 0 to 1; and of the kinds of
+            `specificity.FAMILIES` if RI, NI and CI are wanted, each of which is the mean of its
+            kinds and no part of the average.
 
     Raises:
         DataError: if there are no cases.
     """
     found = {metric: interval([case[metric] for case in cases]) for metric in METRICS}
     found[AVERAGE] = interval([sum(case[metric] for metric in METRICS) / 5 for case in cases])
+    for name, kinds in FAMILIES.items():
+        if cases and all(kind in cases[0] for kind in kinds):
+            means = [sum(case[kind] for kind in kinds) / len(kinds) for case in cases]
+            found[name] = interval(means)
+            found |= {kind: interval([case[kind] for case in cases]) for kind in kinds}
     return found
 
 

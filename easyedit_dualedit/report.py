@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from easyedit_dualedit.metrics import AVERAGE, PROTOCOLS
-from easyedit_dualedit.records import METRICS
 
 _TITLES = {
     "reliability": "reliability",
@@ -17,11 +16,19 @@ _TITLES = {
     "text_locality": "text\nlocality",
     "image_locality": "image\nlocality",
     AVERAGE: "average",
+    "RI": "RI",
+    "NI": "NI",
+    "CI": "CI",
 }
 _EXPLANATIONS = {
     "generate": "generate: free greedy answers to the prompt alone, exact match",
     "visedit": "visedit: the papers' protocol, answer fed in, token accuracy",
 }
+
+_SPECIFICITY = (
+    "same answer before and after the edit: RI = its text with a random picture, its picture with a"
+    " random question; NI = its text without a picture; CI = the other samples most like it"
+)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
@@ -32,12 +39,14 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     table = Table(title="Percent, mean ± half of the bootstrap 95 % interval")
     table.add_column("protocol")
     table.add_column("method")
-    for title in _TITLES.values():
-        table.add_column(title, justify="right")
+    first = next(iter(metrics["methods"].values()))["protocols"][PROTOCOLS[0]]
+    columns = [metric for metric in _TITLES if metric in first]
+    for metric in columns:
+        table.add_column(_TITLES[metric], justify="right")
     for protocol in reversed(PROTOCOLS):
         for name, method in metrics["methods"].items():
             values = method["protocols"][protocol]
-            cells = [_cell(values[metric]) for metric in (*METRICS, AVERAGE)]
+            cells = [_cell(values[metric]) for metric in columns]
             table.add_row(protocol, name, *cells)
         table.add_section()
     return table
@@ -64,6 +73,8 @@ def print_report(
     console.print(metrics_table(metrics))
     for explanation in _EXPLANATIONS.values():
         console.print(explanation, style="dim")
+    if "RI" in next(iter(metrics["methods"].values()))["protocols"]["generate"]:
+        console.print(_SPECIFICITY, style="dim")
     console.print(f"{count} edits, each made and measured alone\n", style="dim")
     for case in cases[:: max(1, len(cases) // examples)][:examples]:
         console.print(_example(case, method))
@@ -82,7 +93,7 @@ def _example(case: Mapping[str, Any], method: str) -> Table:
     for column in ("query", "prompt", "picture", "before", "after", "gate"):
         table.add_column(column)
     found = case["methods"][method]
-    for metric in METRICS:
+    for metric in case["queries"]:
         query = case["queries"][metric]
         gate = found["gate"].get(metric)
         shown = "" if gate is None else f"{'open' if gate['open'] else 'closed'}"

@@ -60,8 +60,8 @@ def test_a_question_that_is_answered_alike_does_not_teach(
     llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "easyedit_dualedit.gate_training._first_tokens",
-        lambda _editor, queries, _size: torch.arange(len(queries)) * 0,
+        "easyedit_dualedit.gate_training.first_answer_tokens",
+        lambda _encoder, queries, _size: torch.arange(len(queries)) * 0,
     )
     states = collect(editor_of(llava), records, progress=False)
     assert not bool(states.counts[OTHER_QUESTION].any())

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Task = Literal["vqa", "caption"]
 
 DEFAULT_COUNTS: dict[tuple[Task, Split], int] = {
-    ("vqa", "train"): 3000,
+    ("vqa", "train"): 6000,
     ("vqa", "eval"): 300,
     ("caption", "train"): 500,
     ("caption", "eval"): 100,
@@ -85,7 +85,7 @@ def write_records(
         folder: made if need be.
         task: questions about pictures, or captions.
         split: decides scenes, locality scenes and facts; the two splits share none of them.
-        count: records; by default 3000 and 300 (vqa), 500 and 100 (caption).
+        count: records; by default 6000 and 300 (vqa), 500 and 100 (caption).
         seed: any integer; decides everything else.
 
     Raises:
