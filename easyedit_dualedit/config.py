@@ -39,7 +39,7 @@ class GateConfig:
         ConfigError: if the kind is unknown or the threshold is no cosine.
     """
 
-    kind: GateKind = "cosine"
+    kind: GateKind = "learned"
     """`cosine`, `centred` and `learned` read the last prompt token; `last-token` reads the label;
     `open` is no gate at all."""
     threshold: float | None = None

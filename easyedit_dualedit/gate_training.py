@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from easyedit_dualedit.answers import first_answer_tokens
 from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateKind, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
@@ -24,7 +25,6 @@ from easyedit_dualedit.scope import (
     IN_SCOPE,
     OTHER_QUESTION,
     SCOPE,
-    first_answer_tokens,
     scope_queries,
 )
 

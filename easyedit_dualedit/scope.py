@@ -4,10 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from easyedit_dualedit.batch import Encoder, Query
+from easyedit_dualedit.batch import Query
 from easyedit_dualedit.records import METRICS, Record, queries_of
 
 IN_SCOPE = ("reliability", "text_generality", "image_generality")
@@ -45,18 +42,3 @@ def scope_queries(records: Sequence[Record], *, seed: int = 0) -> dict[str, list
     found[OTHER_QUESTION] = [replace(own, prompt=other.request.prompt) for own, other in pairs]
     found[NO_IMAGE] = [replace(own, image=None) for own in requests]
     return found
-
-
-@torch.no_grad()
-def first_answer_tokens(encoder: Encoder, queries: Sequence[Query], batch_size: int = 32) -> Tensor:
-    """Return the token with which the unedited model begins its answer to each query, long [n].
-
-    Two questions about one picture that it begins to answer alike may mean the same, so that
-    nobody can say whether an edit of one should change the other.
-    """
-    tokens = []
-    for start in range(0, len(queries), batch_size):
-        batch = encoder.encode(queries[start : start + batch_size], with_target=False)
-        logits = encoder.backbone.model(**batch.inputs, use_cache=False).logits
-        tokens.append(logits[:, -1].argmax(-1))  # rows are padded on the left
-    return torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long)

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from easyedit_dualedit.answers import first_answer_tokens, with_own_answers
 from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.hooks import record as record_layers
 from easyedit_dualedit.records import Record
-from easyedit_dualedit.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION, first_answer_tokens
+from easyedit_dualedit.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ confusingly similar."""
 KINDS = tuple(kind for kinds in FAMILIES.values() for kind in kinds)
 
 _DRAWS = 8
-_ANSWER_TOKENS = 24
 _TIE = 1e-6
 
 
@@ -103,7 +103,7 @@ def specificity_queries(
             pool[_best(row, places, source)]
             for row, places in zip(similarity, allowed, strict=True)
         ]
-    answered = {kind: _answered(encoder, queries, batch_size) for kind, queries in found.items()}
+    answered = {kind: with_own_answers(encoder, queries, batch_size) for kind, queries in found.items()}
     return [{kind: answered[kind][place] for kind in KINDS} for place in range(len(records))]
 
 
@@ -187,21 +187,3 @@ def _best(similarity: Tensor, places: Sequence[int], source: random.Random) -> i
     values = similarity[torch.tensor(places, device=similarity.device)]
     best: list[int] = (values >= values.amax() - _TIE).nonzero().flatten().tolist()
     return places[source.choice(best)]
-
-
-@torch.no_grad()
-def _answered(encoder: Encoder, queries: Sequence[Query], batch_size: int) -> list[Query]:
-    """Return the queries with the unedited model's answer, or its absence, as their target."""
-    answered = []
-    for start in range(0, len(queries), batch_size):
-        part = queries[start : start + batch_size]
-        batch = encoder.encode(part, with_target=False)
-        tokens = encoder.backbone.model.generate(  # type: ignore[operator]
-            **batch.inputs, max_new_tokens=_ANSWER_TOKENS, do_sample=False
-        )
-        new = tokens[:, batch.inputs["input_ids"].shape[1] :]
-        texts = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
-        for query, text in zip(part, texts, strict=True):
-            # A model that says nothing still has a first position to agree on.
-            answered.append(replace(query, target=text.strip() or "."))
-    return answered
