@@ -14,7 +14,7 @@ from easyedit_dualedit.errors import DualEditError
 
 DEFAULT_COMMAND = "demo"
 
-_COMMANDS = ("demo", "train", "edit", "evaluate")
+_COMMANDS = ("demo", "train", "edit", "evaluate", "locate", "ablate")
 
 _EPILOG = """\
 examples:
@@ -45,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train adapters for a model"))
     _add_edit(commands.add_parser("edit", help="make one edit and show the answers"))
     _add_evaluate(commands.add_parser("evaluate", help="edit the records of a file and measure"))
+    _add_locate(commands.add_parser("locate", help="find the layers to edit"))
+    _add_ablate(commands.add_parser("ablate", help="measure what each part of the method is worth"))
     return parser
 
 
@@ -142,6 +144,61 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_run(parser, "evaluate")
 
 
+def _add_locate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Add noise to the states of image tokens, of prompt text and of both at every decoder"
+        " layer, measure how the unedited model's answers change, and propose text_layer and"
+        " vision_layer."
+    )
+    _add_model(parser, "hparams/TRAINING/DualEdit/<model>.yaml; default: the testbed's")
+    _add_data(parser, required=False)
+    parser.add_argument(
+        "--layers", type=int, nargs="+", metavar="LAYER", help="decoder layers (default: all)"
+    )
+    parser.add_argument(
+        "--noise", type=float, default=3.0, help="in standard deviations of the states (default: 3)"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=4, help="draws of the noise per layer (default: 4)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=96, help="rows of a forward; fewer need less memory"
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.1,
+        help="share of the largest effect from which a layer counts as read (default: 0.1)",
+    )
+    _add_run(parser, "locate")
+
+
+def _add_ablate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train and measure variants of the method that differ in one part each: adapters, layers,"
+        " gate, signal, losses. Variants that are done already are only shown."
+    )
+    _add_model(parser, "hparams/TRAINING/DualEdit/<model>.yaml; default: the testbed's")
+    _add_data(parser, required=False)
+    parser.add_argument(
+        "--measured", type=Path, metavar="FILE", help="records to measure on; needed with --data"
+    )
+    parser.add_argument("--steps", type=_count, default=600, help="of training (default: 600)")
+    parser.add_argument("--count", type=_count, default=300, help="edits measured (default: 300)")
+    parser.add_argument(
+        "--variants", nargs="*", metavar="NAME", help="only these of the variants; none: no variant"
+    )
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        type=_pair,
+        default=[],
+        metavar="TEXT,VISION",
+        help="also these pairs of layers, such as 2,3",
+    )
+    _add_run(parser, "ablate")
+
+
 def _add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
     parser.add_argument("--hparams", type=Path, help=hparams)
     parser.add_argument(
@@ -176,6 +233,14 @@ def _add_run(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument("--name", default=name, help=f"folder in it (default: {name})")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of continuing")
+
+
+def _pair(text: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pair of layers such as 2,3") from None
+    return first, second
 
 
 def _count(text: str) -> int:

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import hashlib
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from easyedit_dualedit import __version__, testbed
+from easyedit_dualedit.ablate import ablate as run_ablation
+from easyedit_dualedit.ablate import is_done, layer_pairs, to_markdown, variants
+from easyedit_dualedit.ablate import to_csv as ablation_csv
+from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.config import (
@@ -36,6 +41,11 @@ from easyedit_dualedit.errors import ArchiveError, ConfigError
 from easyedit_dualedit.evaluation import Method
 from easyedit_dualedit.evaluation import evaluate as evaluate_records
 from easyedit_dualedit.loading import load_model
+from easyedit_dualedit.locate import LocateConfig, write_hparams
+from easyedit_dualedit.locate import locate as locate_layers
+from easyedit_dualedit.locate import to_csv as locate_csv
+from easyedit_dualedit.plots import is_available as plots_available
+from easyedit_dualedit.plots import plot_ablation, plot_layers
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
@@ -44,13 +54,17 @@ from easyedit_dualedit.plugin.hparams import (
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
 from easyedit_dualedit.records import Record, load_records
-from easyedit_dualedit.report import print_report
-from easyedit_dualedit.runs import METRICS_FILE, Run
+from easyedit_dualedit.report import ablation_table, locate_table, print_report
+from easyedit_dualedit.runs import METRICS_FILE, Run, write_json, write_text
 from easyedit_dualedit.specificity import specificity_queries
+from easyedit_dualedit.testbed.world import Split
 from easyedit_dualedit.training import train as train_adapters
 
 _HPARAMS = Path(__file__).parent.parent / "hparams"
 _WIDTH = 150
+_LOCATE_RECORDS = 100
+
+logger = logging.getLogger(__name__)
 
 Hparams = TypeVar("Hparams", bound=DualEditMultimodalHparams)
 
@@ -133,6 +147,94 @@ def evaluate(arguments: argparse.Namespace) -> None:
     _evaluate(run, records, editor.encoder, methods, list(methods)[1], further)
 
 
+def locate(arguments: argparse.Namespace) -> None:
+    """Measure which layers the answers depend on, and propose the ones to edit."""
+    folder: Path = arguments.output / arguments.name
+    hparams = _hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
+    config = LocateConfig(
+        layers=None if arguments.layers is None else tuple(arguments.layers),
+        noise=arguments.noise,
+        share=arguments.share,
+        draws=arguments.draws,
+        rows=arguments.rows,
+        seed=hparams.seed,
+    )
+    records = _records(arguments, hparams, folder / "data", "train")
+    if arguments.data is None and arguments.limit is None:
+        records = records[:_LOCATE_RECORDS]
+    model, processor = load_model(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
+    encoder = Encoder(Backbone.of(model), processor)
+    config.chosen(len(encoder.backbone.layers))
+    probing = {key: value for key, value in dataclasses.asdict(config).items() if key != "share"}
+    settings = _settings(records, {}, {}, model=hparams.model_name, probing=probing)
+    run = Run(folder, settings, fresh=arguments.fresh)
+    found = locate_layers(records, encoder, config, run)
+    write_json(folder / "locate.json", found)
+    write_text(folder / "locate.csv", locate_csv(found))
+    values = read_yaml(_hparams_path(arguments, "TRAINING/DualEdit"))
+    path = write_hparams(folder, values, found["proposal"])
+    _plot(plot_layers, found, folder / "locate.png")
+    console = _console()
+    console.print(locate_table(found))
+    proposal = ", ".join(f"{name}: {layer}" for name, layer in found["proposal"].items())
+    console.print(f"proposed: {proposal}; a starting point, `ablate --pairs` compares pairs")
+    console.print(f"written: {path}, locate.json, locate.csv and locate.png beside it")
+
+
+def ablate(arguments: argparse.Namespace) -> None:
+    """Train and measure variants of the method, and print one table."""
+    folder: Path = arguments.output / arguments.name
+    if (arguments.data is None) != (arguments.measured is None):
+        raise ConfigError("--data needs --measured, the records to measure on, and the reverse")
+    hparams = _hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
+    training = dataclasses.replace(hparams.training_config(), steps=arguments.steps)
+    config = hparams.dualedit_config()
+    every = variants(config, training)
+    names = [variant.name for variant in every]
+    wanted = names if arguments.variants is None else arguments.variants
+    unknown = sorted(set(wanted) - set(names))
+    if unknown:
+        raise ConfigError(f"no variants {unknown}; there are {names}")
+    chosen = [variant for variant in every if variant.name in wanted]
+    chosen += layer_pairs(config, training, arguments.pairs)
+    if not chosen:
+        raise ConfigError("nothing to measure; name --variants or --pairs")
+    records = _records(arguments, hparams, folder / "data", "train")
+    if arguments.measured is None:
+        measured = demo_records(folder / "data", "eval")[: arguments.count]
+    else:
+        measured = load_records(
+            arguments.measured,
+            arguments.images,
+            template=arguments.template,
+            limit=arguments.count,
+        )
+    model, processor = load_model(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
+    settings = _settings(
+        measured,
+        {},
+        {},
+        model=hparams.model_name,
+        trained_on=records_digest(records, with_pictures=True),
+    )
+    done = [variant for variant in every if variant not in chosen and is_done(variant, folder)]
+    rows = run_ablation([*chosen, *done], model, processor, records, measured, folder, settings)
+    write_json(folder / "ablation.json", rows)
+    write_text(folder / "ablation.csv", ablation_csv(rows))
+    write_text(folder / "ablation.md", to_markdown(rows))
+    _plot(plot_ablation, rows, folder / "ablation.png")
+    console = _console()
+    console.print(ablation_table(rows))
+    console.print(f"written: {folder / 'ablation.json'}, .csv, .md and .png beside it")
+
+
+def _plot(draw: Callable[[Any, Path], None], found: Any, path: Path) -> None:
+    if plots_available():
+        draw(found, path)
+    else:
+        logger.warning("no %s: plots need matplotlib, of the extra `plots`", path.name)
+
+
 def _evaluate(
     run: Run,
     records: Sequence[Record],
@@ -152,28 +254,36 @@ def _evaluated(
     arguments: argparse.Namespace, hparams: DualEditMultimodalHparams, folder: Path
 ) -> tuple[list[Record], list[Record]]:
     """Return the records to edit, and those that specificity draws from."""
-    if (arguments.data is None) != (arguments.images is None):
-        raise ConfigError("--data and --images go together; give both, or neither for the testbed")
     if arguments.others is not None and arguments.data is None:
         raise ConfigError(
             "--others needs --data and --images; without them the testbed has its own"
         )
+    records = _records(arguments, hparams, folder, "eval")
     if arguments.data is None:
-        if hparams.model_name != TESTBED and hparams.model_name != str(testbed.model_folder()):
-            raise ConfigError(
-                f"the testbed's records say nothing about {hparams.model_name}; give --data and"
-                " --images"
-            )
-        # Drawn whole and then cut, so that the same folder serves every --limit.
-        records = demo_records(folder, "eval")[: arguments.limit]
         return records, demo_records(folder, "train") if arguments.specificity else []
-    records = load_records(
-        arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
-    )
     if arguments.others is None:
         return records, records
     others = load_records(arguments.others, arguments.images, template=arguments.template)
     return records, others
+
+
+def _records(
+    arguments: argparse.Namespace, hparams: DualEditMultimodalHparams, folder: Path, split: Split
+) -> list[Record]:
+    """Return the records of --data, or those of the testbed."""
+    if (arguments.data is None) != (arguments.images is None):
+        raise ConfigError("--data and --images go together; give both, or neither for the testbed")
+    if arguments.data is not None:
+        return load_records(
+            arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
+        )
+    if hparams.model_name not in (TESTBED, str(testbed.model_folder())):
+        raise ConfigError(
+            f"the testbed's records say nothing about {hparams.model_name}; give --data and"
+            " --images"
+        )
+    # Drawn whole and then cut, so that the same folder serves every --limit.
+    return demo_records(folder, split)[: arguments.limit]
 
 
 def _with_gate(editor: DualEditor, kind: GateKind | None) -> Method:
@@ -231,9 +341,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def _hparams(arguments: argparse.Namespace, kind: type[Hparams], folder: str) -> Hparams:
-    path: Path = arguments.hparams or _HPARAMS / folder / "testbed.yaml"
-    if arguments.hparams is None and not path.is_file():
-        raise ConfigError(f"no hyperparameters at {path}; give a file with --hparams")
+    path = _hparams_path(arguments, folder)
     given = {
         "model_name": arguments.model,
         "name": arguments.model,
@@ -243,6 +351,13 @@ def _hparams(arguments: argparse.Namespace, kind: type[Hparams], folder: str) ->
     }
     values = read_yaml(path) | {key: value for key, value in given.items() if value is not None}
     return kind.from_dict(values, source=str(path))
+
+
+def _hparams_path(arguments: argparse.Namespace, folder: str) -> Path:
+    path: Path = arguments.hparams or _HPARAMS / folder / "testbed.yaml"
+    if arguments.hparams is None and not path.is_file():
+        raise ConfigError(f"no hyperparameters at {path}; give a file with --hparams")
+    return path
 
 
 def _editor(hparams: DualEditMultimodalHparams) -> DualEditor:

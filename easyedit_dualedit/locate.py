@@ -1,9 +1,9 @@
 """How much each decoder layer's answer depends on its image tokens and on its text.
 
-The paper's first finding: noise on the states of one modality at one layer changes the answer by how
-much the layers above still read from there. All layers of a sample share one forward: row 0 stays
-clean, and each layer adds its noised copies of row 0 to the batch, so a copy costs only the layers
-above its noise.
+The paper's first finding: noise on the states of one modality at one layer changes the answer by
+how much the layers above still read from there. All layers of a sample share one forward: row 0
+stays clean, and each layer adds its noised copies of row 0 to the batch, so a copy costs only the
+layers above its noise.
 """
 
 import contextlib
@@ -12,24 +12,30 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from easyedit_dualedit.answers import with_own_answers
-from easyedit_dualedit.batch import IGNORED, Batch, Encoder, Query
+from easyedit_dualedit.batch import IGNORED, Batch, Encoder
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.hooks import LayerEdit, attach
 from easyedit_dualedit.metrics import interval
 from easyedit_dualedit.records import Record
-from easyedit_dualedit.runs import Run
+from easyedit_dualedit.runs import Run, write_text
 
 Modality = Literal["vision", "text", "both"]
 MODALITIES: tuple[Modality, ...] = ("vision", "text", "both")
-"""Positions that get noise: image tokens; prompt text after them; both."""
+"""Positions that get noise: image tokens; prompt text after them; both.
+
+The last prompt token gets none: whatever its state is goes straight into the answer, so that noise
+there tells nothing about what the layers above read.
+"""
 
 ATTENTION = ("vision", "text")
 """Positions whose share of the answer's attention is measured."""
@@ -45,8 +51,11 @@ class LocateConfig:
 
     layers: tuple[int, ...] | None = None
     """Decoder layers to probe; None is all."""
-    noise: float = 1.0
+    noise: float = 3.0
     """Standard deviation of the noise, in those of the layer's states at the noised positions."""
+    share: float = 0.1
+    """A layer still counts as read from above if noise there changes the answer by at least this
+    share of what it changes at the worst layer, 0 to 1."""
     draws: int = 4
     """Draws of the noise for each layer and modality."""
     rows: int = 96
@@ -56,6 +65,8 @@ class LocateConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise) and self.noise > 0):
             raise ConfigError(f"noise = {self.noise}: the noise needs a scale above 0")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share = {self.share}: a share above 0, at most 1")
         if self.draws < 1:
             raise ConfigError(f"draws = {self.draws}: at least 1")
         if self.rows <= self.draws * len(MODALITIES):
@@ -130,7 +141,7 @@ def locate(
             sample = probe(record, encoder, config)
             run.store(record.index, sample)
         samples.append(sample)
-    return summarise(samples, layers) | {"cost": config.cost(count)}
+    return summarise(samples, layers, config.share) | {"cost": config.cost(count)}
 
 
 @torch.no_grad()
@@ -158,7 +169,8 @@ def probe(record: Record, encoder: Encoder, config: LocateConfig) -> dict[str, A
                 f"record {record.index}: the model's output holds NaN or infinity; load it in"
                 " another dtype, or mend the picture"
             )
-        plain, noised = logits[0], logits[1:].unflatten(0, (len(layers), len(MODALITIES), -1))
+        shape = (len(layers), len(MODALITIES), config.draws, *logits.shape[1:])
+        plain, noised = logits[0], logits[1:].reshape(shape)
         kl = functional.kl_div(
             noised.log_softmax(-1), plain.log_softmax(-1), reduction="none", log_target=True
         )
@@ -171,7 +183,9 @@ def probe(record: Record, encoder: Encoder, config: LocateConfig) -> dict[str, A
     return {"answer": query.target, "prompt": query.prompt, "noise": found, "attention": attention}
 
 
-def summarise(samples: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> dict[str, Any]:
+def summarise(
+    samples: Sequence[Mapping[str, Any]], layers: Sequence[int], share: float
+) -> dict[str, Any]:
     """Return means with intervals over samples, by layer, and the proposed layers."""
     by_layer = []
     for place, layer in enumerate(layers):
@@ -189,7 +203,44 @@ def summarise(samples: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> di
                 for part in ATTENTION
             }
         by_layer.append(entry)
-    return {"layers": by_layer, "proposal": propose(by_layer)}
+    return {"layers": by_layer, "proposal": propose(by_layer, share)}
+
+
+def propose(by_layer: Sequence[Mapping[str, Any]], share: float) -> dict[str, int]:
+    """Return `text_layer` and `vision_layer`: for each, the deepest layer that is still read.
+
+    What an adapter writes deeper than that, no layer above picks up; what it writes earlier has to
+    survive more layers.
+
+    Args:
+        by_layer: the `layers` of `locate`, in order.
+        share: of the largest effect that a layer needs, 0 to 1.
+    """
+    found = {}
+    for modality in ("text", "vision"):
+        effects = [entry[modality]["kl"]["mean"] for entry in by_layer]
+        least = share * max(effects)
+        place = max(index for index, effect in enumerate(effects) if effect >= least)
+        found[f"{modality}_layer"] = int(by_layer[place]["layer"])
+    return found
+
+
+def write_hparams(folder: Path, values: Mapping[str, Any], proposal: Mapping[str, int]) -> Path:
+    """Write hyperparameters with the proposed layers in place of their own; return the file.
+
+    Args:
+        folder: where `hparams.yaml` goes.
+        values: hyperparameters as their YAML file has them.
+        proposal: what `propose` returned.
+    """
+    path = folder / "hparams.yaml"
+    chosen = {**values, **proposal}
+    write_text(
+        path,
+        "# Layers proposed by `locate`: a starting point.\n"
+        + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True),
+    )
+    return path
 
 
 def to_csv(found: Mapping[str, Any]) -> str:
@@ -216,20 +267,21 @@ def _noised_logits(
 ) -> Tensor:
     """Return logits before each answer token, [1 + copies, t, v]: the clean row first."""
     layout = batch.layout
-    masks = (layout.vision[0], layout.text[0], layout.vision[0] | layout.text[0])
+    vision, text = layout.vision[0], layout.text[0].clone()
+    text[int(layout.gate[0])] = False
 
     def noise_at(hidden: Tensor) -> Tensor:
         clean = hidden[:1]  # [1, s, d]
-        copies = [hidden]
-        for mask in masks:
+        changes = []
+        for mask in (vision, text):
             where = mask.to(hidden.device)
             scale = clean[0, where].float().std() * config.noise
             shape = (config.draws, *clean.shape[1:])
             # Drawn on the CPU, so that a seed means the same on every device.
             drawn = torch.randn(shape, generator=generator).to(hidden.device)
-            change = (drawn * scale * where[:, None]).to(hidden.dtype)
-            copies.append(clean + change)
-        return torch.cat(copies)
+            changes.append((drawn * scale * where[:, None]).to(hidden.dtype))
+        changes.append(changes[0] + changes[1])
+        return torch.cat([hidden, *(clean + change for change in changes)])
 
     edits: dict[int, LayerEdit] = dict.fromkeys(layers, noise_at)
     with attach(encoder.backbone.layers, edits):
@@ -275,7 +327,3 @@ def _eager(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before[0])
         for part, implementation in zip(parts, before, strict=True):
             part._attn_implementation = implementation
-
-
-def propose(by_layer: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    raise NotImplementedError

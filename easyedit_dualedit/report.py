@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from easyedit_dualedit.ablate import COLUMNS
+from easyedit_dualedit.locate import ATTENTION, MODALITIES
 from easyedit_dualedit.metrics import AVERAGE, PROTOCOLS
 
 _TITLES = {
@@ -49,6 +51,42 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
             cells = [_cell(values[metric]) for metric in columns]
             table.add_row(protocol, name, *cells)
         table.add_section()
+    return table
+
+
+def locate_table(found: Mapping[str, Any]) -> Table:
+    """Return the table of what `locate` found: a row for each layer."""
+    count = found["layers"][0]["vision"]["kl"]["n"]
+    table = Table(title=f"Change of the answer with noise at a layer, mean of {count} samples")
+    table.add_column("layer", justify="right")
+    for modality in MODALITIES:
+        table.add_column(f"{modality}\nKL, nats", justify="right")
+        table.add_column(f"{modality}\nchanged, %", justify="right")
+    for part in ATTENTION:
+        table.add_column(f"attention to\n{part}, %", justify="right")
+    for entry in found["layers"]:
+        cells = [str(entry["layer"])]
+        for modality in MODALITIES:
+            kl, flips = entry[modality]["kl"], entry[modality]["flips"]
+            cells += [f"{kl['mean']:.3f} ±{(kl['high'] - kl['low']) / 2:.3f}", _cell(flips)]
+        shares = entry.get("attention")
+        cells += [_cell(shares[part]) if shares else "" for part in ATTENTION]
+        table.add_row(*cells)
+    return table
+
+
+def ablation_table(rows: Sequence[Mapping[str, Any]], protocol: str = "generate") -> Table:
+    """Return the table of an ablation under one protocol: a row for each variant and gate."""
+    table = Table(title=f"{protocol}: percent, mean ± half of the bootstrap 95 % interval")
+    for title in ("variant", "gate", "layers"):
+        table.add_column(title)
+    for column in COLUMNS:
+        table.add_column(_TITLES[column], justify="right")
+    for row in rows:
+        values = row["protocols"][protocol]
+        layers = f"{row['text_layer']}, {row['vision_layer']}"
+        cells = [_cell(values[column]) for column in COLUMNS]
+        table.add_row(row["variant"], row["gate"], layers, *cells)
     return table
 
 

@@ -90,8 +90,8 @@ class Run:
         return self.folder / CASES_FOLDER / f"{index:05d}.json"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value to a JSON file, whole or not at all.
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
 
     Raises:
         DataError: if the file cannot be written.
@@ -99,11 +99,19 @@ def write_json(path: Path, value: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value to a JSON file, whole or not at all.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -103,7 +103,9 @@ def specificity_queries(
             pool[_best(row, places, source)]
             for row, places in zip(similarity, allowed, strict=True)
         ]
-    answered = {kind: with_own_answers(encoder, queries, batch_size) for kind, queries in found.items()}
+    answered = {
+        kind: with_own_answers(encoder, queries, batch_size) for kind, queries in found.items()
+    }
     return [{kind: answered[kind][place] for kind in KINDS} for place in range(len(records))]
 
 

@@ -89,7 +89,7 @@ def write_records(
         seed: any integer; decides everything else.
 
     Raises:
-        DataError: an argument is not one of these.
+        DataError: an argument is not one of these, or the folder cannot be written.
     """
     wanted = _checked_count(task, split, count, seed)
     folder = Path(folder)
@@ -105,10 +105,13 @@ def write_records(
     }
     if _is_complete(target, manifest, asked):
         return target
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
-        made = _make(Path(scratch), draw_cases(task, split, wanted, seed), asked)
-        _publish(made, folder / "images" / name, target, manifest)
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+            made = _make(Path(scratch), draw_cases(task, split, wanted, seed), asked)
+            _publish(made, folder / "images" / name, target, manifest)
+    except OSError as error:
+        raise DataError(f"cannot write records to {folder}: {error.strerror or error}") from error
     logger.info("wrote %d records to %s", wanted, target)
     return target
 

@@ -1,0 +1,235 @@
+"""What each part of the method is worth: one variant trained and measured after the other.
+
+Every variant has the base's steps, data and seed, and differs from it in what its name says. A gate
+depends on the text layer alone, never on adapters, so variants of one text layer share one.
+"""
+
+import csv
+import dataclasses
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easyedit_dualedit.archive import CONFIG_FILE, WEIGHTS_FILE
+from easyedit_dualedit.config import (
+    DualEditConfig,
+    GateConfig,
+    GateKind,
+    SignalPositions,
+    TrainingConfig,
+)
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.evaluation import Method, evaluate
+from easyedit_dualedit.gate_training import train_gate
+from easyedit_dualedit.metrics import AVERAGE
+from easyedit_dualedit.records import METRICS, Record
+from easyedit_dualedit.runs import METRICS_FILE, Run
+from easyedit_dualedit.training import train
+
+COLUMNS = (*METRICS, AVERAGE)
+"""Metrics of the table."""
+
+_ALL_GATES: tuple[GateKind, ...] = ("open", "cosine", "centred", "learned")
+_GATES: tuple[GateKind, ...] = ("open", "learned")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row, or several that differ in the gate alone."""
+
+    name: str
+    config: DualEditConfig
+    training: TrainingConfig
+    gates: tuple[GateKind, ...] = _GATES
+    """Gates that it is measured with."""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+def variants(config: DualEditConfig, training: TrainingConfig) -> list[Variant]:
+    """Return the base, and one variant for each part that can be left out or exchanged."""
+    swapped = replace(config, text_layer=config.vision_layer, vision_layer=config.text_layer)
+    other: SignalPositions = "prompt+target" if config.signal == "target" else "target"
+    found = [
+        Variant("both adapters", config, training, _ALL_GATES),
+        Variant("vision adapter only", replace(config, modalities=("vision",)), training),
+        Variant("text adapter only", replace(config, modalities=("text",)), training),
+        Variant(f"signal: {other}", replace(config, signal=other), training),
+        Variant("signal: all", replace(config, signal="all"), training),
+        Variant(
+            "locality weights 1",
+            config,
+            replace(training, image_locality_weight=1.0, text_locality_weight=1.0),
+        ),
+        Variant("last prompt token out", replace(config, last_prompt_token=False), training),
+    ]
+    if swapped.text_layer != config.text_layer:
+        found.insert(3, Variant("layers swapped", swapped, training))
+    return found
+
+
+def layer_pairs(
+    config: DualEditConfig, training: TrainingConfig, pairs: Sequence[tuple[int, int]]
+) -> list[Variant]:
+    """Return a variant for each pair of text layer and vision layer."""
+    return [
+        Variant(
+            f"layers {text} and {vision}",
+            replace(config, text_layer=text, vision_layer=vision),
+            training,
+        )
+        for text, vision in pairs
+    ]
+
+
+def ablate(
+    chosen: Sequence[Variant],
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    measured: Sequence[Record],
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train and measure variants; return one row for each variant and gate.
+
+    A variant whose adapters are in the folder is not trained again, one that was stopped continues.
+
+    Args:
+        chosen: variants, with distinct names.
+        model: the unedited model.
+        processor: its processor.
+        records: to train on.
+        measured: to measure on.
+        folder: each variant has a folder in it.
+        settings: plain values that decide the results, besides the variant itself.
+        progress: whether to show bars.
+
+    Returns:
+        `variant`, `gate`, `text_layer`, `vision_layer` and the `protocols` of the metrics.
+
+    Raises:
+        ConfigError: if two variants have one name, or a folder holds other settings.
+        LayerError: if a layer is not in the model.
+    """
+    names = [variant.folder for variant in chosen]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"variants {sorted(names)} share a folder; name each once")
+    # Before anything is trained: all layers are there, no folder is in another run's use.
+    for variant in chosen:
+        DualEditor(model, processor, variant.config)
+    runs = {
+        variant.name: Run(
+            folder / variant.folder,
+            {
+                **settings,
+                "config": variant.config.to_dict(),
+                "training": dataclasses.asdict(variant.training),
+                "gates": list(variant.gates),
+            },
+        )
+        for variant in chosen
+    }
+    gates: dict[int, Mapping[str, Tensor]] = {}
+    rows = []
+    for variant in chosen:
+        run = runs[variant.name]
+        editor = _trained(variant, model, processor, records, run.folder, gates, progress=progress)
+        methods: dict[str, Method] = {kind: _with_gate(editor, kind) for kind in variant.gates}
+        cases = evaluate(measured, editor.encoder, methods, run, progress=progress)
+        metrics = run.finish(cases)["methods"]
+        rows += [
+            {
+                "variant": variant.name,
+                "gate": kind,
+                "text_layer": variant.config.text_layer,
+                "vision_layer": variant.config.vision_layer,
+                "protocols": metrics[kind]["protocols"],
+            }
+            for kind in variant.gates
+        ]
+    return rows
+
+
+def is_done(variant: Variant, folder: Path) -> bool:
+    """Return whether a variant was measured to its end in a folder."""
+    return (folder / variant.folder / METRICS_FILE).is_file()
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as CSV: a line for each variant, gate and protocol."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ends = [f"{metric}_{end}" for metric in COLUMNS for end in ("mean", "low", "high")]
+    writer.writerow(["variant", "gate", "text_layer", "vision_layer", "protocol", *ends])
+    for row in rows:
+        for protocol, values in row["protocols"].items():
+            cells = [values[metric][end] for metric in COLUMNS for end in ("mean", "low", "high")]
+            place = [row[key] for key in ("variant", "gate", "text_layer", "vision_layer")]
+            writer.writerow([*place, protocol, *cells])
+    return text.getvalue()
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]], protocol: str = "generate") -> str:
+    """Return the rows under one protocol as a Markdown table, in percent."""
+    titles = ["variant", "gate", "layers", *(column.replace("_", " ") for column in COLUMNS)]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for row in rows:
+        values = row["protocols"][protocol]
+        layers = f"{row['text_layer']}, {row['vision_layer']}"
+        cells = [f"{values[column]['mean']:.1f} ±{_half(values[column]):.1f}" for column in COLUMNS]
+        lines.append("| " + " | ".join([row["variant"], row["gate"], layers, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _trained(
+    variant: Variant,
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    folder: Path,
+    gates: dict[int, Mapping[str, Tensor]],
+    *,
+    progress: bool,
+) -> DualEditor:
+    """Return the variant's editor, trained here or earlier; `gates` gains that of its layer."""
+    archive = folder / "adapters"
+    layer = variant.config.text_layer
+    if all((archive / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
+        editor = DualEditor.load(model, processor, archive)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(variant.training.seed)
+            editor = DualEditor(model, processor, variant.config)
+        checkpoint = folder / "training.pt"
+        alone = replace(variant.training, gate_steps=0)
+        train(editor, records, alone, checkpoint=checkpoint, progress=progress)
+        if layer in gates:
+            editor.gate.load_state_dict(dict(gates[layer]))
+        elif variant.training.gate_steps:
+            train_gate(editor, records, variant.training, progress=progress)
+        editor.save(archive)
+        checkpoint.unlink(missing_ok=True)
+    gates.setdefault(layer, editor.gate.state_dict())
+    return editor
+
+
+def _with_gate(editor: DualEditor, kind: GateKind) -> Method:
+    gate = editor.gate.with_config(GateConfig(kind=kind))
+    return lambda record: editor.edited(editor.read([record.request]), gate=gate)
+
+
+def _half(value: Mapping[str, float]) -> float:
+    return (value["high"] - value["low"]) / 2

@@ -1,0 +1,108 @@
+"""Plots of what `locate` and `ablate` found, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.locate import MODALITIES
+
+_COLOURS = {"vision": "tab:orange", "text": "tab:blue", "both": "tab:gray"}
+_MARKS = {"open": "o", "cosine": "s", "centred": "D", "learned": "^", "last-token": "x"}
+
+
+def is_available() -> bool:
+    """Return whether matplotlib, which is an extra, is installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def plot_layers(found: Mapping[str, Any], path: Path) -> None:
+    """Write the effect of noise on each modality by layer, the proposed layers marked.
+
+    Args:
+        found: what `locate` returned.
+        path: PNG file.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, axes = _figure(1, 2)
+    layers = [entry["layer"] for entry in found["layers"]]
+    for axis, measure, title in zip(
+        axes, ("kl", "flips"), ("KL of the answer, nats a token", "answers changed, %"), strict=True
+    ):
+        for modality in MODALITIES:
+            values = [entry[modality][measure] for entry in found["layers"]]
+            colour = _COLOURS[modality]
+            means = [value["mean"] for value in values]
+            axis.plot(layers, means, marker="o", color=colour, label=modality)
+            lows, highs = ([value[end] for value in values] for end in ("low", "high"))
+            axis.fill_between(layers, lows, highs, color=colour, alpha=0.2)
+        for modality in ("text", "vision"):
+            axis.axvline(
+                found["proposal"][f"{modality}_layer"],
+                color=_COLOURS[modality],
+                linestyle="--" if modality == "text" else ":",
+                label=f"{modality}_layer",
+            )
+        axis.set_xlabel("decoder layer with noise")
+        axis.set_title(title)
+        axis.set_ylim(bottom=0)
+    axes[0].legend()
+    _save(figure, path)
+
+
+def plot_ablation(
+    rows: Sequence[Mapping[str, Any]], path: Path, protocol: str = "generate"
+) -> None:
+    """Write reliability and generality against locality, a point for each variant and gate.
+
+    Args:
+        rows: what `ablate` returned.
+        path: PNG file.
+        protocol: whose numbers to show.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, (axis,) = _figure(1, 1)
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    for row in rows:
+        values = {name: value["mean"] for name, value in row["protocols"][protocol].items()}
+        locality = (values["text_locality"] + values["image_locality"]) / 2
+        scope = ("reliability", "text_generality", "image_generality")
+        axis.scatter(
+            locality,
+            sum(values[name] for name in scope) / len(scope),
+            marker=_MARKS[row["gate"]],
+            color=f"C{names.index(row['variant']) % 10}",
+            label=f"{row['variant']}, {row['gate']}",
+        )
+    axis.set_xlabel("mean of text and image locality, %")
+    axis.set_ylabel("mean of reliability and both generalities, %")
+    axis.set_xlim(-3, 103)
+    axis.set_ylim(-3, 103)
+    axis.legend(fontsize="x-small", bbox_to_anchor=(1.02, 1), loc="upper left")
+    _save(figure, path)
+
+
+def _figure(rows: int, columns: int) -> tuple[Any, list[Any]]:
+    if not is_available():
+        raise ConfigError('plots need matplotlib; pip install "easyedit-dualedit[plots]"')
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * columns, 4.0 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)
