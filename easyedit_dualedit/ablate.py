@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,9 @@ from easyedit_dualedit.training import train
 
 COLUMNS = (*METRICS, AVERAGE)
 """Metrics of the table."""
+
+_ADAPTERS = "adapters"
+_CHECKPOINT = "training.pt"
 
 _ALL_GATES: tuple[GateKind, ...] = ("open", "cosine", "centred", "learned")
 _GATES: tuple[GateKind, ...] = ("open", "learned")
@@ -101,6 +105,7 @@ def ablate(
     folder: Path,
     settings: Mapping[str, Any],
     *,
+    fresh: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train and measure variants; return one row for each variant and gate.
@@ -115,6 +120,7 @@ def ablate(
         measured: to measure on.
         folder: each variant has a folder in it.
         settings: plain values that decide the results, besides the variant itself.
+        fresh: train and measure anew what is in the folder.
         progress: whether to show bars.
 
     Returns:
@@ -131,17 +137,13 @@ def ablate(
     for variant in chosen:
         DualEditor(model, processor, variant.config)
     runs = {
-        variant.name: Run(
-            folder / variant.folder,
-            {
-                **settings,
-                "config": variant.config.to_dict(),
-                "training": dataclasses.asdict(variant.training),
-                "gates": list(variant.gates),
-            },
-        )
+        variant.name: Run(folder / variant.folder, _settings_of(variant, settings), fresh=fresh)
         for variant in chosen
     }
+    if fresh:
+        for run in runs.values():
+            shutil.rmtree(run.folder / _ADAPTERS, ignore_errors=True)
+            (run.folder / _CHECKPOINT).unlink(missing_ok=True)
     gates: dict[int, Mapping[str, Tensor]] = {}
     rows = []
     for variant in chosen:
@@ -163,9 +165,10 @@ def ablate(
     return rows
 
 
-def is_done(variant: Variant, folder: Path) -> bool:
-    """Return whether a variant was measured to its end in a folder."""
-    return (folder / variant.folder / METRICS_FILE).is_file()
+def is_done(variant: Variant, folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether a variant was measured in a folder to its end, under these settings."""
+    own = folder / variant.folder
+    return (own / METRICS_FILE).is_file() and Run.holds(own, _settings_of(variant, settings))
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -194,6 +197,15 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], protocol: str = "generate") -
     return "\n".join(lines) + "\n"
 
 
+def _settings_of(variant: Variant, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **settings,
+        "config": variant.config.to_dict(),
+        "training": dataclasses.asdict(variant.training),
+        "gates": list(variant.gates),
+    }
+
+
 def _trained(
     variant: Variant,
     model: Any,
@@ -205,7 +217,7 @@ def _trained(
     progress: bool,
 ) -> DualEditor:
     """Return the variant's editor, trained here or earlier; `gates` gains that of its layer."""
-    archive = folder / "adapters"
+    archive = folder / _ADAPTERS
     layer = variant.config.text_layer
     if all((archive / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
         editor = DualEditor.load(model, processor, archive)
@@ -213,7 +225,7 @@ def _trained(
         with torch.random.fork_rng():
             torch.manual_seed(variant.training.seed)
             editor = DualEditor(model, processor, variant.config)
-        checkpoint = folder / "training.pt"
+        checkpoint = folder / _CHECKPOINT
         alone = replace(variant.training, gate_steps=0)
         train(editor, records, alone, checkpoint=checkpoint, progress=progress)
         if layer in gates:

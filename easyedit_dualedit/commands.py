@@ -217,8 +217,13 @@ def ablate(arguments: argparse.Namespace) -> None:
         model=hparams.model_name,
         trained_on=records_digest(records, with_pictures=True),
     )
-    done = [variant for variant in every if variant not in chosen and is_done(variant, folder)]
-    rows = run_ablation([*chosen, *done], model, processor, records, measured, folder, settings)
+    done = [
+        variant for variant in every if variant not in chosen and is_done(variant, folder, settings)
+    ]
+    rows = run_ablation(
+        chosen, model, processor, records, measured, folder, settings, fresh=arguments.fresh
+    )
+    rows += run_ablation(done, model, processor, records, measured, folder, settings)
     write_json(folder / "ablation.json", rows)
     write_text(folder / "ablation.csv", ablation_csv(rows))
     write_text(folder / "ablation.md", to_markdown(rows))

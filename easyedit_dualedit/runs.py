@@ -58,6 +58,12 @@ class Run:
                 " --name, or start anew with --fresh"
             )
 
+    @staticmethod
+    def holds(folder: Path, settings: Mapping[str, Any]) -> bool:
+        """Return whether a folder holds a run with these settings."""
+        stored = _read(folder / SETTINGS_FILE)
+        return stored is not None and stored == json.loads(json.dumps(settings))
+
     def case(self, index: int) -> dict[str, Any] | None:
         """Return a case that was stored earlier, or None."""
         return _read(self._case_path(index))

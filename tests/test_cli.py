@@ -23,7 +23,7 @@ from easyedit_dualedit.records import METRICS
 from easyedit_dualedit.runs import METRICS_FILE, Run
 
 SCRIPT = Path(__file__).parent.parent / "run_multimodal_edit.py"
-COMMANDS = ("demo", "train", "edit", "evaluate")
+COMMANDS = ("demo", "train", "edit", "evaluate", "locate", "ablate")
 PROGRESS = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*")
 """A progress bar; those that ran before a mistake was found may stay on the screen."""
 
@@ -85,6 +85,19 @@ class Workplace:
         hparams = hparams or self.hparams(**{"archive": str(self.adapters)} | changes)
         arguments = ["evaluate", "--hparams", hparams, "--data", self.data]
         arguments += ["--images", self.images, "--output", self.folder / "outputs", *options]
+        return [str(argument) for argument in arguments]
+
+    def locate(self, *options: object, hparams: Path | None = None) -> list[str]:
+        hparams = hparams or self.hparams(lr=0.01, batch_size=4)
+        arguments = ["locate", "--hparams", hparams, "--data", self.data, "--images", self.images]
+        arguments += ["--output", self.folder / "outputs", "--draws", 1, *options]
+        return [str(argument) for argument in arguments]
+
+    def ablate(self, *options: object, hparams: Path | None = None) -> list[str]:
+        hparams = hparams or self.hparams(lr=0.01, batch_size=4)
+        arguments = ["ablate", "--hparams", hparams, "--data", self.data, "--images", self.images]
+        arguments += ["--measured", self.data, "--count", 2, "--steps", 2]
+        arguments += ["--output", self.folder / "outputs", *options]
         return [str(argument) for argument in arguments]
 
     def edit(
@@ -630,7 +643,7 @@ def test_every_command_has_a_help_text(call: Any, command: str):
     assert done.out.startswith(f"usage: run_multimodal_edit.py {command}")
     assert len(done.out.splitlines()) > 8
     options = re.findall(r"^  (--[a-z-]+)", done.out, re.M)
-    assert ("--fresh" in options) == (command in ("demo", "evaluate"))
+    assert ("--fresh" in options) == (command not in ("train", "edit"))
     assert ("--hparams" in options) == (command != "demo")
     for line in re.split(r"\n(?=  -)", done.out)[1:]:
         assert re.search(r"\s{2,}\S+ ", line.strip()), f"no help for {line.strip()}"
@@ -721,3 +734,110 @@ def test_the_tiny_model_of_these_tests_reads_the_invisible_as_nothing(work: Work
 
     _, processor = load_model(str(work.model))
     assert processor.tokenizer(INVISIBLE, add_special_tokens=False)["input_ids"] == []
+
+
+def test_gates_and_specificity_are_rows_and_columns(work: Workplace, call: Any):
+    done = call(work.evaluate("--limit", 2, "--gates", "cosine", "open", "--specificity"))
+    assert done.code == 0, done.err
+    folder = work.folder / "outputs" / "evaluate"
+    metrics = json.loads((folder / METRICS_FILE).read_text())["methods"]
+    assert list(metrics) == ["unedited", "DualEdit, cosine gate", "DualEdit, open gate"]
+    for method in metrics.values():
+        for values in method["protocols"].values():
+            assert {*METRICS, "average", "RI", "NI", "CI"} <= set(values)
+    assert metrics["unedited"]["protocols"]["generate"]["RI"]["mean"] == 100
+    assert "RI" in done.out and "NI = " in done.out
+    # Without them the run is another one.
+    assert "other settings" in call(work.evaluate("--limit", 2)).error
+
+
+def test_specificity_draws_from_the_records_it_is_given(work: Workplace, call: Any):
+    others = work.images / "others.json"
+    items = json.loads(work.data.read_text())[6:]
+    others.write_text(json.dumps(items))
+    done = call(work.evaluate("--limit", 2, "--specificity", "--others", others))
+    assert done.code == 0, done.err
+    prompts = {item["src"] for item in items}
+    for path in (work.folder / "outputs" / "evaluate" / "cases").glob("*.json"):
+        queries = json.loads(path.read_text())["queries"]
+        assert {queries[kind]["prompt"] for kind in ("similar_text", "similar_image")} <= prompts
+
+
+@pytest.mark.parametrize("command", ["evaluate", "locate", "ablate"])
+def test_the_testbeds_records_are_for_the_testbed(work: Workplace, call: Any, command: str):
+    hparams = work.hparams(archive=str(work.adapters) if command == "evaluate" else None)
+    error = call([command, "--hparams", str(hparams), "--output", str(work.folder)]).error
+    assert "give --data" in error
+
+
+def test_locate_proposes_layers_that_training_accepts(work: Workplace, call: Any):
+    done = call(work.locate("--limit", 3))
+    assert done.code == 0, done.err
+    folder = work.folder / "outputs" / "locate"
+    found = json.loads((folder / "locate.json").read_text())
+    assert [entry["layer"] for entry in found["layers"]] == [0, 1, 2, 3]
+    assert found["layers"][0]["vision"]["kl"]["n"] == 3
+    proposed = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert {key: proposed[key] for key in found["proposal"]} == found["proposal"]
+    assert str(found["proposal"]["text_layer"]) in done.out
+    assert (folder / "locate.csv").is_file()
+    command = work.train("--output", folder / "adapters", hparams=folder / "hparams.yaml")
+    assert call(command).code == 0
+    saved = json.loads((folder / "adapters" / "config.json").read_text())["config"]
+    assert saved["vision_layer"] == found["proposal"]["vision_layer"]
+    # Another share is another proposal from the same samples, other noise is another run.
+    assert call(work.locate("--limit", 3, "--share", 1)).code == 0
+    assert "other settings" in call(work.locate("--limit", 3, "--noise", 1)).error
+
+
+def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any):
+    hparams = work.hparams(lr=0.01, batch_size=4)
+    done = call(work.ablate("--variants", "both adapters", hparams=hparams))
+    assert done.code == 0, done.err
+    folder = work.folder / "outputs" / "ablate"
+    rows = json.loads((folder / "ablation.json").read_text())
+    assert [row["gate"] for row in rows] == ["open", "cosine", "centred", "learned"]
+    done = call(work.ablate("--variants", "--pairs", "0,1", hparams=hparams))
+    assert done.code == 0, done.err
+    rows = json.loads((folder / "ablation.json").read_text())
+    assert [row["variant"] for row in rows][:2] == ["layers 0 and 1"] * 2 and len(rows) == 6
+    assert "both adapters" in done.out
+    assert (folder / "ablation.csv").is_file() and (folder / "ablation.md").is_file()
+    # What was done under other settings is no row of this table, and stops only its own variant.
+    slower = work.hparams(lr=0.001, batch_size=4)
+    done = call(work.ablate("--variants", "--pairs", "0,2", hparams=slower))
+    assert done.code == 0 and "both adapters" not in done.out
+    command = work.ablate("--variants", "both adapters", hparams=slower)
+    assert "other settings" in call(command).error
+    assert call([*command, "--fresh"]).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--layers", "2", "9"], "decoder layers 0-3"),
+        (["--draws", "40"], "rows = 96"),
+        (["--noise", "nan"], "noise = nan"),
+    ],
+)
+def test_bad_input_of_locate_is_one_line(work: Workplace, call: Any, options: list[str], told: str):
+    assert told in call(work.locate(*options)).error
+
+
+def test_samples_that_are_no_samples_are_one_line(work: Workplace, call: Any):
+    work.rewrite(lambda items: items[1].update(src=float("nan")))
+    assert "record 1, field src: nan" in call(work.locate()).error
+    work.rewrite(lambda items: items.clear())
+    assert "at least one record" in call(work.locate()).error
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--variants", "both"], "no variants ['both']"),
+        (["--variants"], "nothing to measure"),
+        (["--variants", "--pairs", "1,7"], "vision_layer = 7"),
+    ],
+)
+def test_bad_input_of_ablate_is_one_line(work: Workplace, call: Any, options: list[str], told: str):
+    assert told in call(work.ablate(*options)).error
