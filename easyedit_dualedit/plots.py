@@ -70,6 +70,9 @@ def plot_ablation(
         ConfigError: if matplotlib is not installed.
     """
     figure, (axis,) = _figure(1, 1)
+    from matplotlib import colormaps
+
+    colours = colormaps["tab20"]
     names = list(dict.fromkeys(row["variant"] for row in rows))
     for row in rows:
         values = {name: value["mean"] for name, value in row["protocols"][protocol].items()}
@@ -79,7 +82,7 @@ def plot_ablation(
             locality,
             sum(values[name] for name in scope) / len(scope),
             marker=_MARKS[row["gate"]],
-            color=f"C{names.index(row['variant']) % 10}",
+            color=colours(names.index(row["variant"]) % colours.N),
             label=f"{row['variant']}, {row['gate']}",
         )
     axis.set_xlabel("mean of text and image locality, %")
