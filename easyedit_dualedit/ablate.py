@@ -40,7 +40,7 @@ COLUMNS = (*METRICS, AVERAGE)
 _ADAPTERS = "adapters"
 _CHECKPOINT = "training.pt"
 
-_ALL_GATES: tuple[GateKind, ...] = ("open", "cosine", "centred", "learned")
+_ALL_GATES: tuple[GateKind, ...] = ("open", "cosine", "centred", "learned", "last-token")
 _GATES: tuple[GateKind, ...] = ("open", "learned")
 
 

@@ -172,13 +172,19 @@ def locate(arguments: argparse.Namespace) -> None:
     write_json(folder / "locate.json", found)
     write_text(folder / "locate.csv", locate_csv(found))
     values = read_yaml(_hparams_path(arguments, "TRAINING/DualEdit"))
-    path = write_hparams(folder, values, found["proposal"])
+    write_hparams(folder / "train.yaml", values, found["proposal"])
+    known = {item.name for item in dataclasses.fields(DualEditMultimodalHparams)}
+    applied = {key: value for key, value in values.items() if key in known}
+    write_hparams(folder / "apply.yaml", applied, found["proposal"])
     _plot(plot_layers, found, folder / "locate.png")
     console = _console()
     console.print(locate_table(found))
     proposal = ", ".join(f"{name}: {layer}" for name, layer in found["proposal"].items())
     console.print(f"proposed: {proposal}; a starting point, `ablate --pairs` compares pairs")
-    console.print(f"written: {path}, locate.json, locate.csv and locate.png beside it")
+    console.print(
+        f"written: {folder / 'train.yaml'}, for training; beside it apply.yaml, for edit and"
+        " evaluate, and locate.json, locate.csv, locate.png"
+    )
 
 
 def ablate(arguments: argparse.Namespace) -> None:

@@ -225,22 +225,20 @@ def propose(by_layer: Sequence[Mapping[str, Any]], share: float) -> dict[str, in
     return found
 
 
-def write_hparams(folder: Path, values: Mapping[str, Any], proposal: Mapping[str, int]) -> Path:
-    """Write hyperparameters with the proposed layers in place of their own; return the file.
+def write_hparams(path: Path, values: Mapping[str, Any], proposal: Mapping[str, int]) -> None:
+    """Write hyperparameters with the proposed layers in place of their own.
 
     Args:
-        folder: where `hparams.yaml` goes.
-        values: hyperparameters as their YAML file has them.
+        path: YAML file.
+        values: hyperparameters as their own YAML file has them.
         proposal: what `propose` returned.
     """
-    path = folder / "hparams.yaml"
     chosen = {**values, **proposal}
     write_text(
         path,
         "# Layers proposed by `locate`: a starting point.\n"
         + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True),
     )
-    return path
 
 
 def to_csv(found: Mapping[str, Any]) -> str:

@@ -91,6 +91,7 @@ def test_rows_hold_every_gate_of_every_variant(
         ("both adapters", "cosine"),
         ("both adapters", "centred"),
         ("both adapters", "learned"),
+        ("both adapters", "last-token"),
         ("vision adapter only", "open"),
         ("vision adapter only", "learned"),
     ]

@@ -777,12 +777,14 @@ def test_locate_proposes_layers_that_training_accepts(work: Workplace, call: Any
     found = json.loads((folder / "locate.json").read_text())
     assert [entry["layer"] for entry in found["layers"]] == [0, 1, 2, 3]
     assert found["layers"][0]["vision"]["kl"]["n"] == 3
-    proposed = yaml.safe_load((folder / "hparams.yaml").read_text())
+    proposed = yaml.safe_load((folder / "train.yaml").read_text())
     assert {key: proposed[key] for key in found["proposal"]} == found["proposal"]
     assert str(found["proposal"]["text_layer"]) in done.out
     assert (folder / "locate.csv").is_file()
-    command = work.train("--output", folder / "adapters", hparams=folder / "hparams.yaml")
+    command = work.train("--output", folder / "adapters", hparams=folder / "train.yaml")
     assert call(command).code == 0
+    command = work.evaluate("--limit", 1, hparams=folder / "apply.yaml")
+    assert call([*command, "--archive", str(folder / "adapters")]).code == 0
     saved = json.loads((folder / "adapters" / "config.json").read_text())["config"]
     assert saved["vision_layer"] == found["proposal"]["vision_layer"]
     # Another share is another proposal from the same samples, other noise is another run.
@@ -796,11 +798,11 @@ def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any
     assert done.code == 0, done.err
     folder = work.folder / "outputs" / "ablate"
     rows = json.loads((folder / "ablation.json").read_text())
-    assert [row["gate"] for row in rows] == ["open", "cosine", "centred", "learned"]
+    assert [row["gate"] for row in rows] == ["open", "cosine", "centred", "learned", "last-token"]
     done = call(work.ablate("--variants", "--pairs", "0,1", hparams=hparams))
     assert done.code == 0, done.err
     rows = json.loads((folder / "ablation.json").read_text())
-    assert [row["variant"] for row in rows][:2] == ["layers 0 and 1"] * 2 and len(rows) == 6
+    assert [row["variant"] for row in rows][:2] == ["layers 0 and 1"] * 2 and len(rows) == 7
     assert "both adapters" in done.out
     assert (folder / "ablation.csv").is_file() and (folder / "ablation.md").is_file()
     # What was done under other settings is no row of this table, and stops only its own variant.

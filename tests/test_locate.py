@@ -191,7 +191,8 @@ def test_files_hold_what_was_found(llava: TinyModel, records: list[Record], tmp_
     lines = list(csv.DictReader(io.StringIO(to_csv(found))))
     assert len(lines) == LAYERS * len(MODALITIES)
     assert float(lines[0]["kl_mean"]) == pytest.approx(effects(found, "vision")[0])
-    path = write_hparams(tmp_path, {"text_layer": 0, "lr": 0.1}, found["proposal"])
+    path = tmp_path / "proposed.yaml"
+    write_hparams(path, {"text_layer": 0, "lr": 0.1}, found["proposal"])
     assert yaml.safe_load(path.read_text()) == read_yaml(path) == {"lr": 0.1} | found["proposal"]
 
 
