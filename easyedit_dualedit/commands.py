@@ -71,6 +71,9 @@ Hparams = TypeVar("Hparams", bound=DualEditMultimodalHparams)
 
 def demo(arguments: argparse.Namespace) -> None:
     """Edit the testbed model through EasyEdit and print the table of gates and presets."""
+    # The testbed is too small to gain from a second thread, and on a busy machine threads that wait
+    # for each other are twenty times slower.
+    torch.set_num_threads(1)
     folder: Path = arguments.output / arguments.name
     adapters = DemoAdapters.bundled()
     if arguments.train:
