@@ -1,7 +1,8 @@
 """What a vision-language model must answer before it can be edited.
 
 Three questions: where are its decoder layers, which positions are vision, where does the prompt
-end. The answers come from the model's and the processor's own interfaces, never from a name.
+end. The answers are the user's where there are any, else they come from the model's and the
+processor's own interfaces, never from a name.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from easyedit_dualedit.description import BackboneConfig, Family, family_of
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 
 _PROBES = ("a", "B?", "7 .", "two words")
@@ -27,27 +29,50 @@ class Backbone:
     hidden_size: int
     image_token_id: int
     """Id that stands at every vision position of a row of token ids."""
+    decoder: nn.Module
+    """The module that holds the decoder layers and calls them in turn."""
+    family: Family
+    """What is known of models of this kind."""
+    answers: BackboneConfig = BackboneConfig()
+    """What the user said in the model's place."""
 
     @classmethod
-    def of(cls, model: nn.Module) -> Self:
+    def of(cls, model: nn.Module, answers: BackboneConfig | None = None) -> Self:
         """Return the parts of `model`.
+
+        Args:
+            model: a transformers image-text-to-text model, or one that looks like it.
+            answers: a user's answers, which come before the model's own.
 
         Raises:
             BackboneError: naming the question that the model does not answer.
         """
-        layers = _decoder_layers(model)
+        given = BackboneConfig() if answers is None else answers
         config: Any = getattr(model, "config", None)
-        token = getattr(config, "image_token_id", None)
-        if token is None:
-            token = getattr(config, "image_token_index", None)
+        if getattr(config, "is_encoder_decoder", False) or getattr(
+            getattr(config, "text_config", None), "is_encoder_decoder", False
+        ):
+            raise BackboneError(
+                f"{type(model).__name__} reads its prompt in an encoder, so no decoder layer holds"
+                " prompt or picture; use a model whose language model is a decoder alone"
+            )
+        if given.decoder_layers is None:
+            decoder, layers = _found_decoder(model)
+        else:
+            decoder, layers = _named_decoder(model, given.decoder_layers)
+        token = given.image_token_id
+        for name in ("image_token_id", "image_token_index"):
+            token = getattr(config, name, None) if token is None else token
         if token is None:
             raise BackboneError(
                 f"{type(model).__name__} does not say which positions are vision: its config has"
                 " neither image_token_id nor image_token_index; use a model whose processor puts"
-                " one image token id at every vision position"
+                " one image token id at every vision position, and give that id in YAML:"
+                " backbone: {image_token_id: <id>}"
             )
         text = config.get_text_config()
-        return cls(model, layers, int(text.hidden_size), int(token))
+        size = int(text.hidden_size)
+        return cls(model, layers, size, int(token), decoder, family_of(config), given)
 
     @property
     def device(self) -> torch.device:
@@ -89,11 +114,16 @@ class PromptMarker:
     ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, processor: Any) -> Self | None:
-        """Return the marker of a processor's chat template, or None if it has no template."""
-        if not getattr(processor, "chat_template", None):
+    def of(cls, processor: Any, template: str | None = None) -> Self | None:
+        """Return the marker of a chat template, or None if its prompts have no common ending.
+
+        Args:
+            processor: a processor of transformers.
+            template: a template to use; None means the processor's own, if it has one.
+        """
+        if template is None and not getattr(processor, "chat_template", None):
             return None
-        rows = [_template_ids(processor, probe) for probe in _PROBES]
+        rows = [_template_ids(processor, probe, template) for probe in _PROBES]
         ids: list[int] = []
         for column in zip(*(reversed(row) for row in rows), strict=False):
             if len(set(column)) > 1 or len(ids) == _LONGEST_MARKER:
@@ -133,23 +163,63 @@ class PromptMarker:
         )
 
 
-def _decoder_layers(model: nn.Module) -> tuple[nn.Module, ...]:
+def _found_decoder(model: nn.Module) -> tuple[nn.Module, tuple[nn.Module, ...]]:
     part: Any = model
-    for _ in range(4):
+    for _ in range(6):
         layers = getattr(part, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers):
-            return tuple(layers)
+            return part, tuple(layers)
         decoder = part.get_decoder() if hasattr(part, "get_decoder") else None
+        if decoder is None or decoder is part:
+            # OPT's model names its decoder, and names itself as what it is the decoder of.
+            decoder = getattr(part, "decoder", None)
         if decoder is None or decoder is part:
             break
         part = decoder
     raise BackboneError(
         f"{type(model).__name__} does not say where its decoder layers are: following"
-        " get_decoder() leads to no list named layers; use a transformers image-text-to-text model"
+        " get_decoder() leads to no list named layers; give the path of that list in YAML:"
+        " backbone: {decoder_layers: language_model.model.layers}, or use a transformers"
+        " image-text-to-text model"
     )
 
 
-def _template_ids(processor: Any, text: str) -> list[int]:
-    message = [{"role": "user", "content": [{"type": "text", "text": text}]}]
-    prompt = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+def _named_decoder(model: nn.Module, path: str) -> tuple[nn.Module, tuple[nn.Module, ...]]:
+    parent, _, _ = path.rpartition(".")
+    try:
+        layers = model.get_submodule(path)
+    except AttributeError as error:
+        known = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+        raise BackboneError(
+            f"backbone decoder_layers = {path!r}: {type(model).__name__} has no such part; its"
+            f" lists of modules: {', '.join(known) or 'none'}"
+        ) from error
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise BackboneError(
+            f"backbone decoder_layers = {path!r} is a {type(layers).__name__}, not a list of layers"
+            " (torch.nn.ModuleList); give the path of the list itself"
+        )
+    return model.get_submodule(parent), tuple(layers)
+
+
+def written_prompt(
+    processor: Any, content: Sequence[dict[str, str]], template: str | None = None
+) -> str:
+    """Return a question as a chat template writes it, ready for an answer.
+
+    Args:
+        processor: a processor of transformers.
+        content: parts of the question, `{"type": "image"}` or `{"type": "text", "text": ...}`.
+        template: a template to use; None means the processor's own.
+    """
+    given = {} if template is None else {"chat_template": template}
+    message = [{"role": "user", "content": list(content)}]
+    text: str = processor.apply_chat_template(
+        message, add_generation_prompt=True, tokenize=False, **given
+    )
+    return text
+
+
+def _template_ids(processor: Any, text: str, template: str | None) -> list[int]:
+    prompt = written_prompt(processor, [{"type": "text", "text": text}], template)
     return list(processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from easyedit_dualedit.backbone import Backbone, PromptMarker
-from easyedit_dualedit.errors import BackboneError, DataError
+from easyedit_dualedit.backbone import Backbone, PromptMarker, written_prompt
+from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
 
 IGNORED = -100
 """Label of a position that carries no loss, as in transformers."""
@@ -23,17 +23,29 @@ IGNORED = -100
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
+Picture = Image.Image | Path
+"""A picture, or the file that holds one."""
+
+
 @dataclass(frozen=True)
 class Query:
-    """One question to a model: text, maybe a picture, maybe the answer that it should have.
+    """One question to a model: text, maybe pictures, maybe the answer that it should have.
 
     Raises:
         DataError: if the prompt is empty, or a target is given and is empty.
     """
 
     prompt: str
-    image: Image.Image | Path | None = None
+    image: Picture | tuple[Picture, ...] | None = None
+    """A picture, or several for models that take them; they come before the text."""
     target: str | None = None
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures, in order."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -69,6 +81,11 @@ class TokenLayout:
         moved = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
         return TokenLayout(*moved)
 
+    def repeated(self, times: int) -> "TokenLayout":
+        """Return the layout of rows that are repeated in place, as beam search does."""
+        fields = dataclasses.fields(self)
+        return TokenLayout(*(getattr(self, f.name).repeat_interleave(times, 0) for f in fields))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -101,27 +118,33 @@ class Encoder:
         Raises:
             BackboneError: if the processor has no tokenizer or no chat template.
         """
-        marker = PromptMarker.of(processor) if hasattr(processor, "tokenizer") else None
-        if marker is None:
+        family, answers = backbone.family, backbone.answers
+        has_own = bool(getattr(processor, "chat_template", None))
+        template = answers.chat_template or (None if has_own else family.chat_template)
+        if not hasattr(processor, "tokenizer") or not (has_own or template):
             raise BackboneError(
                 f"{type(processor).__name__} does not say where a prompt ends: it needs a"
-                " tokenizer and a chat template; load it with AutoProcessor, or set chat_template"
+                " tokenizer and a chat template; load it with AutoProcessor, set chat_template, or"
+                ' give one in YAML: backbone: {chat_template: "... {{ text }} ..."}'
             )
         self.backbone = backbone
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.marker = marker
+        self.template: str | None = template
+        """Chat template in use instead of the processor's own; None if it is the processor's."""
+        self.marker = PromptMarker.of(processor, template)
+        """How every prompt ends; None if the template's prompts have no common ending."""
         self.last_prompt_token = last_prompt_token
+        self._answer_prefix: str = (
+            family.answer_prefix if answers.answer_prefix is None else answers.answer_prefix
+        )
         self._image_token: str = self.tokenizer.convert_ids_to_tokens(backbone.image_token_id)
 
     def prompt_text(self, query: Query) -> str:
         """Return the prompt as the chat template writes it, ready for an answer."""
-        content: list[dict[str, str]] = [{"type": "image"}] if query.image is not None else []
+        content: list[dict[str, str]] = [{"type": "image"} for _ in query.pictures]
         content.append({"type": "text", "text": query.prompt})
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        return text
+        return written_prompt(self.processor, content, self.template)
 
     def target_ids(self, target: str) -> list[int]:
         """Return the token ids of a target, without special tokens.
@@ -129,7 +152,8 @@ class Encoder:
         Raises:
             DataError: if it tokenises to nothing.
         """
-        ids = list(self.tokenizer(target, add_special_tokens=False)["input_ids"])
+        text = self._answer_prefix + target
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids:
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
         return ids
@@ -151,7 +175,9 @@ class Encoder:
             padding_side: "left" (what `generate` needs) or "right".
 
         Raises:
-            DataError: if there is no query, a target tokenises to nothing or a picture is bad.
+            DataError: if there is no query, a target tokenises to nothing, a picture is bad, or
+                the processor refuses the pictures.
+            BackboneError: if the processor does not put image tokens where a picture is.
         """
         if not queries:
             raise DataError("no queries to encode; give at least one")
@@ -161,20 +187,14 @@ class Encoder:
                     f"prompt = {query.prompt!r} holds {self._image_token!r}, which stands for a"
                     " picture; leave it out, the chat template puts it where it belongs"
                 )
-        images = [open_image(query.image) for query in queries if query.image is not None]
-        encoded = self.processor(
-            text=[self.prompt_text(query) for query in queries],
-            images=images or None,
-            padding=True,
-            return_tensors="pt",
-        )
+        prompts, others = self._encoded_prompts(queries)
         targets: list[list[int]] = []
         for query in queries:
             ids = self.target_ids(query.target) if with_target and query.target else []
             targets.append(ids + [self.tokenizer.eos_token_id] if ids and end_of_answer else ids)
-        rows = _rows(encoded, targets)
+        rows = [self._with_answer(*pair) for pair in zip(prompts, targets, strict=True)]
         width = max(len(row["input_ids"]) for row in rows)
-        inputs = {name: value for name, value in encoded.items() if name not in _PER_TOKEN}
+        inputs = dict(others)
         for name in rows[0]:
             filler = self.tokenizer.pad_token_id if name == "input_ids" else 0
             inputs[name] = torch.stack(
@@ -197,6 +217,90 @@ class Encoder:
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Batch(inputs, layout.to(device), target.to(device), labels.to(device))
 
+    def _encoded_prompts(
+        self, queries: Sequence[Query]
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return the tokens of each prompt, unpadded, and the inputs that hold the pictures."""
+        # Apart, since some processors refuse text alone, and some give every row a picture.
+        seeing = [place for place, query in enumerate(queries) if query.pictures]
+        blind = [place for place, query in enumerate(queries) if not query.pictures]
+        rows: dict[int, dict[str, Tensor]] = {}
+        others: dict[str, Tensor] = {}
+        if seeing:
+            shown = [queries[place] for place in seeing]
+            images = [[open_image(picture) for picture in query.pictures] for query in shown]
+            encoded = self._processed([self.prompt_text(query) for query in shown], images)
+            rows |= dict(zip(seeing, _unpadded(encoded), strict=True))
+            others = {n: v for n, v in encoded.items() if n not in (*_PER_TOKEN, "labels")}
+            self._require_vision([rows[place] for place in seeing], shown)
+        if blind:
+            texts = [self.prompt_text(queries[place]) for place in blind]
+            encoded = self.tokenizer(
+                texts, padding=True, return_tensors="pt", **self._special_tokens(texts)
+            )
+            rows |= dict(zip(blind, _unpadded(encoded), strict=True))
+        if self.backbone.family.needs_picture and not others:
+            blank = [[Image.new("RGB", (32, 32))]]
+            encoded = self._processed([self.prompt_text(Query(".", blank[0][0]))], blank)
+            others = {n: v for n, v in encoded.items() if n not in (*_PER_TOKEN, "labels")}
+        names = {name for row in rows.values() for name in row}
+        if self.backbone.family.answer_token_type:
+            names.add("token_type_ids")
+        for row in rows.values():
+            for name in names - set(row):
+                row[name] = torch.zeros_like(row["input_ids"])
+        return [
+            {name: rows[place][name] for name in _PER_TOKEN if name in names}
+            for place in range(len(queries))
+        ], others
+
+    def _processed(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
+        try:
+            encoded: dict[str, Tensor] = self.processor(
+                text=texts,
+                images=images,
+                padding=True,
+                return_tensors="pt",
+                **self._special_tokens(texts),
+            )
+        except (ValueError, TypeError, IndexError) as error:
+            counts = sorted({len(group) for group in images})
+            raise DataError(
+                f"{type(self.processor).__name__} cannot read {counts} pictures a query:"
+                f" {' '.join(str(error).split())}"
+            ) from error
+        return encoded
+
+    def _special_tokens(self, texts: Sequence[str]) -> dict[str, bool]:
+        # A template that writes BOS itself would get another from the tokenizer.
+        bos = self.tokenizer.bos_token
+        return {"add_special_tokens": not (bos and all(text.startswith(bos) for text in texts))}
+
+    def _require_vision(self, rows: Sequence[dict[str, Tensor]], queries: Sequence[Query]) -> None:
+        for row, query in zip(rows, queries, strict=True):
+            found = int(self.backbone.vision_positions(row["input_ids"]).sum())
+            if found <= len(query.pictures):
+                raise BackboneError(
+                    f"{type(self.processor).__name__} puts {found} image tokens (id"
+                    f" {self.backbone.image_token_id}) into a prompt with {len(query.pictures)}"
+                    " pictures, so it does not say which positions are vision; use a model whose"
+                    " processor expands the image token, or give the right id in YAML: backbone:"
+                    " {image_token_id: <id>}"
+                )
+
+    def _with_answer(self, row: dict[str, Tensor], answer: Sequence[int]) -> dict[str, Tensor]:
+        filler = {
+            "input_ids": list(answer),
+            "attention_mask": [1] * len(answer),
+            "token_type_ids": [self.backbone.family.answer_token_type] * len(answer),
+        }
+        return {
+            name: torch.cat(
+                [value, torch.tensor(filler.get(name, [0] * len(answer)), dtype=value.dtype)]
+            )
+            for name, value in row.items()
+        }
+
     def layout(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, gate: Tensor | None = None
     ) -> TokenLayout:
@@ -214,21 +318,25 @@ class Encoder:
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         real = real.bool()
         if gate is None:
+            if self.marker is None:
+                raise PromptEndError(
+                    "the end of the prompt cannot be found: prompts of this chat template have no"
+                    " ending in common; pass labels that are -100 over the prompt, or give a"
+                    " template with one in YAML: backbone: {chat_template: ...}"
+                )
             gate = self.marker.last_index(input_ids, real)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         end = gate[:, None]
         prompt = real & (positions <= end)
         vision = self.backbone.vision_positions(input_ids) & prompt
         first = torch.where(real, positions, input_ids.shape[1]).amin(1)
-        bos = self.tokenizer.bos_token_id
-        starts_with_bos = input_ids.gather(1, first[:, None].clamp(max=input_ids.shape[1] - 1))[
-            :, 0
-        ].eq(-1 if bos is None else bos)
         start = torch.where(
-            vision.any(1),
-            torch.where(vision, positions, -1).amax(1) + 1,
-            first + starts_with_bos.long(),
-        )
+            vision.any(1), torch.where(vision, positions, -1).amax(1) + 1, first
+        ).clamp(max=input_ids.shape[1] - 1)
+        # BOS comes first, or right after the image tokens of BLIP-2 and PaliGemma.
+        bos = self.tokenizer.bos_token_id
+        is_bos = input_ids.gather(1, start[:, None])[:, 0].eq(-1 if bos is None else bos)
+        start = start + is_bos.long()
         text = prompt & (positions >= start[:, None])
         if not self.last_prompt_token:
             text = text & (positions != end)
@@ -252,20 +360,10 @@ def open_image(image: Image.Image | Path) -> Image.Image:
         raise DataError(f"{image} cannot be read as a picture ({error}); replace it") from error
 
 
-def _rows(encoded: Any, targets: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-    rows = []
-    for index, target in enumerate(targets):
-        real = encoded["attention_mask"][index].bool()
-        row = {}
-        for name in _PER_TOKEN:
-            if name in encoded:
-                filler = {"input_ids": list(target)}.get(
-                    name, [int(name == "attention_mask")] * len(target)
-                )
-                tail = torch.tensor(filler, dtype=encoded[name].dtype)
-                row[name] = torch.cat([encoded[name][index][real], tail])
-        rows.append(row)
-    return rows
+def _unpadded(encoded: Any) -> list[dict[str, Tensor]]:
+    real = encoded["attention_mask"].bool()
+    names = [name for name in _PER_TOKEN if name in encoded]
+    return [{name: encoded[name][row][mask] for name in names} for row, mask in enumerate(real)]
 
 
 def _padded(row: Tensor, width: int, filler: int, side: str) -> Tensor:

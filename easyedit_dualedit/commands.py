@@ -27,7 +27,6 @@ from easyedit_dualedit.config import (
     GateConfig,
     GateKind,
     TrainingConfig,
-    read_yaml,
 )
 from easyedit_dualedit.demo import (
     DUALEDIT,
@@ -56,6 +55,7 @@ from easyedit_dualedit.plugin.workbench import Workbench
 from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.report import ablation_table, locate_table, print_report
 from easyedit_dualedit.runs import METRICS_FILE, Run, write_json, write_text
+from easyedit_dualedit.settings import read_yaml
 from easyedit_dualedit.specificity import specificity_queries
 from easyedit_dualedit.testbed.world import Split
 from easyedit_dualedit.training import train as train_adapters

@@ -5,17 +5,21 @@ about models, torch modules or EasyEdit.
 """
 
 import dataclasses
-import difflib
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
-
+from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.settings import (
+    as_number,
+    is_number,
+    is_whole,
+    not_one_of,
+    raise_if,
+    unknown_keys,
+)
 
 GateKind = Literal["cosine", "centred", "learned", "last-token", "open"]
 SignalPositions = Literal["target", "prompt+target", "all"]
@@ -48,7 +52,7 @@ class GateConfig:
     """Share of held-out queries out of scope, 0 to 1, that a `learned` gate may open for."""
 
     def __post_init__(self) -> None:
-        _raise_if(self.problems())
+        raise_if(self.problems())
 
     @property
     def reads_label(self) -> bool:
@@ -59,13 +63,13 @@ class GateConfig:
         """Return one line for each value that is not allowed."""
         found = []
         if self.kind not in GATE_KINDS:
-            found.append(_not_one_of("gate kind", self.kind, GATE_KINDS))
-        if self.threshold is not None and not _is_number(self.threshold, -1.0, 1.0):
+            found.append(not_one_of("gate kind", self.kind, GATE_KINDS))
+        if self.threshold is not None and not is_number(self.threshold, -1.0, 1.0):
             found.append(
                 f"gate threshold = {self.threshold!r}: a cosine from -1 to 1, or null to calibrate"
                 " it on training data"
             )
-        if not _is_number(self.false_open_rate, 0.0, 1.0):
+        if not is_number(self.false_open_rate, 0.0, 1.0):
             found.append(f"gate false_open_rate = {self.false_open_rate!r}: a share from 0 to 1")
         return found
 
@@ -92,9 +96,11 @@ class DualEditConfig:
     modalities: tuple[Modality, ...] = ("text", "vision")
     """Adapters in use."""
     gate: GateConfig = field(default_factory=GateConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """What the model does not say of itself; seldom needed."""
 
     def __post_init__(self) -> None:
-        _raise_if(self.problems())
+        raise_if(self.problems())
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -109,20 +115,20 @@ class DualEditConfig:
         """Return one line for each value that is not allowed."""
         found = []
         for name in ("text_layer", "vision_layer"):
-            if not _is_whole(getattr(self, name), 0):
+            if not is_whole(getattr(self, name), 0):
                 found.append(f"{name} = {getattr(self, name)!r}: a decoder layer, 0 or above")
         for name in ("width", "heads"):
-            if not _is_whole(getattr(self, name), 1):
+            if not is_whole(getattr(self, name), 1):
                 found.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
         if not found and self.width % self.heads:
             found.append(f"width ({self.width}) must be divisible by heads ({self.heads})")
         if self.signal not in SIGNAL_POSITIONS:
-            found.append(_not_one_of("signal", self.signal, SIGNAL_POSITIONS))
+            found.append(not_one_of("signal", self.signal, SIGNAL_POSITIONS))
         if not isinstance(self.last_prompt_token, bool):
             found.append(f"last_prompt_token = {self.last_prompt_token!r}: true or false")
         chosen = self.modalities
         if not isinstance(chosen, tuple) or not chosen or any(m not in MODALITIES for m in chosen):
-            found.append(_not_one_of("modalities", chosen, MODALITIES))
+            found.append(not_one_of("modalities", chosen, MODALITIES))
         return found
 
     @classmethod
@@ -136,7 +142,7 @@ class DualEditConfig:
             ConfigError: if the preset or a change is unknown.
         """
         if name not in PRESETS:
-            raise ConfigError(_not_one_of("preset", name, PRESETS))
+            raise ConfigError(not_one_of("preset", name, PRESETS))
         values: dict[str, Any] = {"text_layer": text_layer, "vision_layer": vision_layer}
         if name == "published":
             values |= {
@@ -151,7 +157,8 @@ class DualEditConfig:
         """Return the configuration that a plain mapping describes.
 
         Args:
-            values: keys are field names; `gate` is a kind or a mapping of `GateConfig`'s fields.
+            values: keys are field names; `gate` is a kind or a mapping of `GateConfig`'s fields,
+                `backbone` a mapping of `BackboneConfig`'s.
             source: what to call the mapping in an error.
 
         Raises:
@@ -164,18 +171,18 @@ class DualEditConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         arguments: dict[str, Any] = {"text_layer": 0, "vision_layer": 0}
         arguments |= {key: value for key, value in values.items() if key in known}
-        gate = arguments.pop("gate", None)
-        try:
-            arguments["gate"] = gate_from(gate, source=source)
-        except ConfigError as error:
-            found.append(str(error))
+        for name, read in (("gate", gate_from), ("backbone", BackboneConfig.read)):
+            try:
+                arguments[name] = read(arguments.pop(name, None), source=source)
+            except ConfigError as error:
+                found.append(str(error))
         if isinstance(arguments.get("modalities"), list):
             arguments["modalities"] = tuple(arguments["modalities"])
         try:
             config = cls(**arguments)
         except ConfigError as error:
             found.append(str(error))
-        _raise_if(found)
+        raise_if(found)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,24 +226,24 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _raise_if(self.problems())
+        raise_if(self.problems())
 
     def problems(self) -> list[str]:
         """Return one line for each value that is not allowed."""
         found = []
         for name in ("steps", "batch_size"):
-            if not _is_whole(getattr(self, name), 1):
+            if not is_whole(getattr(self, name), 1):
                 found.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
-        if not _is_number(self.learning_rate, 0.0, math.inf) or self.learning_rate == 0:
+        if not is_number(self.learning_rate, 0.0, math.inf) or self.learning_rate == 0:
             found.append(f"learning_rate = {self.learning_rate!r}: a number above 0")
         names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
         for name in [*names, "gradient_clip"]:
-            if not _is_number(getattr(self, name), 0.0, math.inf):
+            if not is_number(getattr(self, name), 0.0, math.inf):
                 found.append(f"{name} = {getattr(self, name)!r}: a number, 0 or above")
         if self.schedule not in ("constant", "one-cycle"):
-            found.append(_not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
+            found.append(not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
         for name in ("seed", "gate_steps"):
-            if not _is_whole(getattr(self, name), 0):
+            if not is_whole(getattr(self, name), 0):
                 found.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
         return found
 
@@ -248,7 +255,7 @@ class TrainingConfig:
             ConfigError: if the preset or a change is unknown.
         """
         if name not in PRESETS:
-            raise ConfigError(_not_one_of("preset", name, PRESETS))
+            raise ConfigError(not_one_of("preset", name, PRESETS))
         values: dict[str, Any] = {}
         if name == "published":
             values = {"text_locality_weight": 0.0, "end_of_answer": False, "gate_steps": 0}
@@ -263,7 +270,7 @@ class TrainingConfig:
         Raises:
             ConfigError: naming every unknown key and value that is not allowed.
         """
-        _raise_if(unknown_keys(values, (f.name for f in dataclasses.fields(cls)), source))
+        raise_if(unknown_keys(values, (f.name for f in dataclasses.fields(cls)), source))
         return cls(**{key: as_number(value) for key, value in values.items()})
 
 
@@ -285,72 +292,5 @@ def gate_from(value: Any, *, source: str = "the configuration") -> GateConfig:
             " false_open_rate"
         )
     known = [f.name for f in dataclasses.fields(GateConfig)]
-    _raise_if(unknown_keys(value, known, f"gate in {source}"))
+    raise_if(unknown_keys(value, known, f"gate in {source}"))
     return GateConfig(**{key: as_number(item) for key, item in value.items()})
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
-
-    Raises:
-        ConfigError: if the file is missing, is not YAML or holds no mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; give an existing YAML") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not YAML: {line}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
-    return values
-
-
-def unknown_keys(values: Mapping[str, Any], known: Iterable[str], source: str) -> list[str]:
-    """Return one line, with suggestions, if `values` has keys that are not among `known`."""
-    allowed = sorted(known)
-    unknown = [str(key) for key in values if key not in allowed]
-    if not unknown:
-        return []
-    close = {
-        match for key in unknown for match in difflib.get_close_matches(key, allowed, cutoff=0.5)
-    }
-    suggestion = f"; did you mean {', '.join(sorted(close))}?" if close else ";"
-    return [
-        f"unknown keys in {source}: {', '.join(unknown)}{suggestion} known keys: "
-        + ", ".join(allowed)
-    ]
-
-
-def as_number(value: Any) -> Any:
-    """Return a string such as "1e-4" as a number, and anything else as it is.
-
-    YAML 1.1 reads 1e-4 as a string, since it asks for a dot in a number with an exponent.
-    """
-    if not isinstance(value, str) or not re.match(r"\s*[+-]?\.?\d", value):
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return int(number) if number.is_integer() else number
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any, least: float, most: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and least <= value <= most
-
-
-def _not_one_of(name: str, value: object, allowed: Iterable[str]) -> str:
-    return f"{name} = {value!r}: one of {', '.join(allowed)}"
-
-
-def _raise_if(problems: list[str]) -> None:
-    if problems:
-        raise ConfigError("; ".join(problems))

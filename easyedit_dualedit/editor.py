@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from easyedit_dualedit.adapter import DualAdapters
 from easyedit_dualedit.archive import Archive, ModelFingerprint
 from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Batch, Encoder, Query, TokenLayout
+from easyedit_dualedit.batch import Batch, Encoder, Picture, Query, TokenLayout
 from easyedit_dualedit.config import DualEditConfig, GateConfig
 from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.errors import ArchiveError, DataError
@@ -39,7 +38,7 @@ class DualEditor(nn.Module):
             LayerError: if a layer does not exist in the model.
         """
         super().__init__()
-        backbone = Backbone.of(model)
+        backbone = Backbone.of(model, config.backbone)
         backbone.require_layers(
             (config.text_layer, config.vision_layer), names=("text_layer", "vision_layer")
         )
@@ -141,8 +140,15 @@ class DualEditor(nn.Module):
         """Return a gate that always opens."""
         return self.gate.with_config(GateConfig(kind="open"))
 
-    def edit(self, image: Image.Image | Path | None, prompt: str, target: str) -> EditedModel:
+    def edit(
+        self, image: Picture | tuple[Picture, ...] | None, prompt: str, target: str
+    ) -> EditedModel:
         """Return the model that answers `prompt` about `image` with `target`.
+
+        Args:
+            image: a picture, several for models that take them, or None.
+            prompt: the question.
+            target: the new answer.
 
         Raises:
             DataError: if prompt or target is empty, or the picture cannot be read.
@@ -181,8 +187,8 @@ class DualEditor(nn.Module):
             ArchiveError: if the folder is missing or damaged, or belongs to another model.
         """
         archive = Archive.load(Path(folder))
-        archive.require_model(Backbone.of(model), Path(folder))
         config = archive.config
+        archive.require_model(Backbone.of(model, config.backbone), Path(folder))
         if gate is not None:
             config = config.with_gate(gate.kind, gate.threshold)
         editor = cls(model, processor, config)

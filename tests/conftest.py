@@ -10,7 +10,8 @@ from collections.abc import Iterator  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
-from tiny_models import FAMILIES, TinyModel  # noqa: E402
+from tiny_families import FAMILIES  # noqa: E402
+from tiny_models import TinyModel  # noqa: E402
 
 from easyedit_dualedit.backbone import Backbone  # noqa: E402
 from easyedit_dualedit.batch import Query  # noqa: E402
@@ -23,20 +24,29 @@ torch.set_num_threads(1)
 _MODELS: dict[str, TinyModel] = {}
 
 
-@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def shared(family: str) -> TinyModel:
+    """Return the tiny model of a family that all tests of this process read."""
+    if family not in _MODELS:
+        _MODELS[family] = FAMILIES[family]()
+    return _MODELS[family]
+
+
+@pytest.fixture(scope="session", params=["llava", "llava-onevision"])
 def tiny(request: pytest.FixtureRequest) -> TinyModel:
-    """A tiny model of each family, made once."""
-    if request.param not in _MODELS:
-        _MODELS[request.param] = FAMILIES[request.param]()
-    return _MODELS[request.param]
+    """A tiny model of two families; the contract has all of them."""
+    return shared(request.param)
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def every(request: pytest.FixtureRequest) -> TinyModel:
+    """A tiny model of every family."""
+    return shared(request.param)
 
 
 @pytest.fixture(scope="session")
 def llava() -> TinyModel:
     """The tiny LLaVA-1.5, for tests that any family would do for."""
-    if "llava" not in _MODELS:
-        _MODELS["llava"] = FAMILIES["llava"]()
-    return _MODELS["llava"]
+    return shared("llava")
 
 
 @pytest.fixture(autouse=True)

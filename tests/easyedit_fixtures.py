@@ -10,17 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import trained_editor
 from PIL import Image, ImageDraw
-from tiny_models import CHATML, FAMILIES, LAYERS, TinyModel, _finish, tiny_tokenizer
-from transformers import (
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-)
+from tiny_families import FAMILIES
 
 HAS_MASTER = bool(os.environ.get("EASYEDIT_HOME"))
 HAS_RELEASE = not HAS_MASTER and importlib.util.find_spec("easyeditor") is not None
@@ -124,52 +116,9 @@ def shared_workplace(family: str) -> Workplace:
     return build_workplace(Path(tempfile.mkdtemp(prefix="dualedit-")), family)
 
 
-def tiny_qwen2_vl(seed: int = 0) -> TinyModel:
-    """Return a Qwen2-VL of 4 decoder layers, hidden size 32."""
-    torch.manual_seed(seed)
-    tokenizer = tiny_tokenizer()
-    marks = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
-    tokenizer.add_tokens(marks, special_tokens=True)
-    start, image, end, video = tokenizer.convert_tokens_to_ids(marks)
-    tokenizer.image_token, tokenizer.video_token = "<|image_pad|>", "<|video_pad|>"
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rope_parameters": {
-                "rope_type": "default",
-                "type": "default",
-                "mrope_section": [1, 1, 2],
-                "rope_theta": 1e4,
-            },
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2},
-        vision_start_token_id=start,
-        image_token_id=image,
-        vision_end_token_id=end,
-        video_token_id=video,
-    )
-    size = {"shortest_edge": 784, "longest_edge": 3136}
-    processor = Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size),
-        chat_template=CHATML.replace("<image>\\n", "".join(marks[:3])),
-    )
-    model = _finish(Qwen2VLForConditionalGeneration(config), tokenizer)
-    return TinyModel("qwen2-vl", model, processor)
-
-
 def build_workplace(folder: Path, family: str) -> Workplace:
     """Return a new workplace in `folder`."""
-    tiny = tiny_qwen2_vl() if family == "qwen2-vl" else FAMILIES[family]()
+    tiny = FAMILIES[family]()
     model = tiny.save(folder / FOLDERS.get(family, f"{family}-tiny"))
     pictures = folder / "pictures"
     pictures.mkdir(parents=True)

@@ -13,7 +13,8 @@ import torch
 from conftest import backbone_of, request_of, tiny_config, trained_editor
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
+from tiny_families import FAMILIES
+from tiny_models import LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
 from torch import nn
 
 from easyedit_dualedit import archive as archive_module
@@ -49,14 +50,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("modalities", [["text", "vision"], ["vision"]])
 def test_a_loaded_editor_gives_the_same_bits(
-    tiny: TinyModel, tmp_path: Path, modalities: list[str]
+    every: TinyModel, tmp_path: Path, modalities: list[str]
 ):
-    editor = saved(tiny, tmp_path / "new" / "deep", modalities=modalities)
-    loaded = DualEditor.load(tiny.model, tiny.processor, str(tmp_path / "new" / "deep"))
+    editor = saved(every, tmp_path / "new" / "deep", modalities=modalities)
+    loaded = DualEditor.load(every.model, every.processor, str(tmp_path / "new" / "deep"))
     assert loaded.config == editor.config
     assert torch.equal(logits_of(loaded), logits_of(editor))
     with torch.no_grad():
-        plain = tiny.model(**editor.encoder.encode([request_of()]).inputs).logits
+        plain = every.model(**editor.encoder.encode([request_of()]).inputs).logits
     assert not torch.equal(logits_of(loaded), plain)
 
 
@@ -86,7 +87,7 @@ def test_the_files_hold_tensors_and_plain_values(llava: TinyModel, tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", ["llava", "llava-onevision"])
 def test_adapters_belong_to_their_model_in_any_dtype(
     tmp_path: Path, family: str, dtype: torch.dtype
 ):

@@ -28,22 +28,33 @@ def encoder_of(tiny: TinyModel, **options: Any) -> Encoder:
 
 
 def prompt_ids(tiny: TinyModel, query: Query) -> list[int]:
-    """Return the prompt as the processor alone writes it for `generate`."""
-    content: list[dict[str, str]] = [{"type": "text", "text": query.prompt}]
-    if query.image is not None:
-        content.insert(0, {"type": "image"})
-    text = tiny.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    images = [query.image] if query.image is not None else None
-    ids = tiny.processor(text=[text], images=images, return_tensors="pt")["input_ids"][0]
-    return [int(token) for token in ids]
+    """Return the prompt as transformers alone writes it for `generate`."""
+    processor, images = tiny.processor, [query.image] if query.image is not None else []
+    if tiny.family == "blip2":
+        text = f"Question: {query.prompt} Answer:"
+    elif tiny.family == "paligemma":
+        text = "<image>" * len(images) + query.prompt
+        if not images:  # which PaliGemma's processor refuses
+            text = f"<s>{text}\n"
+    else:
+        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+        content.append({"type": "text", "text": query.prompt})
+        ids = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        )["input_ids"]
+        return [int(token) for token in (ids[0] if isinstance(ids[0], list) else ids)]
+    encoded = processor(text=[text], images=images) if images else processor.tokenizer([text])
+    return [int(token) for token in encoded["input_ids"][0]]
 
 
 def answer_ids(tiny: TinyModel, query: Query) -> list[int]:
     if query.target is None:
         return []
-    return list(tiny.processor.tokenizer(query.target, add_special_tokens=False)["input_ids"])
+    text = f" {query.target}" if tiny.family == "blip2" else query.target
+    return list(tiny.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def real_ids(batch: Batch, row: int) -> list[int]:
@@ -87,35 +98,35 @@ def test_a_processor_must_have_tokenizer_and_template(llava: TinyModel):
 
 
 @SIDES
-def test_the_prompt_of_a_teacher_forced_row_is_what_generate_sees(tiny: TinyModel, side: str):
-    encoder = encoder_of(tiny)
+def test_the_prompt_of_a_teacher_forced_row_is_what_generate_sees(every: TinyModel, side: str):
+    encoder = encoder_of(every)
     forced = encoder.encode(QUERIES, padding_side=side)
     asked = encoder.encode(QUERIES, with_target=False, padding_side=side)
     for row, query in enumerate(QUERIES):
-        prompt = prompt_ids(tiny, query)
+        prompt = prompt_ids(every, query)
         assert real_ids(asked, row) == prompt
-        assert real_ids(forced, row) == prompt + answer_ids(tiny, query)
+        assert real_ids(forced, row) == prompt + answer_ids(every, query)
     assert not asked.target.any() and bool((asked.labels == IGNORED).all())
 
 
 @SIDES
 @pytest.mark.parametrize("end_of_answer", [False, True])
 def test_targets_labels_and_gates_stand_where_they_should(
-    tiny: TinyModel, side: str, end_of_answer: bool
+    every: TinyModel, side: str, end_of_answer: bool
 ):
-    batch = encoder_of(tiny).encode(QUERIES, padding_side=side, end_of_answer=end_of_answer)
+    batch = encoder_of(every).encode(QUERIES, padding_side=side, end_of_answer=end_of_answer)
     ids, layout = batch.inputs["input_ids"], batch.layout
-    eos = tiny.processor.tokenizer.eos_token_id
+    eos = every.processor.tokenizer.eos_token_id
     assert batch.size == len(QUERIES)
     for row, query in enumerate(QUERIES):
-        answer = answer_ids(tiny, query)
+        answer = answer_ids(every, query)
         assert ids[row, batch.target[row]].tolist() == answer
         labelled = batch.labels[row] != IGNORED
         assert torch.equal(batch.labels[row, labelled], ids[row, labelled])
         assert ids[row, labelled].tolist() == answer + ([eos] if answer and end_of_answer else [])
         gate, last = int(layout.gate[row]), int(layout.last[row])
         assert ids[row, : gate + 1][layout.real[row, : gate + 1]].tolist() == prompt_ids(
-            tiny, query
+            every, query
         )
         ends = bool(answer) and end_of_answer
         assert last == int(layout.real[row].nonzero().max()) - ends, "the end is no target"
@@ -125,32 +136,33 @@ def test_targets_labels_and_gates_stand_where_they_should(
 
 
 @SIDES
-def test_padding_is_on_the_side_that_was_asked_for(tiny: TinyModel, side: str):
-    batch = encoder_of(tiny).encode(QUERIES, padding_side=side)
+def test_padding_is_on_the_side_that_was_asked_for(every: TinyModel, side: str):
+    batch = encoder_of(every).encode(QUERIES, padding_side=side)
     ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
     assert torch.equal(mask.bool(), batch.layout.real)
     assert mask.sum(1).amax() == mask.shape[1] and mask.sum(1).amin() < mask.shape[1]
-    assert bool((ids[mask == 0] == tiny.processor.tokenizer.pad_token_id).all())
+    assert bool((ids[mask == 0] == every.processor.tokenizer.pad_token_id).all())
     step = mask.diff(dim=1)
     assert bool((step >= 0).all() if side == "left" else (step <= 0).all())
 
 
 @SIDES
 @pytest.mark.parametrize("last_prompt_token", [True, False])
-def test_text_is_the_prompt_after_the_picture(tiny: TinyModel, side: str, last_prompt_token: bool):
-    encoder = encoder_of(tiny, last_prompt_token=last_prompt_token)
+def test_text_is_the_prompt_after_the_picture(every: TinyModel, side: str, last_prompt_token: bool):
+    encoder = encoder_of(every, last_prompt_token=last_prompt_token)
     batch = encoder.encode(QUERIES, padding_side=side)
     ids, layout = batch.inputs["input_ids"], batch.layout
-    bos = tiny.processor.tokenizer.bos_token_id
+    bos = every.processor.tokenizer.bos_token_id
     image = encoder.backbone.image_token_id
     for row, query in enumerate(QUERIES):
-        prompt = prompt_ids(tiny, query)
+        prompt = prompt_ids(every, query)
         assert int(layout.vision[row].sum()) == prompt.count(image)
         if query.image is not None:
             assert prompt.count(image) > 0
             expected = prompt[len(prompt) - prompt[::-1].index(image) :]
         else:
-            expected = prompt[1:] if prompt[0] == bos else prompt
+            expected = prompt
+        expected = expected[1:] if expected[0] == bos else expected
         if not last_prompt_token:
             expected = expected[:-1]
         assert ids[row, layout.text[row]].tolist() == expected
@@ -167,8 +179,8 @@ def test_the_beginning_of_sequence_is_no_text(llava: TinyModel):
 
 
 @SIDES
-def test_rows_of_a_batch_are_rows_alone(tiny: TinyModel, side: str):
-    encoder = encoder_of(tiny)
+def test_rows_of_a_batch_are_rows_alone(every: TinyModel, side: str):
+    encoder = encoder_of(every)
     together = encoder.encode(QUERIES, padding_side=side)
     for row, query in enumerate(QUERIES):
         alone = encoder.encode([query])
@@ -193,8 +205,8 @@ def test_pictures_reach_the_model_only_where_there_are_any(tiny: TinyModel):
 
 
 @SIDES
-def test_the_end_of_a_prompt_is_found_without_being_given(tiny: TinyModel, side: str):
-    encoder = encoder_of(tiny)
+def test_the_end_of_a_prompt_is_found_without_being_given(every: TinyModel, side: str):
+    encoder = encoder_of(every)
     batch = encoder.encode(QUERIES, padding_side=side)
     found = encoder.layout(batch.inputs["input_ids"], batch.inputs["attention_mask"])
     for name in ("vision", "text", "gate", "last", "real"):
@@ -251,8 +263,10 @@ def test_a_target_that_tokenises_to_nothing_is_refused(
         def __getattr__(self, name: str) -> Any:
             return getattr(whole, name)
 
-        def __call__(self, text: str, **options: Any) -> Any:
-            return whole(text.replace("\u0301", ""), **options)
+        def __call__(self, text: str | list[str], **options: Any) -> Any:
+            texts = [text] if isinstance(text, str) else text
+            kept = [item.replace("\u0301", "") for item in texts]
+            return whole(kept[0] if isinstance(text, str) else kept, **options)
 
     monkeypatch.setattr(encoder, "tokenizer", Dropping())
     with pytest.raises(DataError, match="tokenises to nothing; give one the model can say"):

@@ -16,12 +16,10 @@ from easyedit_dualedit.config import (
     DualEditConfig,
     GateConfig,
     TrainingConfig,
-    as_number,
     gate_from,
-    read_yaml,
-    unknown_keys,
 )
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.settings import as_number, read_yaml, unknown_keys
 
 LAYERS = {"text_layer": 1, "vision_layer": 2}
 

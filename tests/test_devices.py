@@ -4,7 +4,8 @@ import accelerate
 import pytest
 import torch
 from conftest import picture, request_of, trained_editor
-from tiny_models import FAMILIES, TinyModel
+from tiny_families import FAMILIES
+from tiny_models import TinyModel
 
 from easyedit_dualedit.batch import Query
 from easyedit_dualedit.editor import DualEditor

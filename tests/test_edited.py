@@ -318,7 +318,7 @@ def test_one_modality_alone_changes_the_answer(
     editor, edited = edited_of(
         tiny, text_layer=text_layer, vision_layer=vision_layer, modalities=[modality]
     )
-    assert set(edited._memory.projected) == {modality}
+    assert set(edited._applied.memory.projected) == {modality}
     inputs = prompt_inputs(editor)
     assert not torch.equal(logits(edited, **inputs), logits(tiny.model, **inputs))
 

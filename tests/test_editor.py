@@ -150,9 +150,9 @@ def sequence(editor: DualEditor) -> list[EditSignal]:
 
 
 @pytest.mark.parametrize("layers", [(1, 2), (2, 1)], ids=["below", "above"])
-def test_later_edits_leave_the_first_and_closed_queries(tiny: TinyModel, layers: tuple[int, int]):
+def test_later_edits_leave_the_first_and_closed_queries(every: TinyModel, layers: tuple[int, int]):
     editor = trained_editor(
-        tiny,
+        every,
         text_layer=layers[0],
         vision_layer=layers[1],
         gate={"kind": "cosine", "threshold": 0.9999},
@@ -160,9 +160,9 @@ def test_later_edits_leave_the_first_and_closed_queries(tiny: TinyModel, layers:
     signals = sequence(editor)
     first = editor.encoder.encode([request_of()], with_target=False).inputs
     closed = editor.encoder.encode([OUTSIDE]).inputs
-    plain = logits(tiny.model, closed)
+    plain = logits(every.model, closed)
     alone = logits(editor.edited(signals[:1]), first)
-    assert not torch.equal(alone, logits(tiny.model, first))
+    assert not torch.equal(alone, logits(every.model, first))
     for count in (1, 2, 3):
         edited = editor.edited(signals[:count])
         assert len(edited.edits) == count
@@ -186,8 +186,8 @@ def test_each_of_many_edits_answers_its_own_request(tiny: TinyModel):
         torch.testing.assert_close(together[row, real], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_removing_an_edit_restores_what_was_before(tiny: TinyModel):
-    editor = trained_editor(tiny)
+def test_removing_an_edit_restores_what_was_before(every: TinyModel):
+    editor = trained_editor(every)
     signals = sequence(editor)
     inputs = editor.encoder.encode([request_of(), OTHER], with_target=False).inputs
     before = logits(editor.edited([signals[0], signals[2]]), inputs)

@@ -47,15 +47,15 @@ def same_answers(tiny: TinyModel, folder: Path) -> None:
         assert torch.equal(model(**theirs.inputs).logits, tiny.model(**ours.inputs).logits)
 
 
-def test_a_saved_model_loads_as_it_was(tiny: TinyModel, tmp_path: Path):
-    same_answers(tiny, tiny.save(tmp_path))
+def test_a_saved_model_loads_as_it_was(every: TinyModel, tmp_path: Path):
+    same_answers(every, every.save(tmp_path))
 
 
-def test_a_model_in_several_files_loads_as_it_was(tiny: TinyModel, tmp_path: Path):
-    tiny.model.save_pretrained(tmp_path, max_shard_size="20KB")
-    tiny.processor.save_pretrained(tmp_path)
+def test_a_model_in_several_files_loads_as_it_was(every: TinyModel, tmp_path: Path):
+    every.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    every.processor.save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
-    same_answers(tiny, tmp_path)
+    same_answers(every, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

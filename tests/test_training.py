@@ -67,11 +67,11 @@ def editor_of(tiny: TinyModel) -> DualEditor:
 
 
 def test_training_lowers_the_loss_and_leaves_the_model_alone(
-    tiny: TinyModel, records: list[Record]
+    every: TinyModel, records: list[Record]
 ):
-    before = {k: v.clone() for k, v in tiny.model.state_dict().items()}
-    required = [p.requires_grad for p in tiny.model.parameters()]
-    editor = editor_of(tiny)
+    before = {k: v.clone() for k, v in every.model.state_dict().items()}
+    required = [p.requires_grad for p in every.model.parameters()]
+    editor = editor_of(every)
     config = fast()
     start = step_losses(editor, records[:4], config)
     found = train(editor, records, config, progress=False)
@@ -80,15 +80,15 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(
     assert set(start.by_metric) == set(METRICS)
     # An untrained adapter changes nothing, so it diverges by nothing.
     assert start.by_metric["image_locality"] == pytest.approx(0.0, abs=1e-6)
-    assert all(torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items())
-    assert required == [p.requires_grad for p in tiny.model.parameters()]
-    assert all(p.grad is None for p in tiny.model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in every.model.state_dict().items())
+    assert required == [p.requires_grad for p in every.model.parameters()]
+    assert all(p.grad is None for p in every.model.parameters())
     assert set(found) == {"cosine", "centred", "last-token", "learned"}
     assert editor.gate.threshold == pytest.approx(found["cosine"].threshold)
 
 
-def test_gradients_reach_every_adapter_parameter(tiny: TinyModel, records: list[Record]):
-    editor = editor_of(tiny)
+def test_gradients_reach_every_adapter_parameter(every: TinyModel, records: list[Record]):
+    editor = editor_of(every)
     with torch.no_grad():
         for name, parameter in editor.adapters.named_parameters():
             if "output" in name:
@@ -104,8 +104,8 @@ def test_a_weight_of_zero_computes_nothing(llava: TinyModel, records: list[Recor
     assert set(losses.by_metric) == {"reliability", "text_generality", "image_generality"}
 
 
-def test_losses_equal_those_of_a_plain_implementation(tiny: TinyModel, records: list[Record]):
-    editor = editor_of(tiny)
+def test_losses_equal_those_of_a_plain_implementation(every: TinyModel, records: list[Record]):
+    editor = editor_of(every)
     with torch.no_grad():
         for name, parameter in editor.adapters.named_parameters():
             if "output" in name:
@@ -121,7 +121,7 @@ def test_losses_equal_those_of_a_plain_implementation(tiny: TinyModel, records: 
             answer = batch.inputs["input_ids"][0, start + 1 :]
             with torch.no_grad():
                 after = edited(**batch.inputs).logits[0, start:-1].log_softmax(-1)
-                before = tiny.model(**batch.inputs).logits[0, start:-1].log_softmax(-1)
+                before = every.model(**batch.inputs).logits[0, start:-1].log_softmax(-1)
             if "locality" in metric:
                 logs[metric].append((before.exp() * (before - after)).sum(-1))
             else:

@@ -70,12 +70,21 @@ class TinyModel:
         return folder
 
 
-def tiny_tokenizer(*, add_bos: bool = False) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of 400 entries trained on a few sentences."""
+def tiny_tokenizer(
+    *, add_bos: bool = False, extra: dict[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of 400 entries trained on a few sentences.
+
+    Args:
+        add_bos: put `<s>` before every text.
+        extra: name -> token of the family's own special tokens; LLaVA's unless given.
+    """
+    named = {"image_token": "<image>", "video_token": "<video>"} if extra is None else extra
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<s>"]
+    special += [token for token in dict.fromkeys(named.values()) if token not in special]
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=special,
@@ -97,7 +106,7 @@ def tiny_tokenizer(*, add_bos: bool = False) -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
-        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
+        extra_special_tokens=named,
     )
 
 
@@ -139,7 +148,7 @@ def tiny_llava(seed: int = 0) -> TinyModel:
         vision_feature_select_strategy="default",
         chat_template=VICUNA,
     )
-    return TinyModel("llava", _finish(LlavaForConditionalGeneration(config), tokenizer), processor)
+    return TinyModel("llava", finish(LlavaForConditionalGeneration(config), tokenizer), processor)
 
 
 def tiny_llava_onevision(seed: int = 0) -> TinyModel:
@@ -185,14 +194,12 @@ def tiny_llava_onevision(seed: int = 0) -> TinyModel:
         vision_feature_select_strategy="full",
         chat_template=CHATML,
     )
-    model = _finish(LlavaOnevisionForConditionalGeneration(config), tokenizer)
+    model = finish(LlavaOnevisionForConditionalGeneration(config), tokenizer)
     return TinyModel("llava-onevision", model, processor)
 
 
-FAMILIES = {"llava": tiny_llava, "llava-onevision": tiny_llava_onevision}
-
-
-def _finish(model: Any, tokenizer: Any) -> Any:
+def finish(model: Any, tokenizer: Any) -> Any:
+    """Return the model with wide random weights, in evaluation mode."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         # Freshly initialised models answer almost the same whatever they read; wider weights make

@@ -10,12 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from easyedit_dualedit.config import (
-    DualEditConfig,
-    as_number,
-    read_yaml,
-    unknown_keys,
-)
+from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.plugin.values import (
     archive_path,
@@ -23,6 +18,7 @@ from easyedit_dualedit.plugin.values import (
     dtype_from,
     model_path,
 )
+from easyedit_dualedit.settings import as_number, read_yaml, unknown_keys
 
 _METHOD_KEYS = ("width", "heads", "signal", "last_prompt_token", "modalities", "gate")
 

@@ -39,10 +39,12 @@ class Workbench:
             ArchiveError: if the adapters are missing, damaged or of another model.
             DataError: if the picture cannot be read.
         """
-        image = None if request.image is None else open_image(request.image)
+        images = [open_image(picture) for picture in request.pictures]
+        # One picture as EasyEdit gives it for most models, several as it gives them for Qwen's.
+        image = images[0] if len(images) == 1 else images
         item = {"prompt": request.prompt, "target": request.target, "image": image}
-        if image is None:
-            item["file_type"] = "text"
+        if not images:
+            item |= {"file_type": "text", "image": None}
         edited, _ = self.editor.apply_algo(
             self.editor.model,
             self.editor.tok,

@@ -1,0 +1,112 @@
+"""What is known of a vision-language model beyond what it says itself.
+
+Three questions are asked of every model: where are its decoder layers, which positions are vision,
+where does the prompt end. A model of transformers and its processor mostly answer them. Where they
+do not, a user answers in YAML (`BackboneConfig`), or the model's family is known here (`Family`).
+This is the only place that knows a family by its name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.settings import is_whole, raise_if, unknown_keys
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A user's answers for a model that does not give them itself; None leaves them to the model.
+
+    Raises:
+        ConfigError: naming every value that is not allowed.
+    """
+
+    decoder_layers: str | None = None
+    """Dotted path from the model to its list of decoder layers, such as `language_model.layers`."""
+    image_token_id: int | None = None
+    """Id of the token that stands at every vision position."""
+    chat_template: str | None = None
+    """Jinja template of a conversation, as in transformers; what it writes last ends the prompt."""
+    answer_prefix: str | None = None
+    """Text between prompt and answer, such as a space."""
+
+    def __post_init__(self) -> None:
+        raise_if(self.problems())
+
+    def problems(self) -> list[str]:
+        """Return one line for each value that is not allowed."""
+        found = []
+        for name in ("decoder_layers", "chat_template"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                found.append(f"backbone {name} = {value!r}: text, or null to leave it to the model")
+        if self.answer_prefix is not None and not isinstance(self.answer_prefix, str):
+            found.append(f"backbone answer_prefix = {self.answer_prefix!r}: text, or null")
+        if self.image_token_id is not None and not is_whole(self.image_token_id, 0):
+            found.append(f"backbone image_token_id = {self.image_token_id!r}: a token id, or null")
+        return found
+
+    @classmethod
+    def read(cls, value: Any, *, source: str = "the configuration") -> Self:
+        """Return the answers that a mapping holds, or None (no answers).
+
+        Raises:
+            ConfigError: if it holds anything else.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        known = [f.name for f in dataclasses.fields(cls)]
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"backbone = {value!r} in {source}: a mapping of {', '.join(known)}")
+        raise_if(unknown_keys(value, known, f"backbone in {source}"))
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of the models of one family, and cannot be read from them."""
+
+    chat_template: str | None = None
+    """Used where the processor has none: how the family's authors ask a question."""
+    answer_prefix: str = ""
+    """Text between prompt and answer."""
+    answer_token_type: int = 0
+    """Value of `token_type_ids` at the tokens of an answer."""
+    needs_picture: bool = False
+    """Whether a forward fails without `pixel_values`, also for text alone."""
+
+
+_PLAIN = Family()
+_CONTENT = "{% set message = messages[-1] %}{% set content = message['content'] %}"
+_TEXT = (
+    "{% if content is string %}{{ content }}{% else %}{% for part in content %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+)
+_FAMILIES: Mapping[str, Family] = {
+    # The processor puts the image tokens first by itself. The wording is that of its model card.
+    "blip-2": Family(
+        chat_template=_CONTENT + "Question: " + _TEXT + " Answer:",
+        answer_prefix=" ",
+        needs_picture=True,
+    ),
+    # The processor adds BOS and the newline where there is an image, and refuses text alone.
+    "paligemma": Family(
+        chat_template=_CONTENT
+        + "{% set pictures = [] if content is string else"
+        + " content | selectattr('type', 'equalto', 'image') | list %}"
+        + "{% for _ in pictures %}<image>{% endfor %}"
+        + "{% if not pictures %}{{ bos_token }}{% endif %}"
+        + _TEXT
+        + "{% if not pictures %}{{ '\\n' }}{% endif %}",
+        answer_token_type=1,
+    ),
+}
+
+
+def family_of(config: Any) -> Family:
+    """Return what is known of the family of a model with this transformers config."""
+    return _FAMILIES.get(str(getattr(config, "model_type", "")), _PLAIN)

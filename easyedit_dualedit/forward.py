@@ -1,0 +1,240 @@
+"""One forward of a model with edits applied: its layout, then its routing, then its changes.
+
+Everything that one forward decides lives in an object made for that forward, so two edited models
+on one base model, or two threads, do not see each other.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easyedit_dualedit.adapter import DualAdapters, add_at
+from easyedit_dualedit.backbone import Backbone
+from easyedit_dualedit.batch import TokenLayout
+from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
+from easyedit_dualedit.gate import Gate, Routing
+from easyedit_dualedit.hooks import record
+from easyedit_dualedit.memory import EditMemory
+
+LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
+"""Says what each position of a call with these inputs is."""
+
+
+@dataclass(frozen=True)
+class AppliedEdits:
+    """Edits with all that decides where they apply."""
+
+    backbone: Backbone
+    adapters: DualAdapters
+    gate: Gate
+    memory: EditMemory
+    assignment: Tensor | None = None
+    """The only edit that each row may use, long [b]; None allows all."""
+
+    @property
+    def layers(self) -> set[int]:
+        """Layers that an edited forward reads or changes."""
+        layer_of = self.adapters.layer_of
+        return {layer_of["text"], *(layer_of[name] for name in self.adapters.modalities)}
+
+    def route(self, hidden: Tensor, layout: TokenLayout) -> Routing:
+        """Return which edit applies to each row, from the text layer's states [b, s, d].
+
+        Raises:
+            DataError: if the rows do not fit the assignment.
+            CalibrationError: if the gate has no threshold.
+        """
+        assignment = self.assignment
+        if assignment is not None and len(assignment) != len(hidden):
+            if len(hidden) % len(assignment):
+                raise DataError(
+                    f"{len(hidden)} rows for edits assigned to {len(assignment)}; give as many rows"
+                    " as the assignment, or a multiple that repeats each"
+                )
+            # Beam search and sampling repeat each row of the batch in place.
+            assignment = assignment.repeat_interleave(len(hidden) // len(assignment))
+        index = (layout.last if self.gate.config.reads_label else layout.gate).to(hidden.device)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return self.gate.route(hidden[rows, index], self.memory.keys, assignment)
+
+    def route_before(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing:
+        """Return which edit applies to each row, by an unedited forward that ends early."""
+        plain = {key: value for key, value in inputs.items() if key not in _NOT_FOR_ROUTING}
+        layer = self.adapters.layer_of["text"]
+        with torch.no_grad(), record(self.backbone.layers, [layer], stop=True) as states:
+            self.backbone.model(**plain, use_cache=False)
+        return self.route(states[layer], layout)
+
+
+_NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
+
+
+class Forward:
+    """What the forwards inside one call, or one `generate`, know."""
+
+    def __init__(
+        self,
+        edits: AppliedEdits,
+        find_layout: LayoutFinder,
+        prompt: Mapping[str, Any] | None = None,
+    ):
+        """Know nothing yet.
+
+        Args:
+            edits: what to apply.
+            find_layout: asked for the layout of every forward that starts from a prompt.
+            prompt: what `generate` was given; None in a plain call.
+        """
+        self._edits = edits
+        self._find_layout = find_layout
+        self._prompt = prompt
+        self._layout: TokenLayout | None = None
+        self._routing: Routing | None = None
+        self._is_routing = False
+        self._is_announced = False
+        self._has_begun = False
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of a call of the base model: a prompt, or a step that continues one."""
+        if self._is_routing:
+            return
+        self._is_announced = True
+        inputs = named(self._edits.backbone.model, args) | kwargs
+        if self._continues(inputs):
+            return
+        self._layout = self._find_layout(inputs)
+        if self._routes_first:
+            self._routing = self._routed(inputs, self._layout)
+
+    def begin_decoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of a call of the decoder that no call of the base model has announced.
+
+        BLIP-2 generates with its language model alone: the token ids of the prompt never reach
+        the base model, and rows may be repeated by then, as beam search does.
+        """
+        if self._is_routing:
+            return
+        if self._is_announced or self._prompt is None:
+            self._is_announced = False
+            return
+        inputs = named(self._edits.backbone.decoder, args) | kwargs
+        if self._continues(inputs):
+            return
+        tensors = {name: v for name, v in self._prompt.items() if isinstance(v, Tensor)}
+        rows, width = _shape(inputs)
+        # Without a cache, generated tokens follow the prompt.
+        ids = _widened(token_ids(tensors), width, 0)
+        mask = tensors.get("attention_mask")
+        mask = torch.ones_like(token_ids(tensors)) if mask is None else mask
+        seen = {**tensors, "input_ids": ids, "attention_mask": _widened(mask, width, 1)}
+        layout = self._find_layout(seen)
+        repeats = rows // len(ids)
+        if self._routes_first:
+            routing = self._routed(tensors, layout)
+            self._routing = Routing(
+                routing.similarity.repeat_interleave(repeats),
+                routing.edit_index.repeat_interleave(repeats),
+            )
+        self._layout = layout.repeated(repeats)
+
+    def edit(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """Return the changed output of a layer, or None where nothing changes."""
+        layout = self._layout
+        if layout is None or self._is_routing:
+            return None
+        edits = self._edits
+        layer_of = edits.adapters.layer_of
+        if self._routing is None:
+            self._routing = edits.route(hidden, layout)
+        index = self._routing.edit_index.to(hidden.device)
+        rows = (index >= 0).nonzero()[:, 0]
+        if not len(rows):
+            return None
+        changed = hidden
+        for modality in edits.adapters.modalities:
+            if layer_of[modality] != layer:
+                continue
+            positions = layout.text if modality == "text" else layout.vision
+            projected = edits.memory.projected[modality]
+            chosen = projected.select(index[rows].to(projected.keys.device))
+            changed = add_at(changed, positions, edits.adapters[modality], chosen, rows)
+        return None if changed is hidden else changed
+
+    @property
+    def _routes_first(self) -> bool:
+        # The gate reads the unedited text layer, which lies above the first change.
+        layer_of = self._edits.adapters.layer_of
+        has_vision = "vision" in self._edits.adapters.modalities
+        return has_vision and layer_of["vision"] < layer_of["text"]
+
+    def _routed(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing:
+        self._is_routing = True
+        try:
+            return self._edits.route_before(inputs, layout)
+        finally:
+            self._is_routing = False
+
+    def _continues(self, inputs: Mapping[str, Any]) -> bool:
+        is_first, self._has_begun = not self._has_begun, True
+        self._layout = self._routing = None
+        if not _cached_tokens(inputs):
+            return False
+        if is_first and self._prompt is not None:
+            raise ChunkedPrefillError(
+                "generate was given past_key_values of an earlier forward; an edit needs the whole"
+                " prompt at once: leave past_key_values out"
+            )
+        return True
+
+
+def named(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return positional arguments of a model's forward by their names."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    if args and not names:
+        names = ["input_ids"]  # a wrapper that hides the parameters of the model in it
+    return dict(zip(names, args, strict=False))
+
+
+def token_ids(inputs: Mapping[str, Any]) -> Tensor:
+    """Return the token ids among a model's inputs.
+
+    Raises:
+        PromptEndError: if there are none.
+    """
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor):
+        raise PromptEndError(
+            "an edited model needs input_ids, to tell image tokens from text; pass them, not"
+            " inputs_embeds"
+        )
+    return ids
+
+
+def _shape(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    for name in ("inputs_embeds", "input_ids"):
+        value = inputs.get(name)
+        if isinstance(value, Tensor):
+            return int(value.shape[0]), int(value.shape[1])
+    raise PromptEndError("a forward of generate has neither token ids nor embeddings")
+
+
+def _widened(rows: Tensor, width: int, filler: int) -> Tensor:
+    missing = width - rows.shape[1]
+    if missing <= 0:
+        return rows[:, :width]
+    return torch.cat([rows, rows.new_full((len(rows), missing), filler)], 1)
+
+
+def _cached_tokens(inputs: Mapping[str, Any]) -> int:
+    cache = inputs.get("past_key_values")
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    return int(cache[0][0].shape[-2])
