@@ -181,7 +181,13 @@ class Encoder:
         """
         if not queries:
             raise DataError("no queries to encode; give at least one")
+        most = self.backbone.family.most_pictures
         for query in queries:
+            if most is not None and len(query.pictures) > most:
+                raise DataError(
+                    f"{len(query.pictures)} pictures in one query, but"
+                    f" {type(self.backbone.model).__name__} takes {most}; give {most}"
+                )
             if self._image_token in query.prompt:
                 raise DataError(
                     f"prompt = {query.prompt!r} holds {self._image_token!r}, which stands for a"

@@ -205,7 +205,7 @@ def _add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
         "--model", help="model folder or hub id, instead of the hparams' model_name"
     )
     parser.add_argument("--archive", help="trained adapters, instead of the hparams' archive")
-    parser.add_argument("--device", help="cpu, cuda:0, ..., instead of the hparams' device")
+    parser.add_argument("--device", help="cpu, cuda:0, auto, ..., instead of the hparams' device")
 
 
 def _add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -35,6 +35,7 @@ from easyedit_dualedit.demo import (
     demo_methods,
     demo_records,
 )
+from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError, ConfigError
 from easyedit_dualedit.evaluation import Method
@@ -165,8 +166,8 @@ def locate(arguments: argparse.Namespace) -> None:
     records = _records(arguments, hparams, folder / "data", "train")
     if arguments.data is None and arguments.limit is None:
         records = records[:_LOCATE_RECORDS]
-    model, processor = load_model(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
-    encoder = Encoder(Backbone.of(model), processor)
+    model, processor = load_model(hparams.model_name, **hparams.placement)
+    encoder = Encoder(Backbone.of(model, BackboneConfig.read(hparams.backbone)), processor)
     config.chosen(len(encoder.backbone.layers))
     probing = {key: value for key, value in dataclasses.asdict(config).items() if key != "share"}
     settings = _settings(records, {}, {}, model=hparams.model_name, probing=probing)
@@ -218,7 +219,7 @@ def ablate(arguments: argparse.Namespace) -> None:
             template=arguments.template,
             limit=arguments.count,
         )
-    model, processor = load_model(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
+    model, processor = load_model(hparams.model_name, **hparams.placement)
     settings = _settings(
         measured,
         {},
@@ -328,7 +329,7 @@ def _train(
         steps = max(1, (hparams.max_epochs or 1) * (len(records) // config.batch_size))
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
-    model, processor = load_model(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
+    model, processor = load_model(hparams.model_name, **hparams.placement)
     torch.manual_seed(config.seed)
     editor = DualEditor(model, processor, hparams.dualedit_config())
     checkpoint = output / "training.pt"
@@ -376,7 +377,7 @@ def _hparams_path(arguments: argparse.Namespace, folder: str) -> Path:
 
 def _editor(hparams: DualEditMultimodalHparams) -> DualEditor:
     adapters = TrainedAdapters.read(hparams.archive)
-    model, processor = load_model(hparams.model_name, device=hparams.device, dtype=hparams.dtype)
+    model, processor = load_model(hparams.model_name, **hparams.placement)
     return adapters.editor(model, processor, hparams)
 
 

@@ -76,6 +76,8 @@ class Family:
     """Text between prompt and answer."""
     answer_token_type: int = 0
     """Value of `token_type_ids` at the tokens of an answer."""
+    most_pictures: int | None = None
+    """Pictures that a question may have; None where there is no limit."""
     needs_picture: bool = False
     """Whether a forward fails without `pixel_values`, also for text alone."""
 
@@ -91,6 +93,7 @@ _FAMILIES: Mapping[str, Family] = {
     "blip-2": Family(
         chat_template=_CONTENT + "Question: " + _TEXT + " Answer:",
         answer_prefix=" ",
+        most_pictures=1,
         needs_picture=True,
     ),
     # The processor adds BOS and the newline where there is an image, and refuses text alone.

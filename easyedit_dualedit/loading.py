@@ -1,22 +1,34 @@
 """Loads a vision-language model and its processor, or says in one line why it cannot."""
 
-from typing import Any
+import importlib.util
+from typing import Any, Literal
 
 import torch
 
 from easyedit_dualedit.errors import ModelLoadError
 from easyedit_dualedit.torchvision_ops import define_missing_operators
 
+Quantization = Literal["4bit", "8bit"]
+QUANTIZATIONS: tuple[Quantization, ...] = ("4bit", "8bit")
+
+SPREAD = "auto"
+"""Device that stands for all there are: accelerate places each part of the model."""
+
 
 def load_model(
-    path: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    path: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization | None = None,
 ) -> tuple[Any, Any]:
     """Return a model, in evaluation mode, and its processor.
 
     Args:
         path: folder written by `save_pretrained`, or a hub id.
         device: "cpu", "cuda:0", ... or "auto" to spread the model over what there is.
-        dtype: of the model's weights.
+        dtype: of the model's weights, or of what they compute in if they are quantised.
+        quantization: store the weights of linear layers in 4 or 8 bits, by bitsandbytes.
 
     Raises:
         ModelLoadError: if there is no image-text-to-text model, or a file of it is damaged.
@@ -24,7 +36,7 @@ def load_model(
     define_missing_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    placement = {"device_map": "auto"} if device == "auto" else {}
+    placement = placement_of(device, dtype, quantization)
     try:
         processor: Any = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -44,6 +56,35 @@ def load_model(
             f"the weights in {path!r} lack {len(missing)} of the model's, such as {missing[0]};"
             " they are incomplete or belong to another config.json"
         )
-    if device != "auto":
+    if not placement:
         model = model.to(device)
     return model.eval(), processor
+
+
+def placement_of(
+    device: str, dtype: torch.dtype, quantization: Quantization | None
+) -> dict[str, Any]:
+    """Return what `from_pretrained` needs to spread or quantise a model; empty if neither.
+
+    Raises:
+        ModelLoadError: if bitsandbytes is not installed and weights are to be quantised.
+    """
+    if quantization is None:
+        return {"device_map": "auto"} if device == SPREAD else {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelLoadError(
+            f"quantization = {quantization!r} needs bitsandbytes, which is not installed: pip"
+            " install bitsandbytes, or leave quantization out"
+        )
+    from transformers import BitsAndBytesConfig
+
+    settings: Any = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=quantization == "4bit",
+        load_in_8bit=quantization == "8bit",
+        bnb_4bit_compute_dtype=dtype,
+    )
+    # Quantised weights are placed as they are read; moving them later is refused.
+    return {
+        "quantization_config": settings,
+        "device_map": "auto" if device == SPREAD else {"": device},
+    }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from easyedit_dualedit.archive import Archive, ModelFingerprint
 from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.config import DualEditConfig, gate_from
+from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
@@ -76,7 +77,8 @@ class TrainedAdapters:
             ArchiveError: if they belong to another model, or the hyperparameters ask for another
                 method than the one that was trained.
         """
-        self.archive.require_model(Backbone.of(model), self.source)
+        backbone = Backbone.of(model, self.archive.config.backbone)
+        self.archive.require_model(backbone, self.source)
         _require_agreement(self.archive.config, hparams, self.source)
         config = self.archive.config
         if hparams.gate is not None:
@@ -135,6 +137,8 @@ def _require_agreement(
         if getattr(hparams, name) is not None:
             asked[name] = getattr(hparams, name)
     asked.pop("gate", None)  # another gate may decide for the same adapters
+    if "backbone" in asked:
+        asked["backbone"] = dataclasses.asdict(BackboneConfig.read(asked["backbone"]))
     have = trained.to_dict()
     differing = [
         f"{name} is {have[name]!r} in the archive and {value!r} in the hyperparameters"

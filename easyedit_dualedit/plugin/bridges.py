@@ -14,6 +14,7 @@ from PIL import Image
 
 from easyedit_dualedit.batch import open_image
 from easyedit_dualedit.errors import UpstreamError
+from easyedit_dualedit.loading import load_model
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.legacy import LegacyModel
 from easyedit_dualedit.plugin.models import (
@@ -21,7 +22,6 @@ from easyedit_dualedit.plugin.models import (
     ConfigView,
     bridged_path,
     is_ours,
-    load_model,
     load_processor,
 )
 from easyedit_dualedit.plugin.patching import Patches
@@ -78,8 +78,11 @@ def _get_model(host: Host, original: Callable[[Any], Any]) -> Callable[[Any], An
         path = bridged_path(host, config)
         if path is None:
             return original(config)
-        view = ConfigView(config, model_name=path, model_class=AUTO_CLASS)
-        model = original(view).to(getattr(config, "dtype", torch.float32))
+        if is_ours(config):
+            model, _ = load_model(path, **config.placement)
+        else:
+            view = ConfigView(config, model_name=path, model_class=AUTO_CLASS)
+            model = original(view).to(getattr(config, "dtype", torch.float32))
         return LegacyModel(model, load_processor(path)) if host.edition == "pypi" else model
 
     return get_model
@@ -94,7 +97,9 @@ def _editor_init(host: Host, original: Callable[..., None]) -> Callable[..., Non
             return
         if not hasattr(hparams, "dtype"):
             hparams.dtype = torch.float32
-        model, processor = load_model(path, hparams.dtype), load_processor(path)
+        ours = getattr(hparams, "placement", None)
+        model, _ = load_model(path, **(ours or {"dtype": hparams.dtype}))
+        processor = load_processor(path)
         tokenizer = processor
         if host.edition == "pypi":
             model, tokenizer = LegacyModel(model, processor), processor.tokenizer

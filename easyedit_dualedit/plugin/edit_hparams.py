@@ -12,7 +12,9 @@ from typing import Any, ClassVar, Self
 
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.loading import QUANTIZATIONS, SPREAD
 from easyedit_dualedit.plugin.values import (
+    SHORT_NAMES,
     archive_path,
     device_from,
     dtype_from,
@@ -20,7 +22,7 @@ from easyedit_dualedit.plugin.values import (
 )
 from easyedit_dualedit.settings import as_number, read_yaml, unknown_keys
 
-_METHOD_KEYS = ("width", "heads", "signal", "last_prompt_token", "modalities", "gate")
+_METHOD_KEYS = ("width", "heads", "signal", "last_prompt_token", "modalities", "gate", "backbone")
 
 
 @dataclass
@@ -48,9 +50,13 @@ class DualEditMultimodalHparams:
     tokenizer_class: str = "AutoTokenizer"
     tokenizer_name: str | None = None
     device: Any = None
-    """cpu, cuda, cuda:<index> or an index; None is the first CUDA device, or else the CPU."""
+    """cpu, cuda, cuda:<index>, an index, or auto (`model_parallel`); None is the first CUDA device,
+    or else the CPU."""
     dtype: Any = "float32"
     model_parallel: bool = False
+    """Spread the model over all devices there are (`device_map="auto"`)."""
+    quantization: str | None = None
+    """4bit or 8bit: weights of the frozen model in fewer bits, by bitsandbytes."""
     batch_size: int = 1
     seed: int = 0
     exact_match: bool = False
@@ -70,6 +76,8 @@ class DualEditMultimodalHparams:
     modalities: list[str] | None = None
     gate: Any = None
     """A kind, or a mapping of `kind` and `threshold`."""
+    backbone: dict[str, Any] | None = None
+    """Answers for a model that does not give them itself: see `BackboneConfig`."""
 
     # EasyEdit reads these whatever the model; only its own BLIP-2 and MiniGPT-4 use them.
     qformer_name_or_path: str | None = None
@@ -144,6 +152,12 @@ class DualEditMultimodalHparams:
             **self.explicit(),
         )
 
+    @property
+    def placement(self) -> dict[str, Any]:
+        """How `load_model` should place the model."""
+        device = SPREAD if self.model_parallel else self.device
+        return {"device": device, "dtype": self.dtype, "quantization": self.quantization}
+
     def explicit(self) -> dict[str, Any]:
         """Return the method's settings that were given, without layers and presets."""
         return {key: getattr(self, key) for key in _METHOD_KEYS if getattr(self, key) is not None}
@@ -162,14 +176,22 @@ class DualEditMultimodalHparams:
                     f"{key} = {getattr(self, key)!r}: these are hyperparameters of {self.algorithm}"
                 )
             setattr(self, key, self.algorithm)
+        if str(self.device).strip().lower() == SPREAD:
+            self.device, self.model_parallel = None, True
         for key, convert in (("device", device_from), ("dtype", dtype_from)):
             try:
                 setattr(self, key, convert(getattr(self, key)))
             except ValueError as error:
                 problems.append(str(error))
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            problems.append(
+                f"quantization = {self.quantization!r}: one of {', '.join(QUANTIZATIONS)}, or null"
+            )
         if not isinstance(self.model_name, str) or not self.model_name.strip():
             problems.append(f"model_name = {self.model_name!r}: the path or hub id of a model")
         else:
+            if self.model_name in SHORT_NAMES and self.name:
+                self.model_name = str(self.name)  # what the short name stands for is here
             self.model_name = model_path(self.model_name)
             self.name = self.model_name if self.name is None else model_path(str(self.name))
             self.tokenizer_name = self.tokenizer_name or self.name

@@ -5,9 +5,11 @@ import importlib
 import logging
 from typing import Any
 
+from easyedit_dualedit.description import family_of
 from easyedit_dualedit.errors import ModelLoadError
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.plugin.processors import CompleteProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -71,32 +73,24 @@ def bridged_path(host: Host, config: Any) -> str | None:
 
 
 def load_processor(path: str) -> Any:
-    """Return the processor in a model folder.
+    """Return the processor in a model folder, completed where its family's own lacks something.
 
     Raises:
         ModelLoadError: if there is none.
     """
     transformers: Any = importlib.import_module("transformers")
     try:
-        return transformers.AutoProcessor.from_pretrained(path)
+        processor = transformers.AutoProcessor.from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ModelLoadError(
             f"the processor in {path} cannot be loaded ({error}); save the model's processor beside"
             " the model"
         ) from error
-
-
-def load_model(path: str, dtype: Any) -> Any:
-    """Return the image-text-to-text model in a folder, in evaluation mode.
-
-    Raises:
-        ModelLoadError: if it cannot be loaded.
-    """
-    transformers: Any = importlib.import_module("transformers")
-    try:
-        return transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval()
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"the model in {path} cannot be loaded ({error})") from error
+    family = family_of(config)
+    if family.chat_template is None:
+        return processor
+    return CompleteProcessor(processor, family)
 
 
 def _is_known(host: Host, model_name: str) -> bool:

@@ -9,6 +9,19 @@ import torch
 TESTBED = "testbed"
 """Model name that stands for the small model shipped with this package."""
 
+SHORT_NAMES = {
+    "blip2-opt-2.7b": "Salesforce/blip2-opt-2.7b",
+    "blip2-opt-6.7b": "Salesforce/blip2-opt-6.7b",
+    "gemma-3-4b": "google/gemma-3-4b-it",
+    "internvl3-8b": "OpenGVLab/InternVL3-8B-hf",
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "paligemma2-3b": "google/paligemma2-3b-mix-224",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "smolvlm-2.2b": "HuggingFaceTB/SmolVLM-Instruct",
+}
+"""Names that papers use for models that EasyEdit does not load itself -> their hub ids."""
+
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -85,7 +98,7 @@ def model_path(name: str) -> str:
     """Return the path or hub id that a model name means; `testbed` is the shipped model."""
     if name != TESTBED:
         # A trailing slash would leave EasyEdit's checkpoint without a name.
-        return name.rstrip("/") or name
+        return SHORT_NAMES.get(name, name.rstrip("/") or name)
     testbed: Any = importlib.import_module("easyedit_dualedit.testbed")
     folder: Path = testbed.model_folder()
     return str(folder)

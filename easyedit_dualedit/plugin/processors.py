@@ -1,0 +1,44 @@
+"""Completes processors that EasyEdit cannot ask a question with."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from easyedit_dualedit.description import Family
+
+
+class CompleteProcessor:
+    """A processor that writes prompts and takes text alone, whatever its family's own does.
+
+    EasyEdit asks every model through its chat template, and some questions without a picture;
+    the processors of BLIP-2 and PaliGemma have no template, the one's model fails without pixels,
+    and the other's processor refuses text alone. Everything else is the processor's own.
+    """
+
+    def __init__(self, processor: Any, family: Family):
+        """Complete `processor`, which is changed only in getting a template if it has none."""
+        self._processor = processor
+        self._family = family
+        if not getattr(processor, "chat_template", None):
+            processor.chat_template = family.chat_template
+
+    def __call__(self, images: Any = None, text: Any = None, **options: Any) -> Any:
+        """Return the model's inputs for texts with or without pictures."""
+        if images is not None:
+            encoded = self._processor(images=images, text=text, **options)
+            encoded.pop("labels", None)
+            return encoded
+        encoded = self._processor.tokenizer(text, **options)
+        if self._family.answer_token_type:
+            encoded["token_type_ids"] = torch.zeros_like(encoded["input_ids"])
+        if self._family.needs_picture:
+            blank = self._processor.image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")
+            encoded["pixel_values"] = blank["pixel_values"]
+        return encoded
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the processor's own attribute."""
+        if name.startswith("__") or name == "_processor":
+            raise AttributeError(name)
+        return getattr(self._processor, name)
