@@ -6,9 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from backbone_table import BackboneTable  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from tiny_families import FAMILIES  # noqa: E402
 from tiny_models import TinyModel  # noqa: E402
@@ -61,6 +63,20 @@ def _no_hooks_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes what works where."""
+    parser.addoption(
+        "--backbones", metavar="FOLDER", help="write outcomes by family to backbones.json and .md"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record outcomes by family, if asked to."""
+    folder = config.getoption("--backbones", default=None)
+    if folder:
+        config.pluginmanager.register(BackboneTable(Path(folder)), "backbone-table")
 
 
 def hooks_of_ours(model: torch.nn.Module) -> list[str]:

@@ -30,6 +30,7 @@ needs_easyedit = pytest.mark.skipif(
 
 # Master finds its own code for a family by the name of the model's folder.
 FOLDERS = {"llava": "llava-1.5-7b-hf", "llava-onevision": "llava-onevision-tiny"}
+"""Families that every test with EasyEdit runs on; the others run on those of all families."""
 
 _COLOURS = ("red", "green", "blue", "yellow")
 _ANSWERS = ("blue", "two", "red circle", "a star")

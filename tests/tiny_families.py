@@ -69,27 +69,27 @@ _VISION = {
 _SQUARE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 
 
-def tiny_blip2(seed: int = 0) -> TinyModel:
+def tiny_blip2(seed: int = 0, hidden_size: int = 32) -> TinyModel:
     """Return a BLIP-2 with OPT: image tokens before the BOS token, no chat template."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(add_bos=True, extra={})
     config = transformers.Blip2Config(
-        vision_config=_VISION,
+        vision_config={**_VISION, "hidden_size": hidden_size},
         qformer_config={
-            "hidden_size": 32,
+            "hidden_size": hidden_size,
             "intermediate_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "encoder_hidden_size": 32,
+            "encoder_hidden_size": hidden_size,
             "vocab_size": 30,
         },
         text_config=transformers.OPTConfig(
             vocab_size=len(tokenizer),
-            hidden_size=32,
+            hidden_size=hidden_size,
             ffn_dim=64,
             num_hidden_layers=LAYERS,
             num_attention_heads=4,
-            word_embed_proj_dim=32,
+            word_embed_proj_dim=hidden_size,
             max_position_embeddings=256,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
@@ -167,7 +167,7 @@ def tiny_internvl(seed: int = 0) -> TinyModel:
     tokenizer = tiny_tokenizer(extra=_INTERN_TOKENS)
     config = transformers.InternVLConfig(
         vision_config={**_VISION, "image_size": [56, 56], "patch_size": [14, 14]},
-        text_config=transformers.Qwen2Config(**_TEXT, **_ids(tokenizer)).to_dict(),
+        text_config=transformers.Qwen2Config(**_TEXT, **ids_of(tokenizer)).to_dict(),
         image_token_id=_id(tokenizer, "<IMG_CONTEXT>"),
         image_seq_length=4,
     )
@@ -188,7 +188,7 @@ def tiny_gemma3(seed: int = 0) -> TinyModel:
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(add_bos=True, extra=_GEMMA_TOKENS)
     text = transformers.Gemma3TextConfig(
-        **_TEXT, head_dim=8, sliding_window=16, query_pre_attn_scalar=8, **_ids(tokenizer)
+        **_TEXT, head_dim=8, sliding_window=16, query_pre_attn_scalar=8, **ids_of(tokenizer)
     )
     config = transformers.Gemma3Config(
         text_config=text.to_dict(),
@@ -226,7 +226,7 @@ def tiny_paligemma(seed: int = 0) -> TinyModel:
     image_processor.image_seq_length = 4
     processor = transformers.PaliGemmaProcessor(image_processor, tokenizer)
     tokenizer.backend_tokenizer.post_processor = None  # as PaliGemma's own: no BOS by itself
-    text = transformers.GemmaConfig(**_TEXT, head_dim=8, **_ids(tokenizer))
+    text = transformers.GemmaConfig(**_TEXT, head_dim=8, **ids_of(tokenizer))
     config = transformers.PaliGemmaConfig(
         text_config=text.to_dict(),
         vision_config={**_VISION, "vision_use_head": False, "projection_dim": 32},
@@ -277,7 +277,7 @@ def _tiny_qwen(
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(extra=_QWEN_TOKENS)
     config = getattr(transformers, f"{prefix}Config")(
-        text_config={**text, **_ids(tokenizer)},
+        text_config={**text, **ids_of(tokenizer)},
         vision_config=vision,
         image_token_id=_id(tokenizer, "<|image_pad|>"),
         video_token_id=_id(tokenizer, "<|video_pad|>"),
@@ -312,7 +312,7 @@ def _tiny_idefics(family: str, prefix: str, seed: int) -> TinyModel:
     )
     config = getattr(transformers, f"{prefix}Config")(
         vision_config=_VISION,
-        text_config=transformers.LlamaConfig(**_TEXT, **_ids(tokenizer)).to_dict(),
+        text_config=transformers.LlamaConfig(**_TEXT, **ids_of(tokenizer)).to_dict(),
         image_token_id=_id(tokenizer, "<image>"),
         scale_factor=2,
     )
@@ -337,7 +337,8 @@ def _mrope(sections: list[int], **extra: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, **extra}
 
 
-def _ids(tokenizer: Any) -> dict[str, Any]:
+def ids_of(tokenizer: Any) -> dict[str, Any]:
+    """Return what a language model's configuration needs to know of a tokenizer."""
     return {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,

@@ -110,13 +110,13 @@ def tiny_tokenizer(
     )
 
 
-def tiny_llava(seed: int = 0) -> TinyModel:
-    """Return a LLaVA-1.5 of 4 decoder layers, hidden size 32, 4 image tokens."""
+def tiny_llava(seed: int = 0, hidden_size: int = 32) -> TinyModel:
+    """Return a LLaVA-1.5 of 4 decoder layers, 4 image tokens."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(add_bos=True)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32,
+            hidden_size=hidden_size,
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=2,
@@ -125,7 +125,7 @@ def tiny_llava(seed: int = 0) -> TinyModel:
         ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=32,
+            hidden_size=hidden_size,
             intermediate_size=64,
             num_hidden_layers=LAYERS,
             num_attention_heads=4,
@@ -198,7 +198,7 @@ def tiny_llava_onevision(seed: int = 0) -> TinyModel:
     return TinyModel("llava-onevision", model, processor)
 
 
-def finish(model: Any, tokenizer: Any) -> Any:
+def finish(model: Any, tokenizer: Any, deviation: float = 0.25) -> Any:
     """Return the model with wide random weights, in evaluation mode."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -206,7 +206,7 @@ def finish(model: Any, tokenizer: Any) -> Any:
         # their hidden states and arg-max answers depend on the input.
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.25, generator=generator)
+                parameter.normal_(0.0, deviation, generator=generator)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model.eval()

@@ -54,6 +54,8 @@ def bridged_path(host: Host, config: Any) -> str | None:
         ModelLoadError: if hyperparameters of DualEdit name no model that can be edited.
     """
     model_name = getattr(config, "model_name", None)
+    if is_ours(config) and host.edition == "master" and model_name in _OWN_MODELS:
+        _require_ports(str(model_name))
     if not isinstance(model_name, str) or _is_known(host, model_name):
         return None
     name = getattr(config, "name", None)
@@ -91,6 +93,16 @@ def load_processor(path: str) -> Any:
     if family.chat_template is None:
         return processor
     return CompleteProcessor(processor, family)
+
+
+def _require_ports(name: str) -> None:
+    version: str = importlib.import_module("transformers").__version__
+    if int(version.partition(".")[0]) >= 5:
+        raise ModelLoadError(
+            f"model_name = {name!r} is EasyEdit's own port, which cannot be built on transformers"
+            f" {version}; use BLIP-2 of transformers (model_name: blip2-opt-2.7b, which is"
+            " Salesforce/blip2-opt-2.7b, or a folder of it), or transformers==4.57.6"
+        )
 
 
 def _is_known(host: Host, model_name: str) -> bool:

@@ -1,5 +1,6 @@
 """Completes processors that EasyEdit cannot ask a question with."""
 
+import importlib
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class CompleteProcessor:
             encoded = self._processor(images=images, text=text, **options)
             encoded.pop("labels", None)
             return encoded
-        encoded = self._processor.tokenizer(text, **options)
+        features: Any = importlib.import_module("transformers").BatchFeature
+        encoded = features(dict(self._processor.tokenizer(text, **options)))
         if self._family.answer_token_type:
             encoded["token_type_ids"] = torch.zeros_like(encoded["input_ids"])
         if self._family.needs_picture:
