@@ -209,6 +209,7 @@ def whole(name: str) -> dict[str, Any]:
             return change
 
         with attach(backbone.layers, {layer: edit(layer) for layer in layers}):
+            backbone.decoder.config._attn_implementation = "eager"
             out = backbone.decoder(
                 inputs_embeds=hidden, attention_mask=torch.ones(1, 8, dtype=torch.long)
             )
