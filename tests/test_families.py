@@ -61,6 +61,7 @@ def test_a_quantised_model_is_edited(family: str, quantization: Any, tmp_path: A
         assert torch.equal(model(**batch.inputs).logits, plain)
     if quantization == "4bit":
         return  # on a CPU, bitsandbytes packs such weights anew and keeps no gradient
+    edited = editor.edited(editor.read([request]))
     loss = edited(layout=batch.layout, **batch.inputs).logits.float().square().mean()
     loss.backward()
     assert all(p.grad is not None for p in editor.adapters.parameters())

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from tiny_models import (
     CHATML,
     IMAGE_SIZE,
@@ -316,13 +317,12 @@ def _tiny_idefics(family: str, prefix: str, seed: int) -> TinyModel:
         image_token_id=_id(tokenizer, "<image>"),
         scale_factor=2,
     )
-    # Of two image processors in older versions, the one that loads from a folder.
-    kind = f"{prefix}ImageProcessor"
     parts: list[Any] = [
-        getattr(transformers, f"{kind}Fast", getattr(transformers, kind))(
+        getattr(transformers, f"{prefix}ImageProcessor")(
             size={"longest_edge": 2 * IMAGE_SIZE},
             max_image_size={"longest_edge": IMAGE_SIZE},
             do_image_splitting=True,
+            resample=Image.Resampling.BICUBIC,  # with LANCZOS, 5.5 loads another backend
         ),
         tokenizer,
     ]
