@@ -108,7 +108,7 @@ def built(name: str, layers: int, tower: int) -> TinyModel:
     family, model_class, configured, _, _ = MODELS[name]
     processor = FAMILIES[family]().processor
     config = configured(layers, tower, ids_of(processor.tokenizer))
-    image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    image = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
     config.image_token_id = config.image_token_index = image
     if family == "llava":
         size = {"height": 336, "width": 336}

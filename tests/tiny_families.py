@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import transformers
-from PIL import Image
 from tiny_models import (
     CHATML,
     IMAGE_SIZE,
@@ -317,12 +316,13 @@ def _tiny_idefics(family: str, prefix: str, seed: int) -> TinyModel:
         image_token_id=_id(tokenizer, "<image>"),
         scale_factor=2,
     )
+    # Transformers 5.5 loads another backend from a folder than it gives by name.
+    backend = "Pil" if transformers.__version__.startswith("5.5.") else ""
     parts: list[Any] = [
-        getattr(transformers, f"{prefix}ImageProcessor")(
+        getattr(transformers, f"{prefix}ImageProcessor{backend}")(
             size={"longest_edge": 2 * IMAGE_SIZE},
             max_image_size={"longest_edge": IMAGE_SIZE},
             do_image_splitting=True,
-            resample=Image.Resampling.BICUBIC,  # with LANCZOS, 5.5 loads another backend
         ),
         tokenizer,
     ]
