@@ -102,6 +102,18 @@ class Backbone:
                     f" (0-{count - 1}); set {name} within them"
                 )
 
+    def require_gradients(self) -> None:
+        """Check that a loss can reach adapters through the layers above them.
+
+        Raises:
+            BackboneError: if the model's weights are such that it cannot.
+        """
+        if getattr(self.model, "is_loaded_in_4bit", False) and self.device.type == "cpu":
+            raise BackboneError(
+                "4-bit weights keep no gradient on a CPU (bitsandbytes packs them for inference);"
+                " train on a GPU, with quantization: 8bit, or without"
+            )
+
     def vision_positions(self, input_ids: Tensor) -> Tensor:
         """Return True at the image tokens, shape [b, s]."""
         return input_ids == self.image_token_id

@@ -92,6 +92,7 @@ def train(
 
     Raises:
         DataError: if there are fewer records than a batch takes.
+        BackboneError: if no gradient passes through the model's weights.
         ArchiveError: if the checkpoint is damaged or of another run.
     """
     if len(records) < config.batch_size:
@@ -99,6 +100,7 @@ def train(
             f"{len(records)} records are fewer than a batch of {config.batch_size}; give more"
             " data or lower batch_size"
         )
+    editor.backbone.require_gradients()
     torch.manual_seed(config.seed)
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=config.learning_rate)
     schedule = _schedule(optimiser, config)

@@ -381,8 +381,19 @@ def test_training_without_layers_is_refused(tmp_path: Path) -> None:
         trained(workplace, tmp_path, "MultimodalTrainer", text_layer=None)
 
 
+def test_several_pictures_are_one_request(workplace: Workplace) -> None:
+    editor = editor_of(workplace)
+    paths = [str(workplace.pictures / f"image_{index}.png") for index in (0, 1)]
+    metrics, edited, _ = editor.edit(
+        prompts=["What?"], targets=["blue"], image=[paths], file_type="multi-image"
+    )
+    assert "rewrite_acc" in metrics[0]["post"]
+    assert len(edited.edits[0].request.pictures) == 2
+
+
 def test_a_video_is_refused(workplace: Workplace) -> None:
     editor = editor_of(workplace)
-    with pytest.raises(DataError, match="file_type 'multi-image'"):
-        path = str(workplace.pictures / "image_0.png")
-        editor.edit(prompts=["What?"], targets=["blue"], image=[[path]], file_type="multi-image")
+    path = str(workplace.pictures / "image_0.png")
+    request = {"prompt": "What?", "target": "blue", "image": [path], "file_type": "video"}
+    with pytest.raises(DataError, match="file_type 'video'"):
+        editor.apply_algo(editor.model, editor.tok, [request], editor.hparams)

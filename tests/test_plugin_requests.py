@@ -47,6 +47,13 @@ def test_a_path_stays_a_path_and_text_needs_no_picture() -> None:
     assert text.image is None
 
 
+def test_several_pictures_stay_together() -> None:
+    pictures = [picture(), picture("blue")]
+    request = {"prompt": "What?", "target": "b", "image": pictures, "file_type": "multi-image"}
+    (query,) = queries_of(request)
+    assert query.pictures == tuple(pictures)
+
+
 @pytest.mark.parametrize(
     ("requests", "message"),
     [
@@ -54,7 +61,7 @@ def test_a_path_stays_a_path_and_text_needs_no_picture() -> None:
         ([{"prompt": "What?"}], "request 0 has no target"),
         ([{}], "request 0 has no prompt and no target"),
         ([{"prompt": "a", "target": "b", "file_type": "video"}], "file_type 'video'"),
-        ([{"prompt": "a", "target": "b", "image": [1, 2]}], "image of type list"),
+        ([{"prompt": "a", "target": "b", "image": [1, 2]}], "image of type int"),
         ([{"prompt": "a", "target": "b", "image": torch.zeros(3, 4, 4)}], "image of type Tensor"),
     ],
 )

@@ -7,10 +7,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from easyedit_dualedit.batch import Query
+from easyedit_dualedit.batch import Picture, Query
 from easyedit_dualedit.errors import DataError
 
-_FILE_TYPES = ("image", "single-image", "text")
+_FILE_TYPES = ("image", "single-image", "multi-image", "text")
 
 
 def queries_of(
@@ -44,8 +44,8 @@ def _query_of(
     file_type = request.get("file_type") or "image"
     if file_type not in _FILE_TYPES:
         raise DataError(
-            f"request {number} has file_type {file_type!r}; DualEdit edits one picture a request:"
-            f" {', '.join(_FILE_TYPES)}"
+            f"request {number} has file_type {file_type!r}; DualEdit edits questions about pictures"
+            f" or none: {', '.join(_FILE_TYPES)}"
         )
     image = None if file_type == "text" else request.get("image")
     return Query(request["prompt"], picture_from(image, to_picture), request["target"])
@@ -53,22 +53,27 @@ def _query_of(
 
 def picture_from(
     image: Any, to_picture: Callable[[Tensor], Image.Image] | None = None
-) -> Image.Image | Path | None:
-    """Return the one picture that EasyEdit hands over, in whatever form.
+) -> Picture | tuple[Picture, ...] | None:
+    """Return the picture, or the pictures, that EasyEdit hands over, in whatever form.
 
     Raises:
-        DataError: if it is more than one picture, or none.
+        DataError: if it is something else.
     """
-    # EasyEdit hands the picture of its Qwen2-VL models over in a list.
-    if isinstance(image, list | tuple) and len(image) == 1:
-        image = image[0]
-    if image is None or isinstance(image, Image.Image | Path):
+    # EasyEdit hands the picture of its Qwen models over in a list, and several pictures, too.
+    if isinstance(image, list | tuple) and image:
+        pictures = tuple(_one_picture(item, to_picture) for item in image)
+        return pictures[0] if len(pictures) == 1 else pictures
+    return None if image is None else _one_picture(image, to_picture)
+
+
+def _one_picture(image: Any, to_picture: Callable[[Tensor], Image.Image] | None) -> Picture:
+    if isinstance(image, Image.Image | Path):
         return image
     if isinstance(image, str):
         return Path(image)
     if isinstance(image, Tensor) and to_picture is not None:
         return to_picture(image)
     raise DataError(
-        f"an image of type {type(image).__name__} cannot be edited; give one picture (a PIL image"
-        " or a path)"
+        f"an image of type {type(image).__name__} cannot be edited; give a picture (a PIL image"
+        " or a path), or a list of pictures"
     )
