@@ -2,8 +2,9 @@
 
     python -m pytest --backbones docs [test files]
 
-adds one environment (EasyEdit's edition, transformers' version) to `docs/backbones.json` and
-writes the table in `docs/backbones.md` anew. Further environments are further runs.
+adds what was run to its environment (EasyEdit's edition, transformers' version) in
+`docs/backbones.json`, and writes the table in `docs/backbones.md` anew. Further environments are
+further runs.
 """
 
 import importlib.util
@@ -30,6 +31,8 @@ _CHECKS = {
     "test_trainer": "EasyEdit trainers",
     "test_plugin_ports": "EasyEdit's own port",
 }
+_NAMES = ("family", "every", "tiny", "port")
+"""Parameters of tests that name a family."""
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
@@ -46,7 +49,7 @@ class BackboneTable:
         """Remember which family each test is about."""
         for item in items:
             values = getattr(getattr(item, "callspec", None), "params", {})
-            family = values.get("family") or values.get("every") or values.get("tiny")
+            family = next((values[name] for name in _NAMES if values.get(name)), None)
             module = item.path.stem
             check = _CHECKS.get(getattr(item, "originalname", ""), _CHECKS.get(module))
             if isinstance(family, str) and check:
@@ -66,13 +69,11 @@ class BackboneTable:
         source = self.folder / "backbones.json"
         known: dict[str, Any] = json.loads(source.read_text()) if source.exists() else {}
         environment = f"EasyEdit {_edition()}, transformers {transformers.__version__}"
-        known[environment] = {
-            "torch": torch.__version__,
-            "outcomes": {
-                family: {check: dict(sorted(found.items())) for check, found in checks.items()}
-                for family, checks in sorted(self.counts.items())
-            },
-        }
+        entry = known.setdefault(environment, {"outcomes": {}})
+        entry["torch"] = torch.__version__
+        for family, checks in self.counts.items():
+            found = {check: dict(sorted(counts.items())) for check, counts in checks.items()}
+            entry["outcomes"].setdefault(family, {}).update(found)
         source.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
         page = self.folder / "backbones.md"
         text = page.read_text()

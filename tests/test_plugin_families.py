@@ -70,7 +70,9 @@ def test_editor_edit_dataset(family: str) -> None:
 @pytest.mark.parametrize("trainer", ["MultimodalTrainer", "DualEditTrainer"])
 def test_trainer(family: str, trainer: str, tmp_path: Path) -> None:
     workplace = shared_workplace(family)
-    settings = workplace.training_settings(tmp_path / "results", batch_size=2)
+    # The release cannot put answers of unequal lengths into one batch.
+    batch = 2 if HAS_MASTER else 1
+    settings = workplace.training_settings(tmp_path / "results", batch_size=batch)
     hparams = DualEditMultimodalTrainingHparams.from_dict(settings)
     package = register().package
     records = package.VQADataset(str(workplace.records), config=hparams)

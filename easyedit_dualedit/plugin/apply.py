@@ -14,6 +14,14 @@ from easyedit_dualedit.memory import EditSignal
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel, picture_of
+from easyedit_dualedit.plugin.ports import (
+    PortEdited,
+    PortModel,
+    PortProcessor,
+    PortSamples,
+    is_port,
+    read_requests,
+)
 from easyedit_dualedit.plugin.requests import queries_of
 
 _SESSION = "_dualedit_session"
@@ -33,6 +41,7 @@ class Session:
         """Start without editors and without edits."""
         self._editors: dict[tuple[object, ...], DualEditor] = {}
         self._edits: dict[int, list[EditSignal]] = {}
+        self._port_model: PortModel | None = None
 
     def __reduce__(self) -> tuple[type["Session"], tuple[()]]:
         """Return how to copy or pickle: as a new session."""
@@ -46,6 +55,12 @@ class Session:
         if not isinstance(session, cls):
             session = attributes[_SESSION] = cls()
         return session
+
+    def port_model(self, port: nn.Module) -> PortModel:
+        """Return the one model that reads token ids for EasyEdit's own port."""
+        if self._port_model is None:
+            self._port_model = PortModel(port)
+        return self._port_model
 
     def editor(
         self, model: nn.Module, processor: Any, hparams: DualEditMultimodalHparams
@@ -95,7 +110,7 @@ def apply_dualedit_to_multimodal_model(
 
     Args:
         model: the model to edit.
-        tok: its processor.
+        tok: its processor; one of EasyEdit's own ports uses its own tokenizer instead.
         requests: a list of requests is one batch of edits, on their own. A single request that is
             no list is EasyEdit's sign for a sequence: it is added to those before it.
         hparams: names the trained adapters.
@@ -112,15 +127,23 @@ def apply_dualedit_to_multimodal_model(
     if isinstance(model, LegacyModel):
         base, processor = model.base, model.processor
     session = Session.of(base)
+    if is_port(base):
+        base = session.port_model(base)
+        processor = PortProcessor(base)
     editor = session.editor(base, processor, hparams)
-    to_picture = picture_of if isinstance(model, LegacyModel) else None
-    edits = editor.read(queries_of(requests, to_picture))
+    if isinstance(base, PortModel):
+        edits = read_requests(editor, requests)
+    else:
+        to_picture = picture_of if isinstance(model, LegacyModel) else None
+        edits = editor.read(queries_of(requests, to_picture))
     if isinstance(requests, Mapping):
         sequence = session.sequence(editor)
         sequence += edits
         edits = list(sequence)
     with torch.no_grad():
         edited = editor.edited(edits)
+    if isinstance(base, PortModel):
+        return PortEdited(edited, PortSamples.of(editor)), {}
     return (LegacyEdited(model, edited) if isinstance(model, LegacyModel) else edited), {}
 
 

@@ -19,12 +19,14 @@ from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.legacy import LegacyModel
 from easyedit_dualedit.plugin.models import (
     AUTO_CLASS,
+    OWN_MODELS,
     ConfigView,
     bridged_path,
     is_ours,
     load_processor,
 )
 from easyedit_dualedit.plugin.patching import Patches
+from easyedit_dualedit.plugin.ports import port_samples_of
 from easyedit_dualedit.plugin.samples import questions_of
 
 _STAND_IN = "llava-onevision"
@@ -135,7 +137,11 @@ def _dataset_init(host: Host, original: Callable[..., None]) -> Callable[..., No
 def _collating_questions(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def collate_fn(self: Any, batch: Any) -> Any:
-        return questions_of(batch) if is_ours(self.config) else original(self, batch)
+        if not is_ours(self.config):
+            return original(self, batch)
+        if self.config.model_name in OWN_MODELS:
+            return port_samples_of(batch, self.tok)
+        return questions_of(batch)
 
     return collate_fn
 

@@ -18,6 +18,7 @@ from easyedit_dualedit.plugin.archives import described_state, load_weights
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples
 from easyedit_dualedit.plugin.models import load_processor
+from easyedit_dualedit.plugin.ports import PortModel, PortProcessor, PortSamples, is_port
 from easyedit_dualedit.plugin.samples import SampleReader, Samples, TransformersSamples, answered
 from easyedit_dualedit.plugin.scope import ScopeRecord
 
@@ -54,6 +55,11 @@ class DualEditEditable(EditableModel):  # type: ignore[misc]  # EasyEdit is unty
             self.editor = DualEditor(model.base, model.processor, config.dualedit_config())
             self.samples = LegacySamples(self.editor.encoder)
             self.edit_loss_fn: Any = _LegacyLoss(model.processor.tokenizer)
+        elif is_port(model):
+            base = PortModel(model)
+            self.editor = DualEditor(base, PortProcessor(base), config.dualedit_config())
+            self.samples = PortSamples.of(self.editor)
+            self.edit_loss_fn = _shifted_loss
         else:
             processor = load_processor(config.name or config.model_name)
             self.editor = DualEditor(model, processor, config.dualedit_config())

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 AUTO_CLASS = "AutoModelForImageTextToText"
 
-_OWN_MODELS = ("blip2", "minigpt4")
+OWN_MODELS = ("blip2", "minigpt4")
 """Names of models that EasyEdit builds from its own code."""
 
 
@@ -54,12 +54,12 @@ def bridged_path(host: Host, config: Any) -> str | None:
         ModelLoadError: if hyperparameters of DualEdit name no model that can be edited.
     """
     model_name = getattr(config, "model_name", None)
-    if is_ours(config) and host.edition == "master" and model_name in _OWN_MODELS:
+    if is_ours(config) and host.edition == "master" and model_name in OWN_MODELS:
         _require_ports(str(model_name))
     if not isinstance(model_name, str) or _is_known(host, model_name):
         return None
     name = getattr(config, "name", None)
-    candidates = [model_name] if model_name not in _OWN_MODELS else []
+    candidates = [model_name] if model_name not in OWN_MODELS else []
     if isinstance(name, str) and name not in candidates:
         candidates.append(name)
     for candidate in candidates:
@@ -108,7 +108,7 @@ def _require_ports(name: str) -> None:
 def _is_known(host: Host, model_name: str) -> bool:
     if host.edition == "pypi":
         return False
-    if model_name in _OWN_MODELS or "llava-onevision" in model_name.lower():
+    if model_name in OWN_MODELS or "llava-onevision" in model_name.lower():
         return True
     return bool(host.module("util.vl_utils").is_qwen_vl_model(model_name))
 

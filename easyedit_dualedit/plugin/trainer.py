@@ -17,6 +17,7 @@ from easyedit_dualedit.gate_training import GATE_RECORDS, calibrate, train_gate
 from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
+from easyedit_dualedit.plugin.ports import is_port
 from easyedit_dualedit.plugin.samples import records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
 
@@ -60,7 +61,8 @@ class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is u
 
     def _train_gate(self) -> None:
         editor = self.model.editor
-        to_picture = picture_of if isinstance(self.model.model, LegacyModel) else None
+        base = self.model.model
+        to_picture = picture_of if isinstance(base, LegacyModel) or is_port(base) else None
         count = min(len(self.train_set), GATE_RECORDS)
         records = records_of([self.train_set[index] for index in range(count)], to_picture)
         calibrate(editor, records, self.config.batch_size)
