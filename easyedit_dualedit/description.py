@@ -96,6 +96,9 @@ _FAMILIES: Mapping[str, Family] = {
         most_pictures=1,
         needs_picture=True,
     ),
+    # EasyEdit's own ports, which put a space before every answer.
+    "easyedit-blip2-opt": Family(answer_prefix=" ", most_pictures=1),
+    "easyedit-minigpt4": Family(answer_prefix=" ", most_pictures=1),
     # The processor adds BOS and the newline where there is an image, and refuses text alone.
     "paligemma": Family(
         chat_template=_CONTENT

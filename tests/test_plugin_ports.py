@@ -31,7 +31,6 @@ from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalTrainingHparams,
 )
 from easyedit_dualedit.plugin.ports import (
-    PORT_ANSWERS,
     PortEdited,
     PortModel,
     PortProcessor,
@@ -378,9 +377,7 @@ def test_a_batch_gives_what_its_rows_give(
 
 
 def test_queries_are_encoded_as_samples_are(port: Any, tiny_one: TinyModel, tmp_path: Path) -> None:
-    config = DualEditConfig.from_dict(
-        {**tiny_config().to_dict(), "backbone": {"answer_prefix": PORT_ANSWERS.answer_prefix}}
-    )
+    config = DualEditConfig.from_dict(tiny_config().to_dict())
     editor = DualEditor(tiny_one.model, tiny_one.processor, config)
     assert editor.encoder.marker is None
     pixels = tiny_one.processor.pixels(picture())

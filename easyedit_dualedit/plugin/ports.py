@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.batch import IGNORED, Batch, Encoder, Query, open_image
-from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError, UpstreamError
@@ -29,9 +28,6 @@ from easyedit_dualedit.plugin.requests import queries_of
 
 IMAGE_TOKEN = "<ImageHere>"
 """What stands for the placeholder in text; a prompt may not hold it."""
-
-PORT_ANSWERS = BackboneConfig(answer_prefix=" ")
-"""Answers for an editor that encodes queries for a port: EasyEdit puts a space before answers."""
 
 _HOME = "easyeditor.trainer.blip2_models"
 _RAW_TEMPLATE = (
