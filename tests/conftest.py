@@ -66,9 +66,15 @@ def _seed() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that writes what works where."""
+    """Add the options that write what works where, and that ask for real widths."""
     parser.addoption(
         "--backbones", metavar="FOLDER", help="write outcomes by family to backbones.json and .md"
+    )
+
+    parser.addoption(
+        "--full-width",
+        action="store_true",
+        help="run the contract on models of full width with four layers (minutes, 12 GB)",
     )
 
 

@@ -103,22 +103,32 @@ MODELS: dict[str, tuple[str, str, Callable[..., Any], int, int]] = {
 }
 
 
-def built(name: str, layers: int, tower: int) -> TinyModel:
-    """Return a model of full width, with the tiny family's tokenizer and a real picture size."""
+def built(name: str, layers: int, tower: int, *, few_image_tokens: bool = False) -> TinyModel:
+    """Return a model of full width, with the tiny family's tokenizer.
+
+    Args:
+        name: key of `MODELS`.
+        layers: decoder layers.
+        tower: layers of the vision tower.
+        few_image_tokens: pictures of the least size that the tower takes, not of the real one.
+    """
     family, model_class, configured, _, _ = MODELS[name]
     processor = FAMILIES[family]().processor
     config = configured(layers, tower, ids_of(processor.tokenizer))
     image = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
     config.image_token_id = config.image_token_index = image
     if family == "llava":
-        size = {"height": 336, "width": 336}
+        side = 56 if few_image_tokens else 336
+        config.vision_config.image_size = side
+        size = {"height": side, "width": side}
         processor.image_processor = transformers.CLIPImageProcessor(size=size, crop_size=size)
     elif family == "blip2":
         size = {"height": 224, "width": 224}
         processor.image_processor = transformers.BlipImageProcessor(size=size)
         processor.num_query_tokens = 32
     else:
-        pixels = {"shortest_edge": 448 * 448, "longest_edge": 448 * 448}
+        area = 56 * 112 if few_image_tokens else 448 * 448
+        pixels = {"shortest_edge": min(area, 448 * 448), "longest_edge": area}
         processor.image_processor = transformers.Qwen2VLImageProcessor(size=pixels)
         tokens = processor.tokenizer
         config.vision_start_token_id = tokens.convert_tokens_to_ids("<|vision_start|>")

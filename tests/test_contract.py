@@ -1,9 +1,11 @@
 """What always holds, over every family (design, section 4)."""
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import full_width
 import pytest
 import torch
 from conftest import hooks_of_ours, picture, request_of, shared, tiny_config, trained_editor
@@ -23,10 +25,27 @@ LAYERS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test on a tiny model of every family, or on models of full width."""
+    if "tiny" in metafunc.fixturenames:
+        wide = metafunc.config.getoption("--full-width")
+        names = sorted(full_width.MODELS) if wide else sorted(FAMILIES)
+        metafunc.parametrize("tiny", names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def tiny(request: pytest.FixtureRequest) -> TinyModel:
-    """A tiny model of every family."""
-    return shared(request.param)
+    """The model that a test runs on."""
+    return made(request.param) if request.param in full_width.MODELS else shared(request.param)
+
+
+def made(name: str) -> TinyModel:
+    """Return a new model: a tiny one of a family, or one of full width."""
+    if name in FAMILIES:
+        return FAMILIES[name]()
+    return dataclasses.replace(
+        full_width.built(name, layers=4, tower=2, few_image_tokens=True), family=name
+    )
 
 
 def logits(model: Any, batch: Any, **extra: Any) -> torch.Tensor:
@@ -251,7 +270,7 @@ def test_two_editors_and_two_threads_do_not_meet(tiny: TinyModel):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_dtype_edits_and_generates(tiny: TinyModel, dtype: torch.dtype):
-    other = FAMILIES[tiny.family]()
+    other = made(tiny.family)
     other.model.to(dtype)
     editor = trained_editor(other)
     edited = editor.edited(editor.read([request_of()]))
