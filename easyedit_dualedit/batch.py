@@ -125,7 +125,7 @@ class Encoder:
             raise BackboneError(
                 f"{type(processor).__name__} does not say where a prompt ends: it needs a"
                 " tokenizer and a chat template; load it with AutoProcessor, set chat_template, or"
-                ' give one in YAML: backbone: {chat_template: "... {{ text }} ..."}'
+                " give its Jinja text in YAML: backbone: {chat_template: ...}"
             )
         self.backbone = backbone
         self.processor = processor
