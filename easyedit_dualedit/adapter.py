@@ -23,6 +23,11 @@ class ProjectedEdit:
     mask: Tensor
     """True at real edit positions, bool [n, e]."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        return self.keys.device
+
     def select(self, rows: Tensor) -> "ProjectedEdit":
         """Return the edits with the given indices, long [b]."""
         return ProjectedEdit(self.keys[rows], self.values[rows], self.mask[rows])

@@ -103,7 +103,7 @@ class Archive:
                 save_file(tensors, weights, metadata={"method": "DualEdit"})
                 values["weights_sha256"] = _digest(weights)
                 config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-                _replace_both(folder, weights, config, Path(temporary, "old"))
+                replace_both(folder, weights, config, Path(temporary, "old"))
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ArchiveError(f"cannot save adapters in {folder}: {reason}") from error
@@ -168,17 +168,27 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _replace_both(folder: Path, weights: Path, config: Path, old: Path) -> None:
-    """Put new weights and configuration in place; on failure the old weights come back."""
-    target = folder / WEIGHTS_FILE
-    had_weights = target.is_file()
-    if had_weights:
+def replace_both(folder: Path, first: Path, second: Path, old: Path) -> None:
+    """Put two new files in place in a folder, under their own names.
+
+    Args:
+        folder: where to.
+        first: new file, replaced first; if the second fails, the old one comes back.
+        second: new file that tells a reader whether it belongs to the first.
+        old: where the old first file is kept meanwhile.
+
+    Raises:
+        OSError: if a file cannot be replaced.
+    """
+    target = folder / first.name
+    had_first = target.is_file()
+    if had_first:
         shutil.copy2(target, old)
-    os.replace(weights, target)
+    os.replace(first, target)
     try:
-        os.replace(config, folder / CONFIG_FILE)
+        os.replace(second, folder / second.name)
     except OSError:
-        if had_weights:
+        if had_first:
             old.rename(target)
         else:
             target.unlink()

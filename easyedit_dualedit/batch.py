@@ -81,6 +81,11 @@ class TokenLayout:
         moved = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
         return TokenLayout(*moved)
 
+    def without_prompt_end(self) -> "TokenLayout":
+        """Return the layout with the last prompt token no longer counted as prompt text."""
+        positions = torch.arange(self.text.shape[1], device=self.text.device)
+        return dataclasses.replace(self, text=self.text & (positions != self.gate[:, None]))
+
     def repeated(self, times: int) -> "TokenLayout":
         """Return the layout of rows that are repeated in place, as beam search does."""
         fields = dataclasses.fields(self)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +54,7 @@ from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
 from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.report import ablation_table, locate_table, print_report
-from easyedit_dualedit.runs import METRICS_FILE, Run, write_json, write_text
+from easyedit_dualedit.runs import METRICS_FILE, Run, digest_of, write_json, write_text
 from easyedit_dualedit.settings import read_yaml
 from easyedit_dualedit.specificity import specificity_queries
 from easyedit_dualedit.testbed.world import Split
@@ -97,7 +96,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train the adapters of a model and save them."""
-    hparams = _hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
+    hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
     records = load_records(
         arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
     )
@@ -108,7 +107,7 @@ def edit(arguments: argparse.Namespace) -> None:
     """Make one edit and print the answers before and after."""
     request = Query(arguments.prompt, arguments.image, arguments.target)
     asked = [Query(prompt, arguments.ask_image or arguments.image) for prompt in arguments.ask]
-    editor = _editor(_hparams(arguments, DualEditMultimodalHparams, "DualEdit"))
+    editor = _editor(read_hparams(arguments, DualEditMultimodalHparams, "DualEdit"))
     edited = editor.edit(request.image, request.prompt, arguments.target)
     table = Table(title=Text(f"edit: {arguments.prompt!r} -> {arguments.target!r}"))
     for column in ("prompt", "before", "after", "similarity", "gate"):
@@ -123,13 +122,13 @@ def edit(arguments: argparse.Namespace) -> None:
             f"{float(routing.similarity[0]):.3f} (threshold {editor.gate.threshold:.3f})",
             "open" if bool(routing.is_open[0]) else "closed",
         )
-    _console().print(table)
+    console().print(table)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Edit every record of a file, measure all of its queries and print the table."""
     folder: Path = arguments.output / arguments.name
-    hparams = _hparams(arguments, DualEditMultimodalHparams, "DualEdit")
+    hparams = read_hparams(arguments, DualEditMultimodalHparams, "DualEdit")
     records, others = _evaluated(arguments, hparams, folder / "data")
     editor = _editor(hparams)
     methods: dict[str, Method] = {"unedited": lambda _record: None}
@@ -154,7 +153,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def locate(arguments: argparse.Namespace) -> None:
     """Measure which layers the answers depend on, and propose the ones to edit."""
     folder: Path = arguments.output / arguments.name
-    hparams = _hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
+    hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
     config = LocateConfig(
         layers=None if arguments.layers is None else tuple(arguments.layers),
         noise=arguments.noise,
@@ -181,11 +180,11 @@ def locate(arguments: argparse.Namespace) -> None:
     applied = {key: value for key, value in values.items() if key in known}
     write_hparams(folder / "apply.yaml", applied, found["proposal"])
     _plot(plot_layers, found, folder / "locate.png")
-    console = _console()
-    console.print(locate_table(found))
+    shown = console()
+    shown.print(locate_table(found))
     proposal = ", ".join(f"{name}: {layer}" for name, layer in found["proposal"].items())
-    console.print(f"proposed: {proposal}; a starting point, `ablate --pairs` compares pairs")
-    console.print(
+    shown.print(f"proposed: {proposal}; a starting point, `ablate --pairs` compares pairs")
+    shown.print(
         f"written: {folder / 'train.yaml'}, for training; beside it apply.yaml, for edit and"
         " evaluate, and locate.json, locate.csv, locate.png"
     )
@@ -196,7 +195,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.output / arguments.name
     if (arguments.data is None) != (arguments.measured is None):
         raise ConfigError("--data needs --measured, the records to measure on, and the reverse")
-    hparams = _hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
+    hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
     training = dataclasses.replace(hparams.training_config(), steps=arguments.steps)
     config = hparams.dualedit_config()
     every = variants(config, training)
@@ -238,9 +237,9 @@ def ablate(arguments: argparse.Namespace) -> None:
     write_text(folder / "ablation.csv", ablation_csv(rows))
     write_text(folder / "ablation.md", to_markdown(rows))
     _plot(plot_ablation, rows, folder / "ablation.png")
-    console = _console()
-    console.print(ablation_table(rows))
-    console.print(f"written: {folder / 'ablation.json'}, .csv, .md and .png beside it")
+    shown = console()
+    shown.print(ablation_table(rows))
+    shown.print(f"written: {folder / 'ablation.json'}, .csv, .md and .png beside it")
 
 
 def _plot(draw: Callable[[Any, Path], None], found: Any, path: Path) -> None:
@@ -255,14 +254,14 @@ def _evaluate(
     records: Sequence[Record],
     encoder: Encoder,
     methods: Mapping[str, Method],
-    shown: str,
+    method: str,
     further: Mapping[int, Mapping[str, Query]] | None = None,
 ) -> None:
     cases = evaluate_records(records, encoder, methods, run, further=further)
     metrics = run.finish(cases)
-    console = _console()
-    print_report(console, metrics, cases, method=shown)
-    console.print(f"written: {run.folder / METRICS_FILE}, one JSON per case beside it")
+    shown = console()
+    print_report(shown, metrics, cases, method=method)
+    shown.print(f"written: {run.folder / METRICS_FILE}, one JSON per case beside it")
 
 
 def _evaluated(
@@ -346,7 +345,7 @@ def _train(
             f"{calibration.true_open_rate:.1%}",
             f"{calibration.false_open_rate:.1%}",
         )
-    _console().print(table)
+    console().print(table)
 
 
 def _require_writable(folder: Path) -> None:
@@ -355,7 +354,7 @@ def _require_writable(folder: Path) -> None:
         raise ArchiveError(f"cannot write to {folder}: {existing} is no folder to write in")
 
 
-def _hparams(arguments: argparse.Namespace, kind: type[Hparams], folder: str) -> Hparams:
+def read_hparams(arguments: argparse.Namespace, kind: type[Hparams], folder: str) -> Hparams:
     path = _hparams_path(arguments, folder)
     given = {
         "model_name": arguments.model,
@@ -396,10 +395,7 @@ def _settings(
     archives: Mapping[str, Path],
     **more: Any,
 ) -> dict[str, Any]:
-    digests = {
-        name: hashlib.sha256(b"".join(_contents(path))).hexdigest()[:16]
-        for name, path in archives.items()
-    }
+    digests = {name: digest_of(path) for name, path in archives.items()}
     return {
         "version": __version__,
         "torch": torch.__version__,
@@ -412,16 +408,12 @@ def _settings(
     }
 
 
-def _contents(path: Path) -> list[bytes]:
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file.read_bytes() for file in files if file.is_file()]
-
-
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _console() -> Console:
-    console = Console()
+def console() -> Console:
+    """Return the console that tables are printed to."""
+    found = Console()
     # A pipe has no width of its own, and the table must not be cut to 80 columns.
-    return console if console.is_terminal else Console(width=_WIDTH)
+    return found if found.is_terminal else Console(width=_WIDTH)

@@ -17,7 +17,8 @@ from easyedit_dualedit.errors import ChunkedPrefillError, DataError
 from easyedit_dualedit.forward import AppliedEdits, Forward, LayoutFinder, token_ids
 from easyedit_dualedit.gate import Gate, Routing
 from easyedit_dualedit.hooks import LayerEdit, attach, before_call
-from easyedit_dualedit.memory import EditMemory, EditSignal
+from easyedit_dualedit.memory import ActiveEdits, EditSignal
+from easyedit_dualedit.stored import StoredEdit
 
 
 class EditedModel:
@@ -31,7 +32,7 @@ class EditedModel:
         encoder: Encoder,
         adapters: DualAdapters,
         gate: Gate,
-        memory: EditMemory,
+        memory: ActiveEdits,
         *,
         assignment: Tensor | None = None,
     ):
@@ -49,9 +50,9 @@ class EditedModel:
         self._applied = AppliedEdits(encoder.backbone, adapters, gate, memory, assignment)
 
     @property
-    def edits(self) -> tuple[EditSignal, ...]:
+    def edits(self) -> tuple[EditSignal | StoredEdit, ...]:
         """The edits applied, oldest first."""
-        return self._applied.memory.signals
+        return self._applied.memory.edits
 
     def __call__(self, *args: Any, layout: TokenLayout | None = None, **inputs: Any) -> Any:
         """Return the base model's output for `inputs`, edited.
@@ -130,7 +131,7 @@ class EditedModel:
             if own.adapters is not other.adapters or own.gate is not other.gate:
                 raise DataError("the models have different editors; give models of one editor")
         adapters, gate = first._applied.adapters, first._applied.gate
-        memory = EditMemory.of([model.edits[0] for model in models], adapters, gate)
+        memory = ActiveEdits.together([model._applied.memory for model in models], adapters, gate)
         assignment = torch.arange(len(models)).repeat_interleave(rows)
         return cls(first._encoder, adapters, gate, memory, assignment=assignment)
 
@@ -170,7 +171,8 @@ class EditedModel:
 
     def _layout_of_call(self, inputs: dict[str, Any], given: TokenLayout | None) -> TokenLayout:
         if given is not None:
-            return given
+            # Whoever made it may count the last prompt token, which this editor leaves out.
+            return given if self._encoder.last_prompt_token else given.without_prompt_end()
         ids, mask = token_ids(inputs), inputs.get("attention_mask")
         labels = inputs.get("labels")
         gate = None

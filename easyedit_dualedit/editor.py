@@ -16,7 +16,7 @@ from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.errors import ArchiveError, DataError
 from easyedit_dualedit.gate import Gate
 from easyedit_dualedit.hooks import record
-from easyedit_dualedit.memory import EditMemory, EditSignal
+from easyedit_dualedit.memory import ActiveEdits, EditSignal
 
 
 class DualEditor(nn.Module):
@@ -133,7 +133,7 @@ class DualEditor(nn.Module):
             gate: decides instead of the editor's own.
         """
         chosen = self.gate if gate is None else gate
-        memory = EditMemory.of(edits, self.adapters, chosen)
+        memory = ActiveEdits.of(edits, self.adapters, chosen)
         return EditedModel(self.encoder, self.adapters, chosen, memory, assignment=assignment)
 
     def open_gate(self) -> Gate:

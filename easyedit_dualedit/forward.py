@@ -18,7 +18,7 @@ from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
 from easyedit_dualedit.gate import Gate, Routing
 from easyedit_dualedit.hooks import record
-from easyedit_dualedit.memory import EditMemory
+from easyedit_dualedit.memory import ActiveEdits
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
@@ -31,7 +31,7 @@ class AppliedEdits:
     backbone: Backbone
     adapters: DualAdapters
     gate: Gate
-    memory: EditMemory
+    memory: ActiveEdits
     assignment: Tensor | None = None
     """The only edit that each row may use, long [b]; None allows all."""
 
@@ -160,7 +160,7 @@ class Forward:
                 continue
             positions = layout.text if modality == "text" else layout.vision
             projected = edits.memory.projected[modality]
-            chosen = projected.select(index[rows].to(projected.keys.device))
+            chosen = projected.select(index[rows].to(projected.device))
             changed = add_at(changed, positions, edits.adapters[modality], chosen, rows)
         return None if changed is hidden else changed
 

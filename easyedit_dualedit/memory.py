@@ -1,8 +1,8 @@
-"""What an edit is once it has been read, and the edits that one edited model holds."""
+"""What an edit is once it has been read, and the edits that one edited model applies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from easyedit_dualedit.adapter import DualAdapters, ProjectedEdit
 from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import Modality
+from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.gate import Gate
+from easyedit_dualedit.stored import StoredEdit, StoredProjections
 
 
 @dataclass(frozen=True)
@@ -31,34 +33,78 @@ class EditSignal:
     """What was asked for, where it is known."""
 
 
+class Projections(Protocol):
+    """What one adapter needs of several edits."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the chosen edits will lie."""
+
+    def select(self, rows: Tensor) -> ProjectedEdit:
+        """Return the edits with the given indices, long [b]."""
+
+
 @dataclass(frozen=True)
-class EditMemory:
+class ActiveEdits:
     """Edits in the form in which a forward uses them; never changed, only replaced."""
 
-    signals: tuple[EditSignal, ...]
+    edits: tuple[EditSignal | StoredEdit, ...]
     """Oldest first."""
     keys: Tensor
-    """Gate keys, [n, d]."""
-    projected: Mapping[Modality, ProjectedEdit]
+    """Gate keys, [n, k]."""
+    projected: Mapping[Modality, Projections]
     """Keys and values of each adapter in use; empty without edits."""
 
     @classmethod
     def of(cls, signals: Sequence[EditSignal], adapters: DualAdapters, gate: Gate) -> Self:
-        """Return the memory that holds `signals`, oldest first."""
+        """Return `signals`, oldest first, as adapters and gate see them; gradients pass."""
         if not signals:
             return cls((), gate.mean.new_empty(0, len(gate.mean)), {})
-        reads_label = gate.config.reads_label
-        keys = [signal.last_state if reads_label else signal.gate_state for signal in signals]
-        projected = {}
+        projected: dict[Modality, Projections] = {}
         for modality in adapters.modalities:
             layer = adapters.layer_of[modality]
             states, mask = stacked([signal.states[layer] for signal in signals])
             projected[modality] = adapters[modality].project(states, mask)
-        return cls(tuple(signals), gate.key(torch.stack(keys)), projected)
+        return cls(tuple(signals), keys_of(signals, gate), projected)
+
+    @classmethod
+    def of_stored(cls, stored: Sequence[StoredEdit], device: torch.device) -> Self:
+        """Return stored edits, oldest first, ready for a forward on a device."""
+        if not stored:
+            return cls((), torch.empty(0, 0, device=device), {})
+        keys = torch.stack([edit.key for edit in stored]).to(device)
+        projected: dict[Modality, Projections] = {
+            modality: StoredProjections([edit.projected[modality] for edit in stored], device)
+            for modality in stored[0].projected
+        }
+        return cls(tuple(stored), keys, projected)
+
+    @classmethod
+    def together(cls, parts: Sequence["ActiveEdits"], adapters: DualAdapters, gate: Gate) -> Self:
+        """Return the edits of several, in their order.
+
+        Raises:
+            DataError: if some are stored and some are not.
+        """
+        edits = [edit for part in parts for edit in part.edits]
+        signals = [edit for edit in edits if isinstance(edit, EditSignal)]
+        stored = [edit for edit in edits if isinstance(edit, StoredEdit)]
+        if signals and stored:
+            raise DataError("edits that were stored and edits that were only read do not mix")
+        if stored:
+            return cls.of_stored(stored, gate.mean.device)
+        return cls.of(signals, adapters, gate)
 
     def __len__(self) -> int:
         """Return the number of edits."""
-        return len(self.signals)
+        return len(self.edits)
+
+
+def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:
+    """Return what a gate compares queries with, [n, k]."""
+    reads_label = gate.config.reads_label
+    states = [signal.last_state if reads_label else signal.gate_state for signal in signals]
+    return gate.key(torch.stack(states))
 
 
 def stacked(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

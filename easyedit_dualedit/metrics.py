@@ -65,6 +65,40 @@ def answer_agreement(plain: Tensor, edited: Tensor, labels: Tensor) -> list[floa
     return _row_means(same, labels[:, 1:] != IGNORED)
 
 
+def answer_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of one row's answer tokens that the arg-max names, as EasyEdit computes it.
+
+    The number is that of `token_accuracy` in single precision.
+
+    Args:
+        logits: [1, s, v].
+        labels: token ids to predict, aligned with the input, IGNORED elsewhere, [1, s].
+    """
+    wanted = labels[:, 1:]
+    mask = wanted != IGNORED
+    hits = (logits[:, :-1].argmax(-1) == wanted) & mask
+    return float(hits.sum() / float(mask.sum()))
+
+
+def likeliest(logits: Tensor, k: int) -> Tensor:
+    """Return the k likeliest tokens at every position, likeliest first, long [b, s, k]."""
+    return logits.float().topk(min(k, logits.shape[-1]), dim=-1).indices
+
+
+def likeliest_agreement(before: Tensor, after: Tensor) -> float:
+    """Return the share of ranks at which the likeliest tokens agree: EasyEdit's locality.
+
+    Ranks are compared one by one at every position, those of the prompt and of image tokens
+    included; of sequences of different lengths, the ends are compared.
+
+    Args:
+        before: what `likeliest` returned for the unedited model, [1, s, k].
+        after: the same for the edited model, [1, t, k].
+    """
+    length = min(before.shape[1], after.shape[1])
+    return float((before[:, -length:] == after[:, -length:]).float().mean())
+
+
 def normalised(text: str) -> str:
     """Return text as exact match compares it: case, white space and a final stop do not count."""
     folded = unicodedata.normalize("NFKC", text).casefold()

@@ -3,6 +3,7 @@
 Every file is written whole or not at all, so a run can be stopped at any moment and continued.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -39,7 +40,7 @@ class Run:
             for name in (METRICS_FILE, SETTINGS_FILE):
                 (folder / name).unlink(missing_ok=True)
         settings = json.loads(json.dumps(settings))
-        stored = _read(folder / SETTINGS_FILE)
+        stored = read_json(folder / SETTINGS_FILE)
         if stored is None:
             if (folder / CASES_FOLDER).exists():
                 raise ConfigError(
@@ -61,12 +62,12 @@ class Run:
     @staticmethod
     def holds(folder: Path, settings: Mapping[str, Any]) -> bool:
         """Return whether a folder holds a run with these settings."""
-        stored = _read(folder / SETTINGS_FILE)
+        stored = read_json(folder / SETTINGS_FILE)
         return stored is not None and stored == json.loads(json.dumps(settings))
 
     def case(self, index: int) -> dict[str, Any] | None:
         """Return a case that was stored earlier, or None."""
-        return _read(self._case_path(index))
+        return read_json(self._case_path(index))
 
     def store(self, index: int, case: Mapping[str, Any]) -> None:
         """Write one case."""
@@ -96,6 +97,22 @@ class Run:
         return self.folder / CASES_FOLDER / f"{index:05d}.json"
 
 
+def digest_of(path: Path) -> str:
+    """Return a short hash of a file, or of the files of a folder.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()[:16]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all.
 
@@ -120,7 +137,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None if there is no file.
+
+    Raises:
+        DataError: if the file is damaged or holds something else.
+    """
     if not path.is_file():
         return None
     try:

@@ -1,5 +1,6 @@
 """Reads plain settings, from YAML or a mapping, and says what is wrong with them."""
 
+import contextlib
 import difflib
 import math
 import re
@@ -28,6 +29,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
     return values
+
+
+def parse_value(text: str, *, source: str) -> Any:
+    """Return the plain value that a text means in YAML, numbers such as 1e-4 included.
+
+    Raises:
+        ConfigError: if it is not YAML.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):
+        # YAML 1.1 takes 1e-4 for a word.
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def unknown_keys(values: Mapping[str, Any], known: Iterable[str], source: str) -> list[str]:

@@ -9,7 +9,7 @@ from conftest import tiny_config
 from easyedit_dualedit.adapter import DualAdapters
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.gate import Gate
-from easyedit_dualedit.memory import EditMemory, EditSignal, stacked
+from easyedit_dualedit.memory import ActiveEdits, EditSignal, stacked
 
 HIDDEN = 6
 
@@ -25,11 +25,11 @@ def signal_of(seed: int, length: int) -> EditSignal:
 
 def memory_of(
     signals: list[EditSignal], config: DualEditConfig
-) -> tuple[EditMemory, DualAdapters, Gate]:
+) -> tuple[ActiveEdits, DualAdapters, Gate]:
     torch.manual_seed(1)
     adapters, gate = DualAdapters(HIDDEN, config), Gate(HIDDEN, config.gate)
     with torch.no_grad():
-        return EditMemory.of(signals, adapters, gate), adapters, gate
+        return ActiveEdits.of(signals, adapters, gate), adapters, gate
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_states_of_different_lengths_are_stacked(lengths: list[int], dtype: torc
 
 def test_a_memory_without_edits_is_empty():
     memory, _, gate = memory_of([], tiny_config())
-    assert len(memory) == 0 and memory.signals == () and memory.projected == {}
+    assert len(memory) == 0 and memory.edits == () and memory.projected == {}
     assert memory.keys.shape == (0, HIDDEN)
     assert not gate.route(torch.randn(2, HIDDEN), memory.keys).is_open.any()
 
@@ -63,7 +63,7 @@ def test_keys_come_from_the_token_that_the_gate_reads(kind: str, name: str):
     memory, _, gate = memory_of(signals, tiny_config(gate=kind))
     expected = gate.key(torch.stack([getattr(signal, name) for signal in signals]))
     assert torch.equal(memory.keys, expected)
-    assert len(memory) == 2 and memory.signals == tuple(signals)
+    assert len(memory) == 2 and memory.edits == tuple(signals)
 
 
 @pytest.mark.parametrize("layers", [(1, 2), (2, 1), (1, 1)])
@@ -112,6 +112,6 @@ def test_memories_and_signals_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         memory.keys = torch.zeros(1)  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        memory.signals[0].gate_state = torch.zeros(1)  # type: ignore[misc]
+        memory.edits[0].gate_state = torch.zeros(1)  # type: ignore[misc]
     with pytest.raises(AttributeError):
-        memory.signals.append(signal_of(1, 2))  # type: ignore[attr-defined]
+        memory.edits.append(signal_of(1, 2))  # type: ignore[attr-defined]

@@ -1,0 +1,219 @@
+"""The edits of one editor: added and removed one by one or in batches, saved, loaded, merged."""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from easyedit_dualedit.archive import ModelFingerprint
+from easyedit_dualedit.batch import Query
+from easyedit_dualedit.edit_file import EditFile, EditsOwner
+from easyedit_dualedit.edited import EditedModel
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.gate import Gate
+from easyedit_dualedit.memory import ActiveEdits, EditSignal, keys_of
+from easyedit_dualedit.packing import PRECISIONS, Packed, Precision
+from easyedit_dualedit.stored import PackedProjection, Provenance, StoredEdit, picture_hashes
+
+DEFAULT_PRECISION: Precision = "float16"
+
+logger = logging.getLogger(__name__)
+
+_ID_BYTES = 6
+
+
+class EditMemory:
+    """Holds edits and gives the model with all of them applied; the model itself never changes.
+
+    Each query is compared with every edit; the best one at or above the gate's threshold applies,
+    the newest of equals. Where none does, the model answers as unedited, bit for bit.
+    """
+
+    def __init__(
+        self,
+        editor: DualEditor,
+        *,
+        gate: Gate | None = None,
+        precision: Precision = DEFAULT_PRECISION,
+    ):
+        """Hold no edits yet.
+
+        Args:
+            editor: reads edits and applies them.
+            gate: decides instead of the editor's own.
+            precision: in which edits are kept.
+
+        Raises:
+            ConfigError: if there is no such precision.
+            CalibrationError: if the gate has no threshold.
+        """
+        Packed.of(torch.zeros(1, 1), precision)
+        self._editor = editor
+        self._gate = editor.gate if gate is None else gate
+        _ = self._gate.threshold
+        self.precision: Precision = precision
+        self._edits: tuple[StoredEdit, ...] = ()
+        self._model: EditedModel | None = None
+
+    def add(self, requests: Query | Sequence[Query]) -> list[str]:
+        """Read edits, in one forward for all, and return their ids.
+
+        An edit of a question that is there already is kept beside the older one and wins; a warning
+        says so.
+
+        Raises:
+            DataError: if a request has no target, or a picture cannot be read; nothing is added.
+        """
+        batch = [requests] if isinstance(requests, Query) else list(requests)
+        if not batch:
+            return []
+        with torch.no_grad():
+            signals = self._editor.read(batch)
+            active = ActiveEdits.of(signals, self._editor.adapters, self._gate)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        made = [
+            self._stored(place, signal, request, active, time)
+            for place, (signal, request) in enumerate(zip(signals, batch, strict=True))
+        ]
+        known = {edit.provenance.question: edit for edit in self._edits}
+        for edit in made:
+            older = known.get(edit.provenance.question)
+            if older is not None:
+                logger.warning(
+                    "edit %s asks what edit %s asks (%r): the newer answer, %r, wins over %r",
+                    edit.id,
+                    older.id,
+                    edit.provenance.prompt,
+                    edit.provenance.target,
+                    older.provenance.target,
+                )
+            known[edit.provenance.question] = edit
+        self._hold((*self._edits, *made))
+        return [edit.id for edit in made]
+
+    def remove(self, *ids: str) -> None:
+        """Forget edits.
+
+        Raises:
+            DataError: if there is no edit of an id; none is removed then.
+        """
+        held = {edit.id for edit in self._edits}
+        unknown = sorted(set(ids) - held)
+        if unknown:
+            raise DataError(f"no edits {unknown} among the {len(held)} held; list them first")
+        self._hold(tuple(edit for edit in self._edits if edit.id not in ids))
+
+    def clear(self) -> None:
+        """Forget all edits."""
+        self._hold(())
+
+    def merge(self, other: "EditMemory") -> None:
+        """Add the edits of another memory, those with ids that are held already left out.
+
+        Raises:
+            ArchiveError: if they belong to another model, other adapters or another gate.
+        """
+        self.owner.require(other.owner, "the other memory")
+        held = {edit.id for edit in self._edits}
+        self._hold((*self._edits, *(edit for edit in other if edit.id not in held)))
+
+    @property
+    def model(self) -> EditedModel:
+        """The model with the edits of this moment applied; later changes need it asked for anew."""
+        if self._model is None:
+            active = ActiveEdits.of_stored(self._edits, self._editor.backbone.device)
+            self._model = EditedModel(
+                self._editor.encoder, self._editor.adapters, self._gate, active
+            )
+        return self._model
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the numbers of all edits."""
+        return sum(edit.stored_bytes for edit in self._edits)
+
+    @property
+    def owner(self) -> EditsOwner:
+        """What the edits belong to: model, adapters, gate and precision."""
+        return EditsOwner(
+            ModelFingerprint.of(self._editor.backbone),
+            _digest_of(self._editor),
+            self._gate.kind,
+            self.precision,
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write the edits to `edits.safetensors` and `edits.json` in a folder, both or neither.
+
+        Raises:
+            ArchiveError: if the folder cannot be written.
+        """
+        EditFile(self.owner, self._edits).save(Path(folder))
+
+    @classmethod
+    def load(
+        cls, editor: DualEditor, folder: Path | str, *, gate: Gate | None = None
+    ) -> "EditMemory":
+        """Return the memory saved in a folder.
+
+        Args:
+            editor: with the adapters that the edits were made with, on the same model.
+            folder: written by `save`.
+            gate: of the kind that the edits were made with, if it is not the editor's own.
+
+        Raises:
+            ArchiveError: if the files are missing or damaged, or belong to another model, other
+                adapters or another gate.
+        """
+        found = EditFile.load(Path(folder))
+        memory = cls(editor, gate=gate, precision=found.owner.precision)
+        memory.owner.require(found.owner, str(folder))
+        memory._hold(found.edits)
+        return memory
+
+    def __len__(self) -> int:
+        """Return the number of edits."""
+        return len(self._edits)
+
+    def __iter__(self) -> Iterator[StoredEdit]:
+        """Return the edits, oldest first."""
+        return iter(self._edits)
+
+    def _hold(self, edits: tuple[StoredEdit, ...]) -> None:
+        self._edits = edits
+        self._model = None
+
+    def _stored(
+        self, place: int, signal: EditSignal, request: Query, active: ActiveEdits, time: str
+    ) -> StoredEdit:
+        row = torch.tensor([place], device=self._editor.backbone.device)
+        projected = {}
+        for modality, projections in active.projected.items():
+            one = projections.select(row)
+            real = one.mask[0]
+            projected[modality] = PackedProjection(
+                Packed.of(one.keys[0][:, real].cpu(), self.precision),
+                Packed.of(one.values[0][:, real].cpu(), self.precision),
+            )
+        return StoredEdit(
+            secrets.token_hex(_ID_BYTES),
+            Provenance(time, request.prompt, request.target or "", picture_hashes(request)),
+            keys_of([signal], self._gate)[0].float().cpu(),
+            projected,
+        )
+
+
+def _digest_of(editor: DualEditor) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(editor.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["DEFAULT_PRECISION", "PRECISIONS", "EditMemory"]

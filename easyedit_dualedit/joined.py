@@ -1,0 +1,48 @@
+"""Rows as EasyEdit's evaluator writes them: prompt and answer in one text, tokenised together."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from easyedit_dualedit.batch import IGNORED, Encoder, Query, open_image
+from easyedit_dualedit.errors import DataError
+
+
+@dataclass(frozen=True)
+class JoinedRow:
+    """One row; nothing in it but the labels says where the prompt ends."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    """The answer's token ids at the last positions, IGNORED elsewhere, [1, s]."""
+
+
+def joined_row(encoder: Encoder, query: Query) -> JoinedRow:
+    """Return the row of one question with its answer.
+
+    EasyEdit looks for the answer by its length: the last positions, as many as the answer alone has
+    tokens. Where answer and prompt merge into one token, this differs from `Encoder.encode`.
+
+    Raises:
+        DataError: if the query has no target, or a picture cannot be read.
+    """
+    if query.target is None:
+        raise DataError(f"the query {query.prompt!r} has no target to score; give one")
+    text = encoder.prompt_text(query) + query.target
+    pictures = [open_image(picture) for picture in query.pictures]
+    options = {"images": pictures} if pictures else {}
+    encoded = encoder.processor(text=[text], return_tensors="pt", padding=True, **options)
+    model = encoder.backbone.model
+    dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
+    inputs = {
+        name: value.to(encoder.backbone.device, dtype if value.is_floating_point() else None)
+        for name, value in encoded.items()
+    }
+    answer = encoder.tokenizer(query.target, add_special_tokens=False)["input_ids"]
+    labels = torch.full_like(inputs["input_ids"], IGNORED)
+    answer = answer[-labels.shape[1] :]
+    if not answer:
+        raise DataError(f"target = {query.target!r} tokenises to nothing; give one it can say")
+    labels[0, -len(answer) :] = labels.new_tensor(answer)
+    return JoinedRow(inputs, labels)

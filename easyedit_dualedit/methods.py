@@ -1,0 +1,80 @@
+"""What the benchmark asks of an editing method: make an edit, be asked, undo it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from easyedit_dualedit.batch import Batch, Query
+from easyedit_dualedit.gate import Routing
+from easyedit_dualedit.records import Record
+
+
+def _as_asked(query: Query) -> Query:
+    return query
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A model while one edit is in force."""
+
+    model: Any
+    """Called with a model's inputs as keywords, it returns logits [b, s, v] or an output that has
+    them; its `generate` is that of transformers."""
+    stored_bytes: int
+    """What has to be kept of the edit beside the unedited model."""
+    asked: Callable[[Query], Query] = _as_asked
+    """Turns a question into what the method puts to the model; most leave it as it is."""
+    route: Callable[[Batch], Routing] | None = None
+    """Returns the gate's decisions, if the method has a gate."""
+    reads_layout: bool = False
+    """Whether the model takes the `layout` of a batch beside its inputs."""
+
+
+class Method(Protocol):
+    """An editing method, ready to make edits on the model that it was made for."""
+
+    trained_parameters: int
+    """Parameters that are trained before the first edit or, without such a training, by an edit."""
+
+    def edit(self, record: Record) -> AbstractContextManager[Edited]:
+        """Return a context within which the edit of a record is in force.
+
+        After it the model is as it was before.
+        """
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a method is made from."""
+
+    model: str
+    """Folder or hub id of the vision-language model."""
+    load: Callable[[], tuple[Any, Any]]
+    """Returns a fresh model, in evaluation mode, and its processor; what a method does to them
+    reaches no other method."""
+    device: str
+    folder: Path
+    """For what the method trains and writes; what is complete there is used again."""
+    training: Sequence[Record] = ()
+    """Records to train on; none if there is nothing to train on."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Hyperparameters given for this method, instead of its defaults."""
+    seed: int = 0
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the benchmark: a name and how to make the method."""
+
+    name: str
+    make: Callable[[Bench], Method]
+    """May raise anything; the row then says why."""
+    reads_label: bool = False
+    """Whether the method looks at the answer of the query that it is measured on."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values that decide its results besides the settings given for it."""
+    remarks: tuple[str, ...] = ()
+    """What was done to run it that its authors did not do; each becomes a line of the report."""

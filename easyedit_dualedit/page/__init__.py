@@ -1,0 +1,126 @@
+"""The benchmark's page: one HTML file with every number and case, which fetches nothing."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.page.background import (
+    data_section,
+    details,
+    facts,
+    warnings_of,
+    workarounds,
+)
+from easyedit_dualedit.page.browser import case_section, select
+from easyedit_dualedit.page.markup import Element, element, html_of
+from easyedit_dualedit.page.results import Results, cost_table, headline, protocol_section
+from easyedit_dualedit.runs import write_text
+
+__all__ = ["write_page"]
+
+_SECTIONS = {
+    "results": "Results",
+    "costs": "Costs",
+    "data": "Data",
+    "workarounds": "Workarounds",
+    "cases": "Cases",
+}
+
+_READING = (
+    "Numbers are percent: the mean over cases ± half of its bootstrap 95 % interval. Each protocol"
+    " asks something else, so compare within a table and never between two. Bold is the highest of"
+    " a column. The unedited model changes no answer and is not ranked."
+)
+
+
+def write_page(
+    path: Path,
+    metrics: Mapping[str, Any],
+    cases: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    pictures: Mapping[str, Path] = MappingProxyType({}),
+    most_cases: int = 300,
+) -> None:
+    """Write a benchmark as one HTML file that can be opened anywhere and fetches nothing.
+
+    Args:
+        path: the file.
+        metrics: content of the benchmark's `metrics.json`.
+        cases: for each method its cases, `{"index", "values": {protocol: {metric: 0 to 1}},
+            "answers": {metric: text}, "gate": {metric: {"similarity", "open"}}, "queries": {metric:
+            {"prompt", "image", "target"}}}`; queries are needed once for each index. The answers
+            of the method "unedited" are those before the edit.
+        pictures: files by the names that queries give; each is embedded once, small.
+        most_cases: cases that are embedded; those in which DualEdit fails, or else the first
+            method that was measured, come first.
+
+    Raises:
+        ConfigError: if `most_cases` is negative.
+        DataError: if the metrics have no title or no method, a case has no index, or the file
+            cannot be written.
+    """
+    if most_cases < 0:
+        raise ConfigError(f"most_cases is {most_cases}; give 0 or a positive number of cases")
+    results = Results(metrics)
+    selection = select(results, cases, most_cases)
+    warnings = warnings_of(results)
+    protocols = [protocol_section(results, name, warnings) for name in results.protocols]
+    content = {
+        "results": [element("p", _READING if protocols else "No method has numbers."), *protocols],
+        "costs": [cost_table(results)],
+        "data": data_section(results),
+        "workarounds": [*workarounds(results), details(results)],
+        "cases": case_section(results, selection, pictures),
+    }
+    links = [element("a", title, href=f"#{name}") for name, title in _SECTIONS.items()]
+    header = element(
+        "header",
+        element("h1", str(metrics["title"])),
+        facts(results),
+        *headline(results),
+        element("nav", *links, aria_label="Sections"),
+    )
+    main = element("main")
+    for name, title in _SECTIONS.items():
+        heading = element("h2", title, id=f"{name}-title")
+        main.append(
+            element("section", heading, *content[name], id=name, aria_labelledby=f"{name}-title")
+        )
+    write_text(path, html_of(_document(str(metrics["title"]), header, main)))
+
+
+def _document(title: str, *body: Element) -> Element:
+    style, script = _asset("page.css"), _asset("cases.js")
+    policy = (
+        f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)};"
+        " img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return element(
+        "html",
+        element(
+            "head",
+            element("meta", charset="utf-8"),
+            element("meta", http_equiv="Content-Security-Policy", content=policy),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("meta", name="color-scheme", content="light dark"),
+            element("title", title),
+            element("link", rel="icon", href="data:,"),
+            element("style", style),
+        ),
+        element("body", *body, element("script", script)),
+        lang="en",
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """Return what a policy calls an inline style or script, the only ones it then allows."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,37 @@
+"""The protocols of the benchmark: numbers of different ones never share a column."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+Protocol = Literal["generate", "visedit", "easyedit", "specificity", "portability"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+"""In the order in which tables show them."""
+
+EXPLANATIONS: Mapping[str, str] = {
+    "generate": (
+        "Free greedy answers to the prompt alone. Reliability and generality are exact matches with"
+        " the target, but for case, white space and a final stop; locality is the same text before"
+        " and after the edit. No target is fed in."
+    ),
+    "visedit": (
+        "The published papers' protocol: the target is fed in, and each of its tokens that the"
+        " arg-max names counts. Locality is the share of answer positions with the same arg-max"
+        " before and after. Numbers are higher than those of free answers, and not comparable with"
+        " them."
+    ),
+    "easyedit": (
+        "What EasyEdit's own evaluator computes, with the target fed in: text locality compares"
+        " the top token, image locality the ten top tokens place by place, both over the whole"
+        " sequence. Comparable with other numbers from EasyEdit, and with nothing else here."
+    ),
+    "specificity": (
+        "Queries that come close to the edit and are none of its business; what counts is the same"
+        " answer before and after. RI: the edit's text with a random picture, or its picture with"
+        " a random question. NI: its text without a picture. CI: the other samples most like it."
+    ),
+    "portability": (
+        "Questions whose answers follow from the edit, without repeating it: exact match of free"
+        " greedy answers, and token accuracy with the target fed in."
+    ),
+}
+"""What the numbers of each protocol are."""

@@ -1,0 +1,41 @@
+"""Peak memory: what was taken since it was made, and no less."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from easyedit_dualedit import peak
+from easyedit_dualedit.peak import PeakMemory
+
+needs_linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's own peak"
+)
+
+
+@needs_linux
+def test_memory_that_was_given_back_counts():
+    watched = PeakMemory("cpu")
+    before = watched.read()
+    torch.ones(64 * 2**20).sum()
+    after = watched.read()
+    assert before is not None and after is not None
+    assert after - before > 200 * 2**20
+
+
+@needs_linux
+def test_memory_taken_before_it_was_made_does_not_count():
+    torch.ones(64 * 2**20).sum()
+    earlier = PeakMemory("cpu")
+    first = earlier.read()
+    torch.ones(64 * 2**20).sum()
+    high = earlier.read()
+    low = PeakMemory("cpu").read()
+    assert first is not None and high is not None and low is not None
+    assert high - low > 200 * 2**20
+
+
+def test_a_system_that_does_not_tell_gives_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(peak, "_CLEAR", tmp_path / "folder" / "none")
+    monkeypatch.setattr(peak, "_STATUS", tmp_path / "none")
+    assert PeakMemory("cpu").read() is None
