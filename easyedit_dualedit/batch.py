@@ -152,14 +152,16 @@ class Encoder:
         return written_prompt(self.processor, content, self.template)
 
     def target_ids(self, target: str) -> list[int]:
-        """Return the token ids of a target, without special tokens.
+        """Return the token ids of a target, without special tokens and white space around it.
 
         Raises:
             DataError: if it tokenises to nothing.
         """
-        text = self._answer_prefix + target
+        answer = target.strip()
+        text = self._answer_prefix + answer
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if not ids:
+        # A blank target's ids would be those of the prefix alone.
+        if not ids or not answer:
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
         return ids
 

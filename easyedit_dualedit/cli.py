@@ -1,6 +1,7 @@
 """The command line: the demo, training, one edit, evaluation."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -11,10 +12,23 @@ from typing import get_args
 from easyedit_dualedit import __version__
 from easyedit_dualedit.config import GateKind
 from easyedit_dualedit.errors import DualEditError
+from easyedit_dualedit.protocols import PROTOCOLS
 
 DEFAULT_COMMAND = "demo"
 
-_COMMANDS = ("demo", "train", "edit", "evaluate", "locate", "ablate")
+_MODULES = {
+    "demo": "commands",
+    "train": "commands",
+    "edit": "commands",
+    "evaluate": "commands",
+    "locate": "commands",
+    "ablate": "commands",
+    "benchmark": "benchmark_command",
+    "merge": "benchmark_command",
+    "edits": "edit_commands",
+    "chat": "edit_commands",
+}
+"""Command -> the module whose function of the same name carries it out."""
 
 _EPILOG = """\
 examples:
@@ -47,6 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands.add_parser("evaluate", help="edit the records of a file and measure"))
     _add_locate(commands.add_parser("locate", help="find the layers to edit"))
     _add_ablate(commands.add_parser("ablate", help="measure what each part of the method is worth"))
+    _add_benchmark(commands.add_parser("benchmark", help="compare with EasyEdit's own methods"))
+    _add_merge(commands.add_parser("merge", help="put the shards of a benchmark together"))
+    _add_edits(commands.add_parser("edits", help="keep many edits in a file"))
+    _add_chat(commands.add_parser("chat", help="ask about a picture with edits applied"))
     return parser
 
 
@@ -56,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     verbose = [item for item in arguments if item == "--verbose"]
     arguments = [item for item in arguments if item != "--verbose"]
-    if not arguments or arguments[0] not in (*_COMMANDS, "-h", "--help", "--version"):
+    if not arguments or arguments[0] not in (*_MODULES, "-h", "--help", "--version"):
         is_option = not arguments or arguments[0].startswith("-")
         arguments = [DEFAULT_COMMAND, *arguments] if is_option else arguments
     arguments = verbose[:1] + arguments
@@ -64,9 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from easyedit_dualedit import commands
-
-        getattr(commands, parsed.command)(parsed)
+        module = importlib.import_module(f"easyedit_dualedit.{_MODULES[parsed.command]}")
+        getattr(module, parsed.command)(parsed)
     except DualEditError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -199,6 +216,103 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
     _add_run(parser, "ablate")
 
 
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make the same edits with DualEdit, with fine-tuning and with EasyEdit's own methods, one"
+        " edit at a time; measure each under every protocol; write a table, a page, CSV and JSON."
+        " What needs training is trained first. The same command continues where it stopped."
+    )
+    _add_model(parser, "hparams/TRAINING/DualEdit/<model>.yaml; default: the testbed's")
+    _add_data(parser, required=False)
+    parser.add_argument(
+        "--train",
+        type=Path,
+        metavar="FILE",
+        help="records to train on, and to look for leaks in; pictures are in --images",
+    )
+    parser.add_argument("--train-limit", type=_count, help="use only the first of --train")
+    parser.add_argument(
+        "--stand-ins",
+        action="store_true",
+        help="draw a picture for every name, to try records without their pictures; the numbers"
+        " then mean nothing",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="only these (default: all there are)"
+    )
+    parser.add_argument(
+        "--protocols", nargs="+", choices=PROTOCOLS, metavar="NAME", help=", ".join(PROTOCOLS)
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="METHOD.KEY=VALUE",
+        help="a hyperparameter of a method, such as mend.max_iters=2000; repeatable",
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="take the records of one of N parts, such as 0/2; every part may have its own process",
+    )
+    parser.add_argument("--title", help="of the page")
+    _add_run(parser, "benchmark")
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Put the folders of one benchmark's shards together and write its reports."
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a shard")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the whole")
+    parser.add_argument("--images", type=Path, help="pictures for the page")
+
+
+def _add_edits(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Keep edits in a folder: edits.safetensors and edits.json."
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    hparams = "hparams/DualEdit/<model>.yaml; default: the testbed's"
+
+    adding = actions.add_parser("add", help="make edits and add them")
+    _add_model(adding, hparams)
+    adding.add_argument("--image", type=Path, help="picture of the edit; none for a text edit")
+    adding.add_argument("--prompt", help="question of the edit")
+    adding.add_argument("--target", help="answer that the model should give")
+    adding.add_argument("--data", type=Path, help="instead, the edits of a file in MMEdit's format")
+    adding.add_argument("--images", type=Path, help="folder that its pictures are relative to")
+    adding.add_argument("--limit", type=_count, help="use only the first records")
+
+    listing = actions.add_parser("list", help="show the edits")
+    removing = actions.add_parser("remove", help="remove edits")
+    removing.add_argument("ids", nargs="+", metavar="ID", help="as `list` shows them")
+    applying = actions.add_parser("apply", help="ask questions with the edits applied")
+    _add_model(applying, hparams)
+    applying.add_argument("--image", type=Path, help="picture of the questions")
+    applying.add_argument(
+        "--ask", action="append", required=True, metavar="QUESTION", help="repeatable"
+    )
+    exporting = actions.add_parser("export", help="write some of the edits to another folder")
+    exporting.add_argument("ids", nargs="*", metavar="ID", help="as `list` shows them; none: all")
+    exporting.add_argument("--output", type=Path, required=True, help="folder of the copy")
+    for action in (adding, listing, removing, applying, exporting):
+        _add_edits_folder(action)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Ask questions about a picture with edits applied; says which edit fired and how similar"
+        " the question is to it."
+    )
+    _add_model(parser, "hparams/DualEdit/<model>.yaml; default: the testbed's")
+    _add_edits_folder(parser)
+    parser.add_argument("--image", type=Path, help="the picture; none for questions of text")
+
+
+def _add_edits_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--edits", type=Path, required=True, metavar="FOLDER", help="of the edits")
+
+
 def _add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
     parser.add_argument("--hparams", type=Path, help=hparams)
     parser.add_argument(
@@ -241,6 +355,16 @@ def _pair(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no pair of layers such as 2,3") from None
     return first, second
+
+
+def _shard(text: str) -> tuple[int, int]:
+    try:
+        place, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        place, count = 0, 0
+    if not 0 <= place < count:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard such as 0/2 or 1/2")
+    return place, count
 
 
 def _count(text: str) -> int:

@@ -107,7 +107,7 @@ def edit(arguments: argparse.Namespace) -> None:
     """Make one edit and print the answers before and after."""
     request = Query(arguments.prompt, arguments.image, arguments.target)
     asked = [Query(prompt, arguments.ask_image or arguments.image) for prompt in arguments.ask]
-    editor = _editor(read_hparams(arguments, DualEditMultimodalHparams, "DualEdit"))
+    editor = editor_of(read_hparams(arguments, DualEditMultimodalHparams, "DualEdit"))
     edited = editor.edit(request.image, request.prompt, arguments.target)
     table = Table(title=Text(f"edit: {arguments.prompt!r} -> {arguments.target!r}"))
     for column in ("prompt", "before", "after", "similarity", "gate"):
@@ -117,8 +117,8 @@ def edit(arguments: argparse.Namespace) -> None:
         routing = edited.route(layout=batch.layout, **batch.inputs)
         table.add_row(
             Text(query.prompt),
-            Text(_answer(editor.backbone.model, editor.encoder, query)),
-            Text(_answer(edited, editor.encoder, query)),
+            Text(answer_to(editor.backbone.model, editor.encoder, query)),
+            Text(answer_to(edited, editor.encoder, query)),
             f"{float(routing.similarity[0]):.3f} (threshold {editor.gate.threshold:.3f})",
             "open" if bool(routing.is_open[0]) else "closed",
         )
@@ -130,7 +130,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.output / arguments.name
     hparams = read_hparams(arguments, DualEditMultimodalHparams, "DualEdit")
     records, others = _evaluated(arguments, hparams, folder / "data")
-    editor = _editor(hparams)
+    editor = editor_of(hparams)
     methods: dict[str, Method] = {"unedited": lambda _record: None}
     for kind in arguments.gates or [None]:
         name = DUALEDIT if kind is None else f"{DUALEDIT}, {kind} gate"
@@ -374,14 +374,21 @@ def _hparams_path(arguments: argparse.Namespace, folder: str) -> Path:
     return path
 
 
-def _editor(hparams: DualEditMultimodalHparams) -> DualEditor:
+def editor_of(hparams: DualEditMultimodalHparams) -> DualEditor:
+    """Return the editor that hyperparameters name.
+
+    Raises:
+        ArchiveError: if there are no adapters, or they are of another model.
+        ModelLoadError: if the model cannot be loaded.
+    """
     adapters = TrainedAdapters.read(hparams.archive)
     model, processor = load_model(hparams.model_name, **hparams.placement)
     return adapters.editor(model, processor, hparams)
 
 
 @torch.no_grad()
-def _answer(model: Any, encoder: Encoder, query: Query) -> str:
+def answer_to(model: Any, encoder: Encoder, query: Query) -> str:
+    """Return a model's greedy answer to a question."""
     batch = encoder.encode([query], with_target=False)
     tokens = model.generate(**batch.inputs, max_new_tokens=64, do_sample=False)
     new = tokens[0, batch.inputs["input_ids"].shape[1] :]

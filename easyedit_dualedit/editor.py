@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
 from easyedit_dualedit.adapter import DualAdapters
-from easyedit_dualedit.archive import Archive, ModelFingerprint
+from easyedit_dualedit.adapters_card import CARD_TEMPLATE, card_values
+from easyedit_dualedit.archive import CONFIG_FILE, WEIGHTS_FILE, Archive, ModelFingerprint
 from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import Batch, Encoder, Picture, Query, TokenLayout
 from easyedit_dualedit.config import DualEditConfig, GateConfig
@@ -19,10 +22,18 @@ from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
 
 
-class DualEditor(nn.Module):
+class DualEditor(
+    nn.Module,
+    ModelHubMixin,
+    library_name="easyedit-dualedit",
+    model_card_template=CARD_TEMPLATE,
+    tags=["knowledge-editing", "vision-language"],
+):
     """Adapters and gate for one model; the model itself is neither owned nor changed.
 
-    `state_dict`, `parameters` and `train` concern adapters and gate alone.
+    `state_dict`, `parameters` and `train` concern adapters and gate alone. `save_pretrained`,
+    `push_to_hub` and `from_pretrained(folder or hub id, model=..., processor=...)` are those of
+    huggingface_hub's mixin.
     """
 
     def __init__(self, model: nn.Module, processor: Any, config: DualEditConfig):
@@ -200,3 +211,50 @@ class DualEditor(nn.Module):
                 f" {' '.join(str(error).split())}"
             ) from error
         return editor
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: Path | str,
+        *,
+        model: nn.Module,
+        processor: Any,
+        gate: GateConfig | None = None,
+        **download: Any,
+    ) -> Self:
+        """Return the editor in a folder, or in a repository of the hub.
+
+        The mixin's own would build a configuration from `config.json` before the archive can check
+        the file.
+
+        Args:
+            pretrained_model_name_or_path: folder, or hub id.
+            model: as in `load`.
+            processor: as in `load`.
+            gate: as in `load`.
+            download: options of `huggingface_hub.snapshot_download`, such as revision and token.
+
+        Raises:
+            ArchiveError: if there are no adapters, they are damaged, or belong to another model.
+        """
+        folder = str(pretrained_model_name_or_path)
+        if not Path(folder).is_dir():
+            wanted = [CONFIG_FILE, WEIGHTS_FILE]
+            try:
+                folder = snapshot_download(folder, allow_patterns=wanted, **download)
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                line = " ".join(str(error).split())
+                raise ArchiveError(
+                    f"no adapters in {folder!r}: it is no folder, and the hub has none to give"
+                    f" ({line[:200]})"
+                ) from error
+        return cls.load(model, processor, folder, gate=gate)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the card of these adapters: what they are, of which model, and how to use them."""
+        return super().generate_model_card(
+            *args, **card_values(self.config, self.backbone), **kwargs
+        )

@@ -193,15 +193,18 @@ class Gate(nn.Module):
             nothing = torch.full((rows,), -math.inf, device=device)
             return Routing(nothing, torch.full((rows,), -1, device=device))
         with torch.autocast(edits.device.type, enabled=False):
-            # An edit whose state is not a number concerns no query.
-            similarity = (self.key(queries) @ edits.T).nan_to_num(nan=-math.inf)  # [b, n]
+            similarity = self.key(queries) @ edits.T  # [b, n]
         if assignment is None:
+            # An edit whose state is not a number concerns no query.
+            similarity.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
             best = similarity.amax(1)
-            is_best = similarity >= best[:, None] - _TIE
-            index = edits.shape[0] - 1 - is_best.flip(1).to(torch.uint8).argmax(1)
+            # The newest of equals: with the last edit first, arg-max finds the first of them.
+            is_best = (similarity >= best[:, None] - _TIE).flip(1)
+            index = edits.shape[0] - 1 - is_best.view(torch.uint8).argmax(1)
         else:
             index = assignment.to(similarity.device)
             best = similarity.gather(1, index[:, None])[:, 0]
+            best = best.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         is_open = (best >= self.threshold) & (best > -math.inf)
         index = torch.where(is_open, index, -1)
         return Routing(best.to(device), index.to(device))

@@ -1,7 +1,8 @@
-"""Edit records in MMEdit's JSON format, validated whole before anything runs."""
+"""Edit records in the JSON formats of MMEdit and VLKEB, validated whole before anything runs."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,18 @@ METRICS = (
 )
 """The queries of a record, in the order in which every table shows them."""
 
-_PICTURES = ("image", "image_rephrase", "m_loc")
+PORTABILITY = "port_new"
+"""Field of VLKEB's files with questions whose answer follows from the edit; it may be missing."""
+
+PORTABILITY_FIELDS = ("port_edit_q", "port_edit_a", "port_q", "port_a")
+"""Fields of each of those: the question and answer without the picture, then those about it."""
+
+PICTURES = ("image", "image_rephrase", "m_loc")
+"""The fields that name a picture."""
+
+QUESTION_PREFIX = "nq question: "
+"""What MMEdit writes before every text-locality question, and VLKEB before none."""
+
 _SHOWN = 5
 
 
@@ -51,6 +63,12 @@ class Record:
     image_locality: Query
     prediction: str
     """What the data set says that the unedited model answers."""
+    portability: tuple[Query, ...] = ()
+    """Questions about the edit's picture whose answer follows from the edit; VLKEB has them."""
+    template: str = "{}"
+    """What the questions about pictures were put into."""
+    folder: Path | None = None
+    """What the names of the pictures were relative to; None for pictures from elsewhere."""
 
     @property
     def queries(self) -> tuple[Query, ...]:
@@ -63,60 +81,185 @@ class Record:
             self.image_locality,
         )
 
+    def question(self, query: Query) -> str:
+        """Return what one of the record's queries asks, without the template around it."""
+        before, _, after = self.template.partition("{}")
+        asked = query.prompt
+        fits = asked.startswith(before) and asked.endswith(after)
+        if not query.pictures or not fits:
+            return asked
+        return asked[len(before) : len(asked) - len(after)]
+
 
 def load_records(
-    path: Path, images: Path, *, template: str = "{}", limit: int | None = None
+    path: Path,
+    images: Path,
+    *,
+    template: str = "{}",
+    limit: int | None = None,
+    check_pictures: bool = True,
 ) -> list[Record]:
     """Return the records of a file, the first `limit` of them if given.
 
+    White space around prompts and predictions is removed. Targets stay exactly as the file has
+    them, since EasyEdit tokenises them so; `Encoder.target_ids` removes white space around them.
+    No picture is opened: queries hold paths.
+
     Args:
-        path: JSON list of objects with the fields of MMEdit.
+        path: JSON list of objects with the fields of MMEdit, and maybe VLKEB's `port_new`.
         images: folder that the picture names in the file are relative to.
         template: what a picture's question is put into, such as "{} The answer is:".
         limit: how many records to use.
+        check_pictures: whether every picture has to be there. Without, records can be read for
+            what their texts and names say, as an audit does; asking a model about a picture that
+            is not there raises DataError then.
 
     Raises:
-        DataError: naming every bad record by index and field.
+        DataError: naming the bad records by index and field, the first few and the number of the
+            others; `problems_of` returns all.
     """
     if "{}" not in template:
         raise DataError(f"template = {template!r} has no {{}} to put the question in; add one")
-    items = _read_list(path)
-    if limit is not None and limit < 1:
-        raise DataError(f"limit = {limit}: at least 1 record")
-    chosen = items[:limit]
-    problems = [
-        line for index, item in enumerate(chosen) for line in _problems(index, item, images)
-    ]
+    items = read_items(path, limit=limit)
+    problems = _problems_in(items, images if check_pictures else None)
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise DataError(f"{path}: " + "; ".join(problems[:_SHOWN]) + more)
-    return [_record(index, item, images, template) for index, item in enumerate(chosen)]
+    return [_record(index, item, images, template) for index, item in enumerate(items)]
 
 
-def _read_list(path: Path) -> list[Any]:
+def problems_of(
+    path: Path, images: Path, *, limit: int | None = None, check_pictures: bool = True
+) -> list[str]:
+    """Return a line for each thing that `load_records` would refuse in a file, in its order.
+
+    Args:
+        path: as for `load_records`.
+        images: as for `load_records`.
+        limit: how many records to look at.
+        check_pictures: whether every picture has to be there.
+
+    Raises:
+        DataError: if the file cannot be read, or holds no list of records at all.
+    """
+    return _problems_in(read_items(path, limit=limit), images if check_pictures else None)
+
+
+def read_items(path: Path, *, limit: int | None = None) -> list[Any]:
+    """Return the items of a file of records as they are, not validated, the first `limit` if given.
+
+    Raises:
+        DataError: if the file cannot be read, or holds no list of at least one record.
+    """
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; give a JSON file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(items, list) or not items:
         raise DataError(f"{path} must hold a list of at least one record, as MMEdit's files do")
-    return items
+    if limit is not None and limit < 1:
+        raise DataError(f"limit = {limit}: at least 1 record")
+    return items[:limit]
 
 
-def _problems(index: int, item: Any, images: Path) -> list[str]:
+def quirks(records: Sequence[Record]) -> dict[str, int]:
+    """Return how many records have each peculiarity of the published files, zeros included.
+
+    None of them is mended, so that numbers stay those of the published data. What is done with
+    each:
+
+    - the prefix "nq question: " of a text-locality prompt is kept, as every published number has
+      it; only the leak audit compares questions without it.
+    - a newline in a target is kept. Around the text it falls to `Encoder.target_ids` like other
+      white space; within it, it is part of the answer.
+    - a newline in a prompt, as where a rephrase lists several wordings, is kept; around the text
+      it was removed.
+    - white space around a target is kept for EasyEdit's evaluator, which tokenises it, and removed
+      by `Encoder.target_ids` for everything else, exact match included.
+    - a rephrase equal to its source measures reliability again; it is kept and measured as it is.
+    - a target equal to the prediction is an edit to what the data set says the model answers
+      already; it is made and measured like any other. Case, white space around, and underscores
+      for spaces do not count.
+    - text beyond ASCII is kept, and compared by exact match after NFKC normalisation.
+    - a rephrased picture equal to the edit's own measures reliability again; kept and measured.
+    - records with one (picture, prompt) and different targets contradict each other only where
+      edits are held together: there the newest answer wins, and `EditMemory.add` warns. Alone,
+      each is made and measured like any other.
+    - records with one (picture, prompt) and the same target are one edit, measured as often as it
+      stands in the file.
+
+    A target is that of the edit, of a locality query or of a portability query. Prompts are looked
+    at without their template.
+    """
+    answers: dict[tuple[object, ...], list[str]] = {}
+    for record in records:
+        answers.setdefault(_edited_place(record), []).append(_target(record))
+    found = {name: sum(map(has, records)) for name, has in _QUIRKS.items()}
+    found["picture and prompt of another record, different target"] = sum(
+        len(given) for given in answers.values() if len(set(given)) > 1
+    )
+    found["picture, prompt and target of another record"] = sum(
+        count for given in answers.values() for count in Counter(given).values() if count > 1
+    )
+    return found
+
+
+def queries_of(records: Sequence[Record], metric: str) -> list[Query]:
+    """Return one kind of query of each record."""
+    place = METRICS.index(metric)
+    return [record.queries[place] for record in records]
+
+
+def _problems_in(items: Sequence[Any], images: Path | None) -> list[str]:
+    return [line for index, item in enumerate(items) for line in _problems(index, item, images)]
+
+
+def _problems(index: int, item: Any, images: Path | None) -> list[str]:
+    """Return what is wrong with an item; without a folder its pictures are not looked for."""
     if not isinstance(item, dict):
         return [f"record {index} is {type(item).__name__}, not an object"]
     found = []
     for field in FIELDS:
         if field not in item:
             found.append(f"record {index} has no field {field}")
-        elif not isinstance(item[field], str) or (field != "pred" and not item[field].strip()):
-            found.append(f"record {index}, field {field}: {item[field]!r} is no text")
-        elif field in _PICTURES and not _is_file(images / item[field]):
+            continue
+        problem = _problem_of_text(item[field], may_be_blank=field == "pred")
+        if problem:
+            found.append(f"record {index}, field {field}: {problem}")
+        elif field in PICTURES and images is not None and not _is_file(images / item[field]):
             found.append(f"record {index}, field {field}: no picture at {images / item[field]}")
+    return found + _problems_of_portability(index, item.get(PORTABILITY, []))
+
+
+def _problems_of_portability(index: int, entries: Any) -> list[str]:
+    place = f"record {index}, field {PORTABILITY}"
+    if not isinstance(entries, list):
+        return [f"{place}: {entries!r} is no list"]
+    found = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            found.append(f"{place}[{number}]: {entry!r} is no object")
+            continue
+        for field in PORTABILITY_FIELDS:
+            if field not in entry:
+                found.append(f"{place}[{number}] has no field {field}")
+                continue
+            problem = _problem_of_text(entry[field])
+            if problem:
+                found.append(f"{place}[{number}].{field}: {problem}")
     return found
+
+
+def _problem_of_text(value: Any, *, may_be_blank: bool = False) -> str | None:
+    if not isinstance(value, str) or not (may_be_blank or value.strip()):
+        return f"{value!r} is no text"
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+        return f"{value!r} is no valid Unicode text"
+    return None
 
 
 def _is_file(path: Path) -> bool:
@@ -126,23 +269,77 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _record(index: int, item: dict[str, str], images: Path, template: str) -> Record:
+def _record(index: int, item: dict[str, Any], images: Path, template: str) -> Record:
     def visual(prompt: str, picture: str, answer: str) -> Query:
-        text = template.replace("{}", item[prompt].strip())
-        return Query(text, images / item[picture], item[answer].strip())
+        text = template.replace("{}", prompt.strip())
+        return Query(text, images / picture, answer)
 
+    picture, answer = item["image"], item["alt"]
     return Record(
         index,
-        request=visual("src", "image", "alt"),
-        text_rephrase=visual("rephrase", "image", "alt"),
-        image_rephrase=visual("src", "image_rephrase", "alt"),
-        text_locality=Query(item["loc"].strip(), None, item["loc_ans"].strip()),
-        image_locality=visual("m_loc_q", "m_loc", "m_loc_a"),
+        request=visual(item["src"], picture, answer),
+        text_rephrase=visual(item["rephrase"], picture, answer),
+        image_rephrase=visual(item["src"], item["image_rephrase"], answer),
+        text_locality=Query(item["loc"].strip(), None, item["loc_ans"]),
+        image_locality=visual(item["m_loc_q"], item["m_loc"], item["m_loc_a"]),
         prediction=item["pred"].strip(),
+        portability=tuple(
+            visual(entry["port_q"], picture, entry["port_a"]) for entry in item.get(PORTABILITY, [])
+        ),
+        template=template,
+        folder=images,
     )
 
 
-def queries_of(records: Sequence[Record], metric: str) -> list[Query]:
-    """Return one kind of query of each record."""
-    place = METRICS.index(metric)
-    return [record.queries[place] for record in records]
+def _target(record: Record) -> str:
+    return (record.request.target or "").strip()
+
+
+def _edited_place(record: Record) -> tuple[object, ...]:
+    # Pictures in memory cannot be hashed; records read from a file hold paths.
+    pictures = (item if isinstance(item, Path) else id(item) for item in record.request.pictures)
+    return (record.question(record.request), *pictures)
+
+
+def _all_queries(record: Record) -> tuple[Query, ...]:
+    return (*record.queries, *record.portability)
+
+
+def _targets(record: Record) -> list[str]:
+    return [query.target or "" for query in _all_queries(record)]
+
+
+def _questions(record: Record) -> list[str]:
+    return [record.question(query) for query in _all_queries(record)]
+
+
+def _has_newline(texts: Sequence[str]) -> bool:
+    return any("\n" in text or "\r" in text for text in texts)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.replace("_", " ").split()).casefold()
+
+
+_QUIRKS: dict[str, Callable[[Record], bool]] = {
+    "text-locality prompt with the prefix 'nq question: '": lambda record: (
+        record.text_locality.prompt.startswith(QUESTION_PREFIX)
+    ),
+    "newline in a target": lambda record: _has_newline(_targets(record)),
+    "newline in a prompt": lambda record: _has_newline(_questions(record)),
+    "white space around a target": lambda record: any(
+        text != text.strip() for text in _targets(record)
+    ),
+    "rephrase equal to its source": lambda record: (
+        record.question(record.text_rephrase) == record.question(record.request)
+    ),
+    "target equal to the prediction": lambda record: (
+        _folded(_target(record)) == _folded(record.prediction)
+    ),
+    "text beyond ASCII": lambda record: (
+        not "".join([*_targets(record), *_questions(record), record.prediction]).isascii()
+    ),
+    "rephrased picture equal to the edit's": lambda record: (
+        record.image_rephrase.pictures == record.request.pictures
+    ),
+}

@@ -33,6 +33,10 @@ def shared(family: str) -> TinyModel:
     return _MODELS[family]
 
 
+pytest_plugins = ("workplace",)
+"""Fixtures `work` and `call`, for tests of the command line."""
+
+
 @pytest.fixture(scope="session", params=["llava", "llava-onevision"])
 def tiny(request: pytest.FixtureRequest) -> TinyModel:
     """A tiny model of two families; the contract has all of them."""

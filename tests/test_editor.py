@@ -12,7 +12,13 @@ from torch import Tensor
 from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateConfig
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.errors import BackboneError, CalibrationError, DataError, LayerError
+from easyedit_dualedit.errors import (
+    ArchiveError,
+    BackboneError,
+    CalibrationError,
+    DataError,
+    LayerError,
+)
 from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import EditSignal
 
@@ -234,3 +240,61 @@ def test_a_dispatched_model_is_edited_as_any_other(llava: TinyModel):
     dispatched.load_state_dict(editor.state_dict())
     edited = dispatched.edited(dispatched.read([request_of()]))
     assert torch.equal(logits(edited, inputs), expected)
+
+
+def test_an_editor_is_saved_and_loaded_as_others_on_the_hub_are(llava: TinyModel, tmp_path: Path):
+    editor = trained_editor(llava)
+    editor.save_pretrained(tmp_path / "adapters")
+    names = {path.name for path in (tmp_path / "adapters").iterdir()}
+    assert names == {"README.md", "adapters.safetensors", "config.json"}
+    loaded = DualEditor.from_pretrained(
+        tmp_path / "adapters", model=llava.model, processor=llava.processor
+    )
+    assert loaded.config == editor.config
+    for name, value in editor.state_dict().items():
+        exact = {"rtol": 0, "atol": 0, "equal_nan": True}  # no threshold is not a number
+        torch.testing.assert_close(loaded.state_dict()[name], value, **exact)
+    other = GateConfig(kind="open")
+    reopened = DualEditor.from_pretrained(
+        tmp_path / "adapters", model=llava.model, processor=llava.processor, gate=other
+    )
+    assert reopened.gate.kind == "open"
+
+
+def test_a_model_card_says_what_the_adapters_belong_to(llava: TinyModel, tmp_path: Path):
+    editor = trained_editor(llava)
+    editor.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "library_name: easyedit-dualedit" in card
+    assert "text adapter at decoder layer 1" in card and "hidden size 32" in card
+    assert str(tmp_path) not in card
+    (tmp_path / "README.md").write_text("my own")
+    editor.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own"
+
+
+def test_a_hub_id_is_looked_up_with_the_mixins_arguments(
+    llava: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    editor = trained_editor(llava)
+    editor.save_pretrained(tmp_path)
+    asked = {}
+
+    def download(repo: str, **options: object) -> str:
+        asked.update(options, repo=repo)
+        return str(tmp_path)
+
+    monkeypatch.setattr("easyedit_dualedit.editor.snapshot_download", download)
+    loaded = DualEditor.from_pretrained(
+        "someone/adapters", revision="v2", model=llava.model, processor=llava.processor
+    )
+    assert loaded.config == editor.config
+    assert asked["repo"] == "someone/adapters" and asked["revision"] == "v2"
+    assert asked["allow_patterns"] == ["config.json", "adapters.safetensors"]
+
+
+def test_neither_a_folder_nor_a_hub_id_is_one_clear_error(llava: TinyModel, tmp_path: Path):
+    for name in (str(tmp_path / "none"), "someone/adapters-that-nobody-has"):
+        with pytest.raises(ArchiveError, match="no adapters in") as error:
+            DualEditor.from_pretrained(name, model=llava.model, processor=llava.processor)
+        assert "\n" not in str(error.value)

@@ -230,3 +230,24 @@ def test_an_archive_that_vanished_is_named(llava: TinyModel, tmp_path: Path) -> 
     shutil.rmtree(folder)
     with pytest.raises(ArchiveError, match="but there is nothing"):
         apply(llava.model, llava.processor, [request()], hparams_of(folder))
+
+
+def test_restoring_in_a_sequence_forgets_exactly_the_last_edit(
+    tiny: TinyModel, adapters: Path
+) -> None:
+    editor, hparams = trained_editor(tiny), hparams_of(adapters)
+    prompts = ("What colour is the circle?", "How many rings are there?", "What is it?")
+    before = logits(editor, tiny.model, prompts[1])
+    first, _ = apply(tiny.model, tiny.processor, request(prompts[0]), hparams)
+    second, undo = apply(tiny.model, tiny.processor, request(prompts[1]), hparams)
+    assert not torch.equal(logits(editor, second, prompts[1]), before)
+    assert dict(undo) == {}  # EasyEdit copies back the weights that it finds in it
+    undo()
+    undo()
+    third, _ = apply(tiny.model, tiny.processor, request(prompts[2]), hparams)
+    assert len(third.edits) == 2
+    assert torch.equal(logits(editor, third, prompts[1]), before)
+    torch.testing.assert_close(
+        logits(editor, third, prompts[0]), logits(editor, first, prompts[0])
+    )
+    end_sequence(tiny.model)

@@ -1,24 +1,35 @@
 """Records: every mistake in a data file is named by place before anything runs."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import picture
+from conftest import backbone_of, picture, shared
 from test_training import write_data
+from tiny_models import TinyModel
 
+from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.records import FIELDS, METRICS, load_records, queries_of
+from easyedit_dualedit.records import (
+    FIELDS,
+    METRICS,
+    PICTURES,
+    PORTABILITY_FIELDS,
+    Record,
+    load_records,
+    problems_of,
+    queries_of,
+    quirks,
+    read_items,
+)
 
-PICTURES = ("image", "image_rephrase", "m_loc")
-MMEDIT_FILES = {
-    "vqa_eval.json": 2093,
-    "vqa_train.json": 6345,
-    "caption_eval_edit.json": 1000,
-    "caption_train_edit.json": 2849,
+PORTED = {
+    "port_edit_q": "What does blue stand for?",
+    "port_edit_a": "the sea",
+    "port_q": " What does the circle's colour stand for?\n",
+    "port_a": "the sea ",
 }
 
 
@@ -202,7 +213,7 @@ def test_the_template_is_put_around_questions_about_pictures_only(tmp_path: Path
     ]
 
 
-def test_white_space_around_texts_is_removed_and_braces_in_them_are_kept(
+def test_prompts_lose_white_space_around_them_and_targets_stay_as_they_are(
     changed: Any, tmp_path: Path
 ):
     def spoil(items: list[Any]) -> None:
@@ -212,73 +223,243 @@ def test_white_space_around_texts_is_removed_and_braces_in_them_are_kept(
 
     record = load_records(changed(spoil), tmp_path, template="Q: {}")[0]
     assert record.request.prompt == "Q: What colour is circle 0? {0}"
-    assert record.request.target == "green {0}"
     assert record.text_rephrase.prompt == "Q: Circle 0 is which colour? {0}"
     assert record.text_locality.prompt == "nq question: where is the star 0 {0}"
-    assert record.text_locality.target == "top left {0}"
-    assert record.image_locality.target == "three {0}"
     assert record.prediction == "red {0}"
+    assert {query.target for query in record.queries[:3]} == {" \ngreen {0}\t\n"}
+    assert record.text_locality.target == " \ntop left {0}\t\n"
+    assert record.image_locality.target == " \nthree {0}\t\n"
 
 
-def published_items(variable: str, name: str) -> list[dict[str, Any]]:
-    """Return the items of a published file, or skip the test."""
-    folder = os.environ.get(variable)
-    if not folder:
-        pytest.skip(f"{variable} names no folder of published files")
-    path = Path(folder, name)
-    if not path.is_file():
-        pytest.skip(f"no {name} in the folder that {variable} names")
-    items: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return items
+def test_a_target_is_tokenised_without_the_white_space_around_it(tiny: TinyModel):
+    encoder = Encoder(backbone_of(tiny), tiny.processor)
+    ids = encoder.target_ids("top left")
+    assert encoder.target_ids(" \n top left\t\n") == ids
+    assert encoder.target_ids("top  left") != ids
+    clean, spaced = (
+        encoder.encode([Query("Where is the star?", picture(), target)])
+        for target in ("top left", "\n top left \n")
+    )
+    assert clean.inputs["input_ids"].tolist() == spaced.inputs["input_ids"].tolist()
+    assert clean.labels.tolist() == spaced.labels.tolist()
+    with pytest.raises(DataError, match="tokenises to nothing"):
+        encoder.target_ids(" \n")
 
 
-def with_stand_ins(items: list[dict[str, Any]], folder: Path) -> Path:
-    """Return a copy of the items' file with a picture for every name in its first 50."""
-    for item in items[:50]:
-        for field in PICTURES:
-            path = folder / item[field]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.symlink_to(folder / "stand-in.png")
-    path = folder / "data.json"
-    path.write_text(json.dumps(items), encoding="utf-8")
-    return path
+def test_a_blank_target_is_refused_where_answers_have_a_prefix_too():
+    tiny = shared("blip2")
+    encoder = Encoder(backbone_of(tiny), tiny.processor)
+    assert encoder.target_ids("top") == encoder.target_ids(" top")
+    with pytest.raises(DataError, match="tokenises to nothing"):
+        encoder.target_ids(" \n")
 
 
-@pytest.mark.parametrize("name", MMEDIT_FILES)
-def test_the_files_of_mmedit_are_read_as_they_are(name: str, tmp_path: Path):
-    items = published_items("MMEDIT_DATA", name)
-    assert len(items) == MMEDIT_FILES[name]
-    picture().save(tmp_path / "stand-in.png")
-    path = with_stand_ins(items, tmp_path)
-    records = load_records(path, tmp_path, limit=50)
-    for record, item in zip(records, items, strict=False):
-        assert record.request.prompt == item["src"].strip()
-        assert record.request.target == item["alt"].strip()
-        assert record.text_rephrase.prompt == item["rephrase"].strip()
-        assert record.image_rephrase.image == tmp_path / item["image_rephrase"]
-        assert record.text_locality.prompt.startswith("nq question: ")
-        assert record.text_locality.image is None
-        assert record.image_locality.image == tmp_path / item["m_loc"]
-        assert record.image_locality.target == item["m_loc_a"].strip()
-    assert len(records) == 50
+# ---- portability -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MMEDIT_FILES)
-def test_only_pictures_are_missing_from_the_files_of_mmedit(name: str, tmp_path: Path):
-    items = published_items("MMEDIT_DATA", name)
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps(items), encoding="utf-8")
+def test_a_portability_question_asks_about_the_picture_of_the_edit(changed: Any, tmp_path: Path):
+    def add(items: list[Any]) -> None:
+        items[1]["port_new"] = [PORTED, PORTED | {"port_q": "Who paints it?", "port_a": "Ann"}]
+        items[2]["port_new"] = []
+
+    records = load_records(changed(add), tmp_path, template="Q: {} A:")
+    assert records[1].portability == (
+        Query("Q: What does the circle's colour stand for? A:", tmp_path / "1.png", "the sea "),
+        Query("Q: Who paints it? A:", tmp_path / "1.png", "Ann"),
+    )
+    assert [len(record.portability) for record in records] == [0, 2, 0, 0, 0, 0, 0, 0]
+    assert len(records[1].queries) == len(METRICS)
+
+
+@pytest.mark.parametrize("value", [None, "text", {"port_q": "a"}, 3])
+def test_portability_that_is_no_list_is_named(changed: Any, tmp_path: Path, value: Any):
+    message = refused(changed(lambda items: items[2].update(port_new=value)), tmp_path)
+    assert f"record 2, field port_new: {value!r} is no list" in message
+
+
+@pytest.mark.parametrize("field", PORTABILITY_FIELDS)
+@pytest.mark.parametrize("value", [None, 3, "", " \n"])
+def test_a_bad_field_of_a_portability_entry_is_named(
+    changed: Any, tmp_path: Path, field: str, value: Any
+):
+    path = changed(lambda items: items[4].update(port_new=[PORTED, PORTED | {field: value}]))
     message = refused(path, tmp_path)
-    assert message.count("no picture at") == 5
-    assert f"(and {3 * len(items) - 5} more)" in message
+    assert f"record 4, field port_new[1].{field}: {value!r} is no text" in message
+    assert message.count("record") == 1 + str(path).count("record")
 
 
-def test_the_file_of_vlkeb_is_read_as_it_is(tmp_path: Path):
-    items = published_items("VLKEB_DATA", "eval_edit_onehop.json")
-    assert len(items) == 1278
-    picture().save(tmp_path / "stand-in.png")
-    records = load_records(with_stand_ins(items, tmp_path), tmp_path, limit=50)
-    assert [record.request.target for record in records] == [
-        item["alt"].strip() for item in items[:50]
+def test_a_missing_field_and_an_entry_that_is_no_object_are_named(changed: Any, tmp_path: Path):
+    without = {name: text for name, text in PORTED.items() if name != "port_q"}
+    message = refused(changed(lambda items: items[0].update(port_new=["a", without])), tmp_path)
+    assert "record 0, field port_new[0]: 'a' is no object" in message
+    assert "record 0, field port_new[1] has no field port_q" in message
+
+
+# ---- validation ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_half_of_a_surrogate_pair_is_named(changed: Any, tmp_path: Path, field: str):
+    message = refused(changed(lambda items: items[3].update({field: "a \ud83d"})), tmp_path)
+    assert f"record 3, field {field}: 'a \\ud83d' is no valid Unicode text" in message
+
+
+def test_all_problems_are_to_be_had(changed: Any, tmp_path: Path):
+    def spoil(items: list[Any]) -> None:
+        items[0] = {}
+        items[5]["m_loc"] = "gone.png"
+        items[7] = "text"
+
+    path = changed(spoil)
+    found = problems_of(path, tmp_path)
+    assert found == [
+        *(f"record 0 has no field {field}" for field in FIELDS),
+        f"record 5, field m_loc: no picture at {tmp_path / 'gone.png'}",
+        "record 7 is str, not an object",
     ]
+    message = refused(path, tmp_path)
+    assert message == f"{path}: " + "; ".join(found[:5]) + " (and 8 more)"
+    assert problems_of(path, tmp_path, limit=5) == found[:11]
+    assert problems_of(path, tmp_path, check_pictures=False) == [*found[:11], found[12]]
+    assert problems_of(write_data(tmp_path), tmp_path) == []
+    with pytest.raises(DataError, match="cannot read"):
+        problems_of(tmp_path / "gone.json", tmp_path)
+
+
+def test_records_are_read_without_their_pictures_only_if_asked(tmp_path: Path):
+    path, nowhere = write_data(tmp_path), tmp_path / "nowhere"
+    assert "no picture at" in refused(path, nowhere)
+    records = load_records(path, nowhere, check_pictures=False)
+    assert [record.request.image for record in records] == [
+        nowhere / f"{index}.png" for index in range(8)
+    ]
+    there = load_records(path, tmp_path)
+    assert [record.request.prompt for record in records] == [r.request.prompt for r in there]
+
+
+def test_texts_are_checked_without_pictures_too(changed: Any, tmp_path: Path):
+    path = changed(lambda items: items[2].update(image=" "))
+    assert "record 2, field image" in refused(path, tmp_path / "nowhere", check_pictures=False)
+
+
+def test_a_list_nested_without_end_is_refused(tmp_path: Path):
+    path = tmp_path / "data.json"
+    path.write_text("[" * 200_000, encoding="utf-8")
+    assert "is not JSON" in refused(path, tmp_path)
+
+
+def test_items_are_read_as_they_are(changed: Any):
+    path = changed(lambda items: items.__setitem__(0, "text"))
+    assert read_items(path)[0] == "text"
+    assert len(read_items(path)) == 8
+    assert len(read_items(path, limit=3)) == 3
+    with pytest.raises(DataError, match="limit = 0"):
+        read_items(path, limit=0)
+
+
+def test_no_picture_is_held_in_memory(tmp_path: Path):
+    for record in load_records(write_data(tmp_path), tmp_path):
+        assert all(isinstance(item, Path) for query in record.queries for item in query.pictures)
+
+
+# ---- questions without their template, quirks ------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["{}", "Q: {}", "{} A:", "Q: {}\nA: ", " {} "])
+def test_a_question_is_what_the_template_was_put_around(tmp_path: Path, template: str):
+    plain = load_records(write_data(tmp_path), tmp_path)[3]
+    record = load_records(write_data(tmp_path), tmp_path, template=template)[3]
+    assert [record.question(query) for query in record.queries] == [
+        query.prompt for query in plain.queries
+    ]
+    other = Query("another prompt", record.request.image)
+    assert record.question(other) == "another prompt"
+
+
+def test_a_template_with_two_places_cannot_be_taken_away(tmp_path: Path):
+    record = load_records(write_data(tmp_path), tmp_path, template="{} Again: {}")[0]
+    assert record.question(record.request) == record.request.prompt
+
+
+QUIRKS = (
+    "text-locality prompt with the prefix 'nq question: '",
+    "newline in a target",
+    "newline in a prompt",
+    "white space around a target",
+    "rephrase equal to its source",
+    "target equal to the prediction",
+    "text beyond ASCII",
+    "rephrased picture equal to the edit's",
+    "picture and prompt of another record, different target",
+    "picture, prompt and target of another record",
+)
+
+
+def without_quirks(items: list[Any]) -> None:
+    """Change items so that they have no quirk."""
+    for item in items:
+        item["loc"] = "where is the star"
+        item["image_rephrase"] = item["m_loc"]
+
+
+def test_every_quirk_is_counted_with_zeros(changed: Any, tmp_path: Path):
+    assert quirks([]) == dict.fromkeys(QUIRKS, 0)
+    assert list(quirks([])) == list(QUIRKS)
+    path = changed(without_quirks)
+    assert quirks(load_records(path, tmp_path, template="Ä:\n{}")) == dict.fromkeys(QUIRKS, 0)
+    found = quirks(load_records(write_data(tmp_path), tmp_path))
+    assert found == dict.fromkeys(QUIRKS, 0) | {QUIRKS[0]: 8, QUIRKS[7]: 8}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"loc": "nq question: who"}, {QUIRKS[0]}),
+        ({"alt": "a\nb"}, {QUIRKS[1]}),
+        ({"loc_ans": "a\rb"}, {QUIRKS[1]}),
+        ({"m_loc_a": "a\n"}, {QUIRKS[1], QUIRKS[3]}),
+        ({"port_new": [PORTED]}, {QUIRKS[3]}),
+        ({"port_new": [PORTED | {"port_q": "a\nb", "port_a": "é"}]}, {QUIRKS[2], QUIRKS[6]}),
+        ({"rephrase": "a\n\nb"}, {QUIRKS[2]}),
+        ({"rephrase": "a\n"}, set()),
+        ({"alt": " a"}, {QUIRKS[3]}),
+        ({"rephrase": "What colour is circle 1? "}, {QUIRKS[4]}),
+        ({"pred": "New_York, NY", "alt": "new york, ny"}, {QUIRKS[5]}),
+        ({"pred": "é"}, {QUIRKS[6]}),
+        ({"m_loc_q": "où?"}, {QUIRKS[6]}),
+        ({"image_rephrase": "1.png"}, {QUIRKS[7]}),
+    ],
+)
+def test_a_quirk_of_one_record_counts_once(
+    changed: Any, tmp_path: Path, change: dict[str, Any], expected: set[str]
+):
+    def spoil(items: list[Any]) -> None:
+        without_quirks(items)
+        items[1].update(change)
+
+    found = quirks(load_records(changed(spoil), tmp_path, template="Ä:\n{}"))
+    assert found == dict.fromkeys(QUIRKS, 0) | dict.fromkeys(expected, 1)
+
+
+def test_records_with_one_picture_and_prompt_are_counted(changed: Any, tmp_path: Path):
+    def repeat(items: list[Any]) -> None:
+        for item, alt in zip(items, ["a", "b", "b ", "c", "c", "d", "d", "d"], strict=True):
+            item["alt"] = alt
+            item["src"] = "What?"
+            item["image"] = "0.png" if alt.strip() in ("a", "b") else "1.png"
+        items[6]["image"] = "2.png"
+        items[7]["src"] = "Which?"
+
+    found = quirks(load_records(changed(repeat), tmp_path))
+    # 0.png: a, b, b; 1.png: c, c, d, and d with another prompt; 2.png: d.
+    assert found[QUIRKS[8]] == 3 + 3
+    assert found[QUIRKS[9]] == 2 + 2
+
+
+def test_quirks_of_records_with_pictures_in_memory_are_counted():
+    query = Query("What?", picture(), "blue")
+    records = [Record(index, *[query] * 5, prediction="red") for index in range(2)]
+    found = quirks(records)
+    assert found["picture, prompt and target of another record"] == 2
+    assert found["picture and prompt of another record, different target"] == 0
+    assert found["rephrased picture equal to the edit's"] == 2

@@ -94,6 +94,25 @@ class Session:
         self._edits.clear()
 
 
+class UndoLast(dict[str, Any]):
+    """What an edit of a sequence gives to restore: no weights, and a call that forgets the edit.
+
+    EasyEdit restores nothing in a sequence; whoever wants to calls this, and the model of the next
+    edit is as if the last one had not been made.
+    """
+
+    def __init__(self, sequence: list[EditSignal], edits: Sequence[EditSignal]):
+        """Keep which edits of a sequence to forget."""
+        super().__init__()
+        self._sequence = sequence
+        self._edits = list(edits)
+
+    def __call__(self) -> None:
+        """Forget the edits; a second call does nothing."""
+        mine = {id(edit) for edit in self._edits}
+        self._sequence[:] = [edit for edit in self._sequence if id(edit) not in mine]
+
+
 def apply_dualedit_to_multimodal_model(
     model: nn.Module,
     tok: Any,
@@ -105,6 +124,8 @@ def apply_dualedit_to_multimodal_model(
     **_: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model with edits applied, and no weights to restore.
+
+    For an edit of a sequence, the empty mapping is an `UndoLast`.
 
     The model that is given stays unedited: EasyEdit measures it after the edit as "before".
 
@@ -136,15 +157,17 @@ def apply_dualedit_to_multimodal_model(
     else:
         to_picture = picture_of if isinstance(model, LegacyModel) else None
         edits = editor.read(queries_of(requests, to_picture))
+    undo: dict[str, Any] = {}
     if isinstance(requests, Mapping):
         sequence = session.sequence(editor)
         sequence += edits
+        undo = UndoLast(sequence, edits)
         edits = list(sequence)
     with torch.no_grad():
         edited = editor.edited(edits)
     if isinstance(base, PortModel):
-        return PortEdited(edited, PortSamples.of(editor)), {}
-    return (LegacyEdited(model, edited) if isinstance(model, LegacyModel) else edited), {}
+        return PortEdited(edited, PortSamples.of(editor)), undo
+    return (LegacyEdited(model, edited) if isinstance(model, LegacyModel) else edited), undo
 
 
 def end_sequence(model: nn.Module) -> None:

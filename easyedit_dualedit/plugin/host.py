@@ -28,6 +28,8 @@ Edition = Literal["master", "pypi"]
 HOME_VARIABLE = "EASYEDIT_HOME"
 """Environment variable that names a clone of EasyEdit; it wins over everything else."""
 
+_BLOCKING = "CUDA_LAUNCH_BLOCKING"
+
 _HOW_TO_GET_IT = (
     "get EasyEdit in one of two ways: clone its GitHub repository (zjunlp/EasyEdit) and set"
     f" {HOME_VARIABLE} (or PYTHONPATH) to the clone, or run"
@@ -115,6 +117,7 @@ def _locate() -> Path:
 
 
 def _import(location: Path) -> None:
+    blocking = os.environ.get(_BLOCKING)
     try:
         with warnings.catch_warnings():
             # Of modules that EasyEdit imports under names that have since moved.
@@ -127,6 +130,12 @@ def _import(location: Path) -> None:
             f"EasyEdit at {location} cannot be imported: {error}. If {missing} is missing, install"
             ' what EasyEdit needs with `pip install "easyedit-dualedit[easyedit]"`'
         ) from error
+    finally:
+        # Importing GRACE makes every CUDA kernel of the process wait for the one before.
+        if blocking is None:
+            os.environ.pop(_BLOCKING, None)
+        else:
+            os.environ[_BLOCKING] = blocking
 
 
 def _check_home(package: ModuleType) -> None:

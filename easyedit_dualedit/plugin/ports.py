@@ -24,6 +24,7 @@ from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError, UpstreamError
 from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.stored import StoredEdit
 from easyedit_dualedit.plugin.requests import queries_of
 
 IMAGE_TOKEN = "<ImageHere>"
@@ -398,7 +399,7 @@ class PortEdited:
         self._samples = samples
 
     @property
-    def edits(self) -> tuple[EditSignal, ...]:
+    def edits(self) -> tuple[EditSignal | StoredEdit, ...]:
         """The edits applied, oldest first."""
         return self.edited.edits
 

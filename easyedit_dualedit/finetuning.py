@@ -1,0 +1,180 @@
+"""Plain fine-tuning as rows of the benchmark: of the last decoder layer, and of the vision side."""
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from easyedit_dualedit.backbone import Backbone
+from easyedit_dualedit.batch import IGNORED, Batch, Encoder
+from easyedit_dualedit.errors import BackboneError
+from easyedit_dualedit.losses import answer_cross_entropy
+from easyedit_dualedit.methods import Bench, Contender, Edited, Method
+from easyedit_dualedit.records import Record
+from easyedit_dualedit.settings import as_number, is_number, is_whole, raise_if, unknown_keys
+
+LAST_LAYER = "FT, last layer"
+VISION_SIDE = "FT, vision side"
+
+
+@dataclass(frozen=True)
+class FineTuningConfig:
+    """How long and how fast one edit is trained.
+
+    Raises:
+        ConfigError: naming every value that is not allowed.
+    """
+
+    steps: int = 25
+    """Optimiser steps at most."""
+    learning_rate: float = 5e-4
+    """Adam's step size."""
+    loss_below: float = 1e-2
+    """Loss, in nats a token, at which training stops."""
+    end_of_answer: bool = True
+    """Whether the loss also asks for the end-of-turn token after the target."""
+
+    def __post_init__(self) -> None:
+        found = []
+        if not is_whole(self.steps, 1):
+            found.append(f"steps = {self.steps!r}: a whole number, 1 or above")
+        if not is_number(self.learning_rate, 0.0, math.inf) or self.learning_rate == 0:
+            found.append(f"learning_rate = {self.learning_rate!r}: a number above 0")
+        if not is_number(self.loss_below, 0.0, math.inf):
+            found.append(f"loss_below = {self.loss_below!r}: a number, 0 or above")
+        if not isinstance(self.end_of_answer, bool):
+            found.append(f"end_of_answer = {self.end_of_answer!r}: true or false")
+        raise_if(found)
+
+
+class FineTuning:
+    """Makes an edit by training some parameters of the model on its request alone."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        parameters: Mapping[str, nn.Parameter],
+        config: FineTuningConfig,
+    ):
+        """Keep what is trained; nothing is changed yet.
+
+        Args:
+            model: a transformers image-text-to-text model; it is changed while an edit is in force.
+            processor: of the model.
+            parameters: the model's parameters to train, by name.
+            config: steps, rate.
+
+        Raises:
+            BackboneError: if there are none, or their values are quantised.
+        """
+        if not parameters:
+            raise BackboneError(f"{type(model).__name__} has no such parameters to fine-tune")
+        for name, parameter in parameters.items():
+            if not parameter.is_floating_point():
+                raise BackboneError(
+                    f"{name} is stored as {parameter.dtype}, which cannot be fine-tuned; load the"
+                    " model without quantization"
+                )
+        backbone = Backbone.of(model)
+        backbone.require_gradients()
+        self._model: Any = model
+        self._encoder = Encoder(backbone, processor)
+        self._parameters = list(parameters.values())
+        self._config = config
+        self.trained_parameters = sum(value.numel() for value in self._parameters)
+
+    @contextlib.contextmanager
+    def edit(self, record: Record) -> Iterator[Edited]:
+        """Train on the request of a record, and put the parameters back afterwards."""
+        batch = self._encoder.encode([record.request], end_of_answer=self._config.end_of_answer)
+        before = [parameter.detach().clone() for parameter in self._parameters]
+        try:
+            with _only(self._model, self._parameters), torch.enable_grad():
+                self._train(batch)
+            stored = sum(value.numel() * value.element_size() for value in self._parameters)
+            yield Edited(self._model, stored)
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, before, strict=True):
+                    parameter.copy_(value)
+
+    def _train(self, batch: Batch) -> None:
+        optimiser = torch.optim.Adam(self._parameters, lr=self._config.learning_rate)
+        answer = int((batch.labels != IGNORED).sum())
+        options: dict[str, Any] = {"use_cache": False}
+        if "logits_to_keep" in inspect.signature(self._model.forward).parameters:
+            options["logits_to_keep"] = answer + 1
+        for _ in range(self._config.steps):
+            optimiser.zero_grad(set_to_none=True)
+            logits = self._model(**batch.inputs, **options).logits
+            loss = answer_cross_entropy(logits, batch.labels)
+            if float(loss.detach()) < self._config.loss_below:
+                break
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+
+def last_layer_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
+    """Return every parameter of the last decoder layer, by its name in the layer."""
+    return dict(backbone.layers[-1].named_parameters())
+
+
+def vision_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
+    """Return every parameter outside the text decoder, its embeddings and its head, by name.
+
+    Of most models these are the vision tower and what projects its features to tokens.
+    """
+    model: Any = backbone.model
+    parts = [backbone.decoder, model.get_input_embeddings(), model.get_output_embeddings()]
+    text = {id(value) for part in parts if part is not None for value in part.parameters()}
+    return {name: value for name, value in model.named_parameters() if id(value) not in text}
+
+
+def finetuning_contenders() -> list[Contender]:
+    """Return fine-tuning of the last decoder layer and of the vision side."""
+    places: dict[str, Callable[[Backbone], dict[str, nn.Parameter]]] = {
+        LAST_LAYER: last_layer_parameters,
+        VISION_SIDE: vision_parameters,
+    }
+    remark = (
+        "Fine-tuning of this package, not EasyEdit's: Adam on the cross-entropy of the answer and"
+        " of the end of the turn, at most 25 steps of 5e-4, less once the loss is below 0.01."
+    )
+    return [
+        Contender(name, partial(_make, name, chosen), remarks=(remark,))
+        for name, chosen in places.items()
+    ]
+
+
+def _make(name: str, chosen: Callable[[Backbone], dict[str, nn.Parameter]], bench: Bench) -> Method:
+    known = [field.name for field in fields(FineTuningConfig)]
+    raise_if(unknown_keys(bench.settings, known, f"the settings of {name}"))
+    config = FineTuningConfig(**{key: as_number(value) for key, value in bench.settings.items()})
+    model, processor = bench.load()
+    return FineTuning(model, processor, chosen(Backbone.of(model)), config)
+
+
+@contextlib.contextmanager
+def _only(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Let gradients reach some parameters alone, and leave none behind."""
+    modes = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    was_training = model.training
+    model.eval()
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, required in modes:
+            parameter.requires_grad_(required)
+        for parameter in parameters:
+            parameter.grad = None
+        model.train(was_training)

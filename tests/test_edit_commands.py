@@ -1,0 +1,135 @@
+"""The commands for many edits: a folder of edits grows, shrinks, is asked and is copied."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workplace import Workplace
+
+from easyedit_dualedit.edit_file import EDITS_FILE, NUMBERS_FILE, EditFile
+
+PROMPT = "What colour is circle 0?"
+
+
+@pytest.fixture
+def folder(work: Workplace) -> Path:
+    return work.folder / "edits"
+
+
+def add(work: Workplace, folder: Path, *options: object) -> list[str]:
+    hparams = work.hparams(archive=str(work.adapters), gate={"kind": "cosine", "threshold": 0.9999})
+    arguments = ["edits", "add", "--edits", folder, "--hparams", hparams, *options]
+    return [str(argument) for argument in arguments]
+
+
+def one(work: Workplace, prompt: str = PROMPT, target: str = "green") -> list[object]:
+    return ["--image", work.images / "0.png", "--prompt", prompt, "--target", target]
+
+
+def ids_in(folder: Path) -> list[str]:
+    return [edit.id for edit in EditFile.load(folder).edits]
+
+
+def with_model(work: Workplace, *arguments: object) -> list[str]:
+    hparams = work.hparams(archive=str(work.adapters), gate={"kind": "cosine", "threshold": 0.9999})
+    return [str(argument) for argument in (*arguments, "--hparams", hparams)]
+
+
+def test_edits_are_added_listed_and_removed(work: Workplace, folder: Path, call: Any):
+    assert call(add(work, folder, *one(work))).code == 0
+    added = call(add(work, folder, "--data", work.data, "--images", work.images, "--limit", 3))
+    assert added.code == 0 and "4 edits in" in added.out
+    ids = ids_in(folder)
+    listed = call(["edits", "list", "--edits", str(folder)])
+    assert all(identifier in listed.out for identifier in ids)
+    assert "green" in listed.out
+    removed = call(["edits", "remove", "--edits", str(folder), ids[0], ids[2]])
+    assert "2 removed, 2 left" in removed.out
+    assert ids_in(folder) == [ids[1], ids[3]]
+
+
+def test_an_edit_that_fires_is_named(work: Workplace, folder: Path, call: Any):
+    call(add(work, folder, *one(work)))
+    (identifier,) = ids_in(folder)
+    asked = with_model(work, "edits", "apply", "--edits", folder, "--image", work.images / "0.png")
+    found = call([*asked, "--ask", PROMPT, "--ask", "Who is the king?"])
+    assert found.code == 0
+    assert f"edit {identifier} fired" in " ".join(found.out.split())
+    assert "no edit fired" in " ".join(found.out.split())
+
+
+def test_chat_answers_until_an_empty_line(
+    work: Workplace, folder: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    call(add(work, folder, *one(work)))
+    (identifier,) = ids_in(folder)
+    asked = with_model(work, "chat", "--edits", folder, "--image", work.images / "0.png")
+    for end in ("\n", "", "quit\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{PROMPT}\n<image>\nWho is the king?\n{end}"))
+        found = call(asked)
+        assert found.code == 0
+        assert f"edit {identifier} fired, similarity 1.000: {PROMPT} -> green" in found.out
+        assert "error: prompt = '<image>'" in found.out
+        assert "no edit fired, the nearest has similarity" in found.out
+
+
+def test_edits_are_copied_to_be_shared(work: Workplace, folder: Path, call: Any):
+    call(add(work, folder, "--data", work.data, "--images", work.images, "--limit", 3))
+    ids = ids_in(folder)
+    target = work.folder / "copy"
+    command = ["edits", "export", "--edits", str(folder), "--output", str(target)]
+    assert "1 edits written" in call([*command, ids[1]]).out
+    assert ids_in(target) == [ids[1]]
+    assert "holds edits already" in call(command).error
+    assert ids_in(folder) == ids
+
+
+@pytest.mark.parametrize("action", ["remove", "export"])
+def test_unknown_ids_are_named(work: Workplace, folder: Path, call: Any, action: str):
+    call(add(work, folder, *one(work)))
+    command = ["edits", action, "--edits", str(folder), "nothing"]
+    more = ["--output", str(work.folder / "copy")] if action == "export" else []
+    assert "['nothing']" in call([*command, *more]).error
+    assert len(ids_in(folder)) == 1
+
+
+def test_what_is_asked_for_must_fit_together(work: Workplace, folder: Path, call: Any):
+    for options in (
+        ["--prompt", PROMPT],
+        ["--data", work.data],
+        ["--data", work.data, "--images", work.images, "--prompt", PROMPT],
+    ):
+        assert "--data" in call(add(work, folder, *options)).error
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", [EDITS_FILE, NUMBERS_FILE])
+def test_a_damaged_folder_is_told_and_left_alone(
+    work: Workplace, folder: Path, call: Any, name: str
+):
+    call(add(work, folder, *one(work)))
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-7])
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert "damaged" in call(add(work, folder, *one(work, target="red"))).error
+    assert "damaged" in call(["edits", "list", "--edits", str(folder)]).error
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_edits_made_with_other_adapters_are_refused(work: Workplace, folder: Path, call: Any):
+    call(add(work, folder, *one(work)))
+    described = folder / EDITS_FILE
+    values = json.loads(described.read_text())
+    described.write_text(json.dumps({**values, "adapters": "0123"}))
+    asked = with_model(work, "edits", "apply", "--edits", folder, "--ask", PROMPT)
+    called = call(asked)
+    assert called.code == 2
+    assert "other adapters" in called.err
+
+
+def test_a_folder_without_edits_is_told(work: Workplace, folder: Path, call: Any):
+    assert "no stored edits" in call(["edits", "list", "--edits", str(folder)]).error
+    asked = with_model(work, "chat", "--edits", folder)
+    assert "no stored edits" in call(asked).error
