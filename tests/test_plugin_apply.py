@@ -247,7 +247,5 @@ def test_restoring_in_a_sequence_forgets_exactly_the_last_edit(
     third, _ = apply(tiny.model, tiny.processor, request(prompts[2]), hparams)
     assert len(third.edits) == 2
     assert torch.equal(logits(editor, third, prompts[1]), before)
-    torch.testing.assert_close(
-        logits(editor, third, prompts[0]), logits(editor, first, prompts[0])
-    )
+    torch.testing.assert_close(logits(editor, third, prompts[0]), logits(editor, first, prompts[0]))
     end_sequence(tiny.model)

@@ -24,8 +24,8 @@ from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError, UpstreamError
 from easyedit_dualedit.memory import EditSignal
-from easyedit_dualedit.stored import StoredEdit
 from easyedit_dualedit.plugin.requests import queries_of
+from easyedit_dualedit.stored import StoredEdit
 
 IMAGE_TOKEN = "<ImageHere>"
 """What stands for the placeholder in text; a prompt may not hold it."""
