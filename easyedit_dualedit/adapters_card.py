@@ -12,8 +12,9 @@ CARD_TEMPLATE = """---
 # DualEdit adapters for {{ model_type }}
 
 Knowledge editing of a vision-language model: a text adapter at decoder layer {{ text_layer }}, a
-vision adapter at decoder layer {{ vision_layer }}, and a {{ gate }} gate (DualEdit, arXiv 2506.13638).
-The adapters belong to one model: {{ decoder_layers }} decoder layers of hidden size {{ hidden_size }}
+vision adapter at decoder layer {{ vision_layer }}, and a {{ gate }} gate (DualEdit, arXiv
+2506.13638). The adapters belong to one model: {{ decoder_layers }} decoder layers of hidden size
+{{ hidden_size }}
 {%- if base_model %}, `{{ base_model }}`{% endif %}. Loading checks that it is the one.
 
 ```python
