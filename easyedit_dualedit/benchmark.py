@@ -317,14 +317,12 @@ def _measure_missing(
         plan.seed,
         progress,
     )
-    start = time.perf_counter()
-    _seed(plan.seed)
-    with _alone(bench.folder / ".lock"):
+    with _alone(bench.folder / f".{contender.shares or slug(contender.name)}.lock"):
+        start = time.perf_counter()
+        _seed(plan.seed)
         method = contender.make(bench)
-    making = {
-        "trained_parameters": method.trained_parameters,
-        "making_seconds": time.perf_counter() - start,
-    }
+        seconds = time.perf_counter() - start
+    making = {"trained_parameters": method.trained_parameters, "making_seconds": seconds}
     encoder = encoders[-1]
     asker = Asker(encoder, plan.protocols)
     peak = PeakMemory(plan.device)
@@ -405,7 +403,7 @@ def _seed(seed: int) -> None:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Let one process of a run at a time train; the next one finds what is trained."""
+    """Let one process at a time train a method; the next one finds it trained."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # given back by the system, even if the process is killed

@@ -37,6 +37,7 @@ GATES: Mapping[str, GateConfig] = {
 }
 """Rows that share DualEdit's adapters and decide otherwise."""
 
+_OWN_FOLDER = "dualedit"
 _FOLDERS = {PUBLISHED: "published", VISION_ONLY: "vision-only"}
 _SETTINGS = ("archive", "steps")
 
@@ -86,12 +87,18 @@ def dualedit_contenders(own: Recipe, published: Recipe) -> list[Contender]:
     vision = replace(own.config, modalities=("vision",), gate=GateConfig(kind="open"))
     alone = Recipe(vision, own.training)
     return [
-        Contender(DUALEDIT, partial(_make, DUALEDIT, own, None), identity=_identity(own)),
+        Contender(
+            DUALEDIT,
+            partial(_make, DUALEDIT, own, None),
+            shares=_OWN_FOLDER,
+            identity=_identity(own),
+        ),
         *(
             Contender(
                 name,
                 partial(_make, name, own, gate),
                 reads_label=gate.reads_label,
+                shares=_OWN_FOLDER,
                 identity={**_identity(own), "gate": asdict(gate)},
             )
             for name, gate in GATES.items()
@@ -135,7 +142,7 @@ def _make(name: str, recipe: Recipe, gate: GateConfig | None, bench: Bench) -> M
         if "steps" in bench.settings:
             steps = bench.settings["steps"]
             recipe = replace(recipe, training=replace(recipe.training, steps=steps))
-        archive = _trained(bench, model, processor, recipe, _FOLDERS.get(name, "dualedit"))
+        archive = _trained(bench, model, processor, recipe, _FOLDERS.get(name, _OWN_FOLDER))
     editor = DualEditor.load(model, processor, archive)
     return AdaptedEditor(editor, None if gate is None else editor.gate.with_config(gate))
 

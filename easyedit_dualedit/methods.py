@@ -74,6 +74,8 @@ class Contender:
     """May raise anything; the row then says why."""
     reads_label: bool = False
     """Whether the method looks at the answer of the query that it is measured on."""
+    shares: str | None = None
+    """Name of what it trains together with other rows, if it does."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Plain values that decide its results besides the settings given for it."""
     remarks: tuple[str, ...] = ()

@@ -108,8 +108,9 @@ def compared(averages: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str,
 
     Returns:
         `protocol`, `best`, `runner_up`, `difference` (a paired bootstrap's mean, low and high, in
-        percentage points) and `against`: the same difference to every other method. None without
-        two methods to compare. The unedited model is no method.
+        percentage points), `against`: the same difference to every other method, and `rival`: the
+        best method that is no variant of `best` (variants share the name up to the comma), None if
+        there is none. None without two methods to compare. The unedited model is no method.
     """
     done = [name for name in averages if name != UNEDITED]
     protocols = [name for name in PROTOCOLS if done and name in averages[done[0]]]
@@ -120,10 +121,12 @@ def compared(averages: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str,
     ranked = sorted(done, key=lambda name: -float(values[name].mean()))
     best = ranked[0]
     against = {name: paired_difference(values[best], values[name]).to_dict() for name in ranked[1:]}
+    rivals = [name for name in ranked[1:] if _family(name) != _family(best)]
     return {
         "protocol": protocol,
         "best": best,
         "runner_up": ranked[1],
+        "rival": rivals[0] if rivals else None,
         "difference": against[ranked[1]],
         "against": against,
     }
@@ -156,11 +159,23 @@ def headline(metrics: Mapping[str, Any]) -> str:
         return "Fewer than two methods were measured, so there is nothing to compare."
     difference = found["difference"]
     mean = metrics["methods"][found["best"]]["protocols"][found["protocol"]][AVERAGE]["mean"]
-    return (
+    sentence = (
         f"{found['best']} has the highest average under {found['protocol']}: {mean:.1f}, which is"
-        f" {difference['mean']:.1f} above {found['runner_up']} (95 % interval"
-        f" {difference['low']:.1f} to {difference['high']:.1f})."
+        f" {_written(difference)} above {found['runner_up']}"
     )
+    rival = found["rival"]
+    if rival is None or rival == found["runner_up"]:
+        return sentence + "."
+    return f"{sentence}, and {_written(found['against'][rival])} above {rival}."
+
+
+def _written(difference: Mapping[str, float]) -> str:
+    ends = f"{difference['low']:.1f} to {difference['high']:.1f}"
+    return f"{difference['mean']:.1f} (95 % interval {ends})"
+
+
+def _family(name: str) -> str:
+    return name.partition(",")[0]
 
 
 def protocol_table(metrics: Mapping[str, Any], protocol: str) -> Table:

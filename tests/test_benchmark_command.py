@@ -230,16 +230,16 @@ def onevision_workplace(folder: Path) -> Workplace:
 
 @pytest.mark.skipif(REAL is None, reason="MMEDIT_DATA does not name a folder of MMEdit's records")
 @pytest.mark.parametrize(
-    ("evaluated", "trained"),
+    ("evaluated", "known"),
     [("vqa_eval", "vqa_train"), ("caption_eval_edit", "caption_train_edit")],
 )
 def test_real_records_go_through_every_protocol(
-    work: Workplace, call: Any, evaluated: str, trained: str
+    work: Workplace, call: Any, evaluated: str, known: str
 ):
     data = Path(str(REAL))
     hparams = work.hparams(archive=str(work.adapters), gate={"kind": "cosine", "threshold": 0.9999})
     command: list[object] = ["benchmark", "--hparams", hparams, "--stand-ins", "--limit", "50"]
-    command += ["--data", str(data / f"{evaluated}.json"), "--train", str(data / f"{trained}.json")]
+    command += ["--data", str(data / f"{evaluated}.json"), "--train", str(data / f"{known}.json")]
     command += [
         "--train-limit",
         "20",

@@ -118,7 +118,23 @@ def test_the_best_is_compared_with_the_next_pair_by_pair(run: Path):
     assert list(found["against"]) == ["Poor"]
     sentence = headline(collected(run))
     assert "Good has the highest average under generate: 95.5" in sentence
-    assert f"{expected * 100:.1f} above Poor" in sentence
+    assert f"which is {expected * 100:.1f} (95 % interval" in sentence
+    assert sentence.endswith(" above Poor.")
+
+
+def test_a_variant_is_no_rival():
+    averages = {
+        "DualEdit": {"generate": [1.0, 1.0]},
+        "DualEdit, cosine gate": {"generate": [1.0, 0.9]},
+        "MEND": {"generate": [0.5, 0.7]},
+    }
+    found = compared(averages)
+    assert found is not None
+    assert (found["runner_up"], found["rival"]) == ("DualEdit, cosine gate", "MEND")
+    values = {"protocols": {"generate": {AVERAGE: {"mean": 100.0}}}}
+    told = headline({"comparison": found, "methods": {"DualEdit": values}})
+    assert "5.0 (95 % interval" in told and "40.0 (95 % interval" in told
+    assert told.endswith("above MEND.")
 
 
 def test_the_unedited_model_is_no_method_to_compare():

@@ -229,14 +229,21 @@ def _comparison(results: Results) -> str:
             f" {results.main_protocol}."
         )
     best, other, protocol = comparison["best"], comparison["runner_up"], comparison["protocol"]
-    difference = comparison["difference"]
     mean = results.mean(best, protocol, AVERAGE) if best in results.methods else None
     reached = "" if mean is None else f": {decimal(mean)}"
-    return (
+    sentence = (
         f"{best} has the highest average under {protocol}{reached},"
-        f" {decimal(difference['mean'])} above {other} (95{UNBROKEN}% interval"
-        f" {decimal(difference['low'])} to {decimal(difference['high'])})."
+        f" {_difference(comparison['difference'])} above {other}"
     )
+    rival = comparison.get("rival")
+    if rival is None or rival == other:
+        return sentence + "."
+    return f"{sentence}, and {_difference(comparison['against'][rival])} above {rival}."
+
+
+def _difference(found: Mapping[str, float]) -> str:
+    ends = f"{decimal(found['low'])} to {decimal(found['high'])}"
+    return f"{decimal(found['mean'])} (95{UNBROKEN}% interval {ends})"
 
 
 def _reservations(results: Results) -> list[str]:
