@@ -94,6 +94,15 @@ def is_available() -> bool:
     return bool(home) or importlib.util.find_spec("easyeditor") is not None
 
 
+def easyedit_folder() -> Path | None:
+    """Return the folder of the package that `find_host` would import; imports nothing."""
+    home = os.environ.get(HOME_VARIABLE)
+    if home and "easyeditor" not in sys.modules:
+        return Path(home).expanduser() / "easyeditor"
+    spec = importlib.util.find_spec("easyeditor")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
 def _put_home_first() -> None:
     home = os.environ.get(HOME_VARIABLE)
     if not home:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from easyedit_dualedit.methods import Contender
 from easyedit_dualedit.plugin.baselines import baselines
-from easyedit_dualedit.plugin.host import Host, is_available
+from easyedit_dualedit.plugin.host import easyedit_folder, is_available
 from easyedit_dualedit.plugin.registry import register
 from easyedit_dualedit.plugin.serac import serac
 from easyedit_dualedit.plugin.trained_baselines import mend
@@ -26,12 +26,16 @@ def easyedit_contenders() -> list[Contender]:
 
 
 def easyedit_version() -> str:
-    """Return the edition and a hash of its sources, which have no version; or "none"."""
-    return _describe(register()) if is_available() else "none"
+    """Return the edition and a hash of the sources, which have no version; or "none".
 
-
-def _describe(host: Host) -> str:
+    Nothing of EasyEdit is imported, which takes seconds.
+    """
+    folder = easyedit_folder()
+    if folder is None:
+        return "none"
     digest = hashlib.sha256()
-    for path in sorted(host.folder.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
-    return f"{host.edition}, sources {digest.hexdigest()[:12]}"
+    registry = folder / "util" / "alg_dict.py"
+    is_master = registry.is_file() and "MULTIMODAL_DS_DICT" in registry.read_text(encoding="utf-8")
+    return f"{'master' if is_master else 'pypi'}, sources {digest.hexdigest()[:12]}"
