@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import trained_editor
 from test_training import write_data
-from tiny_models import TinyModel
+from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.asking import Answers, Asker, Questions, Said, score
 from easyedit_dualedit.backbone import Backbone
@@ -179,7 +179,8 @@ def test_portability_has_two_numbers_and_only_where_the_data_has_it(
     )
 
 
-def test_asking_leaves_gradients_and_the_model_alone(llava: TinyModel, record: Record):
+def test_asking_leaves_gradients_and_the_model_alone(record: Record):
+    llava = tiny_llava()  # of its own: other tests may leave gradients on a shared one
     encoder = Encoder(Backbone.of(llava.model), llava.processor)
     before = {name: value.clone() for name, value in llava.model.state_dict().items()}
     asked(encoder, record, Edited(llava.model, 0))
