@@ -68,6 +68,8 @@ def test_each_row_of_a_batch_gets_its_own_edit(every: TinyModel):
         torch.testing.assert_close(
             logits(memory.model, editor, [asked[place]]),
             logits(alone.model, editor, [asked[place]]),
+            rtol=1e-3,
+            atol=1e-4,
         )
         assert not torch.equal(
             logits(memory.model, editor, [asked[place]]), plain(editor, [asked[place]])
@@ -117,13 +119,13 @@ def test_edits_in_one_batch_are_those_made_one_by_one(every: TinyModel):
     for query in asked:
         apart.add(query)
     for one, other in zip(together, apart, strict=True):
-        torch.testing.assert_close(one.key, other.key, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.key, other.key, rtol=1e-3, atol=1e-4)
         for modality, part in one.projected.items():
             for name in ("keys", "values"):
                 pair = (
                     getattr(item, name).unpacked() for item in (part, other.projected[modality])
                 )
-                torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4)
 
 
 def test_the_newest_edit_of_a_question_wins_and_a_warning_says_so(
