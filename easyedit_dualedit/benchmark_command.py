@@ -21,7 +21,7 @@ from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.commands import console, read_hparams
 from easyedit_dualedit.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.contenders import Recipe, dualedit_contenders
-from easyedit_dualedit.demo import demo_records
+from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.finetuning import finetuning_contenders
@@ -32,7 +32,6 @@ from easyedit_dualedit.pictures import draw_stand_ins, picture_names
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
-from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.protocols import PROTOCOLS, Protocol
 from easyedit_dualedit.records import Record, load_records, quirks
 from easyedit_dualedit.results import (
@@ -63,7 +62,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams, "TRAINING/DualEdit")
     protocols = _protocols(arguments.protocols)
     settings = _given(arguments.settings)
-    if _is_testbed(hparams.model_name):
+    if is_testbed(hparams.model_name):
         # It is too small to gain from a second thread, and threads that wait for each other on a
         # busy machine are twenty times slower.
         torch.set_num_threads(1)
@@ -197,7 +196,7 @@ def _contenders(
     config, training = hparams.dualedit_config(), hparams.training_config()
     archive = None if hparams.archive is None else Path(hparams.archive)
     published = None
-    if _is_testbed(hparams.model_name):
+    if is_testbed(hparams.model_name):
         archive = archive or testbed.adapters_folder("default")
         published = testbed.adapters_folder(_PUBLISHED)
     as_published = DualEditConfig.preset(
@@ -263,7 +262,7 @@ def _data(
     if arguments.data is None:
         if arguments.images is not None or arguments.train is not None or arguments.stand_ins:
             raise ConfigError("--images, --train and --stand-ins need --data")
-        if not _is_testbed(hparams.model_name):
+        if not is_testbed(hparams.model_name):
             raise ConfigError(
                 f"the testbed's records say nothing about {hparams.model_name}; give --data and"
                 " --images"
@@ -355,10 +354,6 @@ def _data_name(arguments: argparse.Namespace) -> str:
 
 def _train_name(arguments: argparse.Namespace) -> str:
     return "testbed, train" if arguments.train is None else str(arguments.train.name)
-
-
-def _is_testbed(model: str) -> bool:
-    return model in (TESTBED, str(testbed.model_folder()))
 
 
 def _versions() -> dict[str, str]:

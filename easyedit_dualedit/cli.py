@@ -25,6 +25,7 @@ _MODULES = {
     "ablate": "commands",
     "benchmark": "benchmark_command",
     "merge": "benchmark_command",
+    "many": "many_command",
     "edits": "edit_commands",
     "chat": "edit_commands",
 }
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ablate(commands.add_parser("ablate", help="measure what each part of the method is worth"))
     _add_benchmark(commands.add_parser("benchmark", help="compare with EasyEdit's own methods"))
     _add_merge(commands.add_parser("merge", help="put the shards of a benchmark together"))
+    _add_many(commands.add_parser("many", help="measure many edits in one model"))
     _add_edits(commands.add_parser("edits", help="keep many edits in a file"))
     _add_chat(commands.add_parser("chat", help="ask about a picture with edits applied"))
     return parser
@@ -267,6 +269,32 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a shard")
     parser.add_argument("--output", type=Path, required=True, help="folder of the whole")
     parser.add_argument("--images", type=Path, help="pictures for the page")
+
+
+def _add_many(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make up to a thousand edits in one model, one after the other, and ask about all of them"
+        " afterwards; beside DualEdit, EasyEdit's GRACE, WISE and LoRA where EasyEdit's master is"
+        " installed. Also: what the gate opens for as edits grow in number, what routing costs, and"
+        " quality against size. The same command continues where it stopped."
+    )
+    _add_model(parser, "hparams/DualEdit/<model>.yaml; default: the testbed's")
+    _add_data(parser, required=False)
+    parser.add_argument(
+        "--counts",
+        nargs="+",
+        type=_count,
+        default=[1, 10, 100, 1000],
+        metavar="N",
+        help="numbers of edits (default: 1 10 100 1000)",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="only these (default: all there are)"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="also write the report here, plots beside it"
+    )
+    _add_run(parser, "many")
 
 
 def _add_edits(parser: argparse.ArgumentParser) -> None:

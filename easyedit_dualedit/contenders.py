@@ -168,5 +168,5 @@ def _trained(bench: Bench, model: Any, processor: Any, recipe: Recipe, name: str
 
 
 def _stored_bytes(signal: EditSignal) -> int:
-    tensors = (*signal.states.values(), signal.gate_state)
+    tensors = (*signal.states.values(), signal.gate_state, signal.vision_state)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -62,5 +62,10 @@ def demo_records(folder: Path, split: Split, count: int | None = None) -> list[R
     return load_records(path, folder / "images")
 
 
+def is_testbed(model: str) -> bool:
+    """Return whether a model is the testbed's, by its name in hyperparameters or its folder."""
+    return model in (TESTBED, str(testbed.model_folder()))
+
+
 def _method(workbench: Workbench, hparams: DualEditMultimodalHparams) -> Method:
     return lambda record: workbench.edit(record.request, hparams)

@@ -20,6 +20,7 @@ from easyedit_dualedit.errors import ArchiveError, DataError
 from easyedit_dualedit.gate import Gate
 from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
+from easyedit_dualedit.projection import vision_mean
 
 
 class DualEditor(
@@ -113,6 +114,7 @@ class DualEditor(
         elif self.config.signal == "all":
             carrying = layout.real
         text_states = states[self.config.text_layer]
+        pictures = vision_mean(text_states, layout.vision)
         signals = []
         for row in range(len(target)):
             signals.append(
@@ -123,6 +125,7 @@ class DualEditor(
                     },
                     text_states[row, layout.gate[row]],
                     text_states[row, layout.last[row]],
+                    pictures[row],
                     requests[row] if requests else None,
                 )
             )

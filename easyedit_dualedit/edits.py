@@ -20,7 +20,7 @@ from easyedit_dualedit.memory import ActiveEdits, EditSignal, keys_of
 from easyedit_dualedit.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.stored import PackedProjection, Provenance, StoredEdit, picture_hashes
 
-DEFAULT_PRECISION: Precision = "float16"
+DEFAULT_PRECISION: Precision = "int8"
 
 logger = logging.getLogger(__name__)
 

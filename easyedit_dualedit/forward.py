@@ -19,6 +19,7 @@ from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndEr
 from easyedit_dualedit.gate import Gate, Routing
 from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits
+from easyedit_dualedit.projection import vision_mean
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
@@ -59,7 +60,8 @@ class AppliedEdits:
             assignment = assignment.repeat_interleave(len(hidden) // len(assignment))
         index = (layout.last if self.gate.config.reads_label else layout.gate).to(hidden.device)
         rows = torch.arange(len(hidden), device=hidden.device)
-        return self.gate.route(hidden[rows, index], self.memory.keys, assignment)
+        pictures = vision_mean(hidden, layout.vision) if self.gate.reads_vision else None
+        return self.gate.route(hidden[rows, index], self.memory.keys, assignment, pictures)
 
     def route_before(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing:
         """Return which edit applies to each row, by an unedited forward that ends early."""

@@ -1,13 +1,16 @@
 """The gate: how similar a query is to an edit, and whether that is similar enough.
 
-It reads the last prompt token at the text layer on both sides, so no label can reach it. The one
-kind that reads the last token of prompt and target, `last-token`, is the published code's and is
-here to reproduce it.
+It reads the last prompt token at the text layer on both sides and, if it is `learned`, the image
+tokens there, so no label can reach it. The one kind that reads the last token of prompt and target,
+`last-token`, is the published code's and is here to reproduce it.
 """
 
+import copy
 import logging
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,7 @@ from torch.nn import functional
 
 from easyedit_dualedit.config import GateConfig, GateKind
 from easyedit_dualedit.errors import CalibrationError
+from easyedit_dualedit.projection import GateProjection
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +27,6 @@ CALIBRATED_KINDS: tuple[GateKind, ...] = ("cosine", "centred", "last-token")
 
 _TIE = 1e-5
 """Cosines closer than this differ by rounding: two edits of one request, say."""
-
-PROJECTION_WIDTH = 64
-"""Length of the vectors that a `learned` gate compares."""
 
 
 @dataclass(frozen=True)
@@ -77,35 +78,6 @@ class ScopeSample:
     """True where the edit should apply to the query, bool [n]."""
 
 
-class GateProjection(nn.Module):
-    """What a `learned` gate compares instead of the states themselves.
-
-    At LLaVA-1.5-7B size it has 0.27 million parameters, 0.8 % of the adapters'.
-    """
-
-    threshold: Tensor
-
-    def __init__(self, hidden_size: int):
-        """Build an untrained projection of states of `hidden_size`."""
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(hidden_size, elementwise_affine=False),
-            nn.Linear(hidden_size, PROJECTION_WIDTH),
-            nn.GELU(),
-            nn.Linear(PROJECTION_WIDTH, PROJECTION_WIDTH),
-        )
-        self.register_buffer("threshold", torch.tensor(math.nan))
-
-    @property
-    def is_trained(self) -> bool:
-        """True once it has been trained and its threshold calibrated."""
-        return not bool(self.threshold.isnan())
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Return unit vectors, [..., k], of states, [..., d]."""
-        return functional.normalize(self.layers(states), dim=-1)
-
-
 class Gate(nn.Module):
     """Compares states of queries with states of edits; holds what calibration found.
 
@@ -122,6 +94,7 @@ class Gate(nn.Module):
         self.register_buffer("mean", torch.zeros(hidden_size))
         self.register_buffer("thresholds", torch.full((len(CALIBRATED_KINDS),), float("nan")))
         self.projection = GateProjection(hidden_size)
+        self.register_load_state_dict_pre_hook(_leave_out_earlier_projection)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_warn_of_fallback)  # type: ignore[no-untyped-call]
 
     @property
@@ -133,7 +106,22 @@ class Gate(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """Cosine at or above which the gate opens.
+        """Cosine at or above which the gate opens for a single edit.
+
+        Raises:
+            CalibrationError: if there is none yet.
+        """
+        return self.threshold_among(1)
+
+    @property
+    def reads_vision(self) -> bool:
+        """True if the means of the image tokens take part in its keys."""
+        return self.kind == "learned"
+
+    def threshold_among(self, count: int) -> float:
+        """Return the cosine at or above which the gate opens for the best of `count` edits.
+
+        A `learned` gate is stricter the more edits there are; one that was set is always the same.
 
         Raises:
             CalibrationError: if there is none yet.
@@ -143,7 +131,7 @@ class Gate(nn.Module):
         if self.config.threshold is not None:
             return self.config.threshold
         if self.kind == "learned":
-            return float(self.projection.threshold)
+            return self.projection.threshold(count)
         value = float(self.thresholds[CALIBRATED_KINDS.index(self.kind)])
         if math.isnan(value):
             raise CalibrationError(
@@ -153,35 +141,46 @@ class Gate(nn.Module):
         return value
 
     def with_config(self, config: GateConfig) -> "Gate":
-        """Return a gate of another kind or threshold with this one's calibration."""
-        gate = Gate(len(self.mean), config).to(self.mean.device)
-        gate.load_state_dict(self.state_dict())
+        """Return a gate of another kind or threshold that shares what this one has learned."""
+        gate = copy.copy(self)
+        gate.config = config
         return gate
 
-    def key(self, states: Tensor) -> Tensor:
-        """Return unit vectors, float32 [..., d], whose products are similarities.
+    def key(self, states: Tensor, vision: Tensor | None = None) -> Tensor:
+        """Return unit vectors, float32 [..., k], whose products are similarities.
 
         Args:
             states: states of gate tokens at the text layer, [..., d].
+            vision: means of the image tokens there, [..., d]; zeros, or None, without a picture.
+                Only a `learned` gate reads them.
         """
         kind = self.kind
-        with torch.autocast(self.mean.device.type, enabled=False):
+        with _full_precision(self.mean.device.type):
             if kind == "learned":
-                keys: Tensor = self.projection(states.to(self.mean)).float()
+                picture = None if vision is None else vision.to(self.mean)
+                keys: Tensor = self.projection(states.to(self.mean), picture).float()
                 return keys
             states = states.to(self.mean.device, torch.float32)
             if kind == "centred":
                 states = states - self.mean.float()
             return functional.normalize(states, dim=-1)
 
-    def route(self, queries: Tensor, edits: Tensor, assignment: Tensor | None = None) -> Routing:
+    def route(
+        self,
+        queries: Tensor,
+        edits: Tensor,
+        assignment: Tensor | None = None,
+        vision: Tensor | None = None,
+    ) -> Routing:
         """Return which edit applies to each query.
 
-        The best edit applies if its similarity reaches the threshold; the newest wins a tie.
+        The best edit applies if its similarity reaches the threshold among so many; the newest wins
+        a tie.
 
         Args:
             queries: states of the queries' gate tokens, [b, d].
-            edits: keys of the edits, [n, d], oldest first.
+            edits: keys of the edits, [n, k], oldest first.
+            vision: means of the queries' image tokens, [b, d], as in `key`.
             assignment: the only edit that each query may use, long [b]; None allows all.
 
         Raises:
@@ -192,12 +191,17 @@ class Gate(nn.Module):
             rows = len(queries)
             nothing = torch.full((rows,), -math.inf, device=device)
             return Routing(nothing, torch.full((rows,), -1, device=device))
-        with torch.autocast(edits.device.type, enabled=False):
-            similarity = self.key(queries) @ edits.T  # [b, n]
+        with _full_precision(edits.device.type):
+            similarity = self.key(queries, vision) @ edits.T  # [b, n]
+        # A query that may use one edit only is not tempted by the others.
+        threshold = self.threshold_among(len(edits) if assignment is None else 1)
         if assignment is None:
             # An edit whose state is not a number concerns no query.
             similarity.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
             best = similarity.amax(1)
+            if len(similarity) == 1 and float(best) < threshold:
+                # Nothing is chosen, so among ten thousand edits there is no need to look which.
+                return Routing(best.to(device), torch.full((1,), -1, device=device))
             # The newest of equals: with the last edit first, arg-max finds the first of them.
             is_best = (similarity >= best[:, None] - _TIE).flip(1)
             index = edits.shape[0] - 1 - is_best.view(torch.uint8).argmax(1)
@@ -205,7 +209,7 @@ class Gate(nn.Module):
             index = assignment.to(similarity.device)
             best = similarity.gather(1, index[:, None])[:, 0]
             best = best.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-        is_open = (best >= self.threshold) & (best > -math.inf)
+        is_open = (best >= threshold) & (best > -math.inf)
         index = torch.where(is_open, index, -1)
         return Routing(best.to(device), index.to(device))
 
@@ -240,6 +244,24 @@ class Gate(nn.Module):
                 float((outside >= threshold).float().mean()),
             )
         return found
+
+
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    # Entering autocast costs as much as a matrix product of a small gate.
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def _leave_out_earlier_projection(
+    _gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
+) -> None:
+    """Drop a projection of version 0.1, which read no image tokens: it cannot be used any more."""
+    if f"{prefix}projection.threshold" in tensors:
+        fresh = GateProjection(len(tensors[f"{prefix}mean"])).state_dict()
+        for name in [name for name in tensors if name.startswith(f"{prefix}projection.")]:
+            del tensors[name]
+        tensors.update({f"{prefix}projection.{name}": value for name, value in fresh.items()})
 
 
 def _warn_of_fallback(gate: nn.Module, _keys: object) -> None:

@@ -1,10 +1,12 @@
 """Calibrates the gate on training records, and trains the projection of the `learned` kind.
 
-No target token takes part in what a gate learns: a state of the last prompt token cannot depend on
-what comes after it.
+No target token takes part in what a gate learns: neither the last prompt token nor the image tokens
+can depend on what comes after them. Training asks what a memory of many edits asks: which of all
+the edits of a large batch is meant, or none.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,15 +20,19 @@ from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateKind, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.gate import Calibration, ScopeSample, best_threshold
+from easyedit_dualedit.gate import Calibration, ScopeSample
 from easyedit_dualedit.hooks import record
+from easyedit_dualedit.projection import EDIT_COUNTS, GateProjection, vision_mean
 from easyedit_dualedit.records import METRICS, Record, queries_of
 from easyedit_dualedit.scope import (
     IN_SCOPE,
+    OTHER_IMAGE,
     OTHER_QUESTION,
     SCOPE,
+    partners_of,
     scope_queries,
 )
+from easyedit_dualedit.thresholds import ScopedSimilarities, thresholds_by_count
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +42,18 @@ CALIBRATION_RECORDS = 500
 GATE_RECORDS = 6000
 """Records that a `learned` gate is trained on, at most: their states are held in memory."""
 
-_BATCH = 256
+HELD_OUT = 1000
+"""Records that the thresholds of a `learned` gate are chosen on, at most, and a sixth of all."""
+
+_BATCH = 1024
+"""Edits that a query is told apart from in one step."""
 _LEARNING_RATE = 2e-3
+_WARM_UP = 0.1
+_LARGEST_NORM = 1.0
+_FIRST_SCALE = 20.0
+_FIRST_NONE = 0.7
 _FEWEST = 4
+_REQUEST = METRICS[0]
 
 
 @dataclass(frozen=True)
@@ -50,14 +65,28 @@ class ScopeStates:
 
     gate: Mapping[str, Tensor]
     """Kind of query -> states of the last prompt tokens, [n, d]."""
+    vision: Mapping[str, Tensor]
+    """Kind of query -> means of the image tokens, [n, d]; zeros without a picture."""
     counts: Mapping[str, Tensor]
     """Kind of query -> True where it surely is in or out of scope, bool [n]."""
+    partners: Tensor
+    """Place of the record whose picture `other_image` shows, long [n], -1 if it is not there: its
+    edit may rightly answer."""
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.partners)
 
     def select(self, rows: Tensor) -> "ScopeStates":
-        """Return the states of some records."""
+        """Return the states of some records, of which each is there once."""
+        place = torch.full((len(self),), -1, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        partners = self.partners[rows]
         return ScopeStates(
             {kind: states[rows] for kind, states in self.gate.items()},
+            {kind: states[rows] for kind, states in self.vision.items()},
             {kind: mask[rows] for kind, mask in self.counts.items()},
+            torch.where(partners >= 0, place[partners.clamp(min=0)], -1),
         )
 
 
@@ -78,7 +107,7 @@ def calibrate(
     chosen = records[:CALIBRATION_RECORDS]
     gate, last = {}, {}
     for metric in METRICS:
-        gate[metric], last[metric] = _states(editor, queries_of(chosen, metric), batch_size)
+        gate[metric], last[metric], _ = _states(editor, queries_of(chosen, metric), batch_size)
     count = len(METRICS)
     in_scope = torch.tensor([metric in IN_SCOPE for metric in METRICS])
     return editor.gate.calibrate(
@@ -101,8 +130,8 @@ def train_gate(
 ) -> Calibration:
     """Train the projection of a `learned` gate, calibrate it, and return how it does.
 
-    The last tenth of the records, at most `CALIBRATION_RECORDS`, is held out: the threshold and
-    the rates that are returned come from it.
+    The last sixth of the records, at most `HELD_OUT`, teaches nothing: thresholds for one edit and
+    for many come from it, and the rates that are returned, which are those for one edit.
 
     Raises:
         CalibrationError: if there are too few records to hold any out.
@@ -113,7 +142,7 @@ def train_gate(
             " set gate_steps to 0"
         )
     records = records[:GATE_RECORDS]
-    held_out = max(1, min(CALIBRATION_RECORDS, len(records) // 10))
+    held_out = max(1, min(HELD_OUT, len(records) // 6))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         states = collect(editor, records, seed=config.seed, progress=progress)
@@ -139,98 +168,126 @@ def collect(
     where the unedited model begins to answer it otherwise.
     """
     queries = scope_queries(records, seed=seed)
-    gate = {}
+    gate, vision = {}, {}
     for kind in tqdm(SCOPE, desc="reading states", unit="kind", disable=not progress):
-        gate[kind], _ = _states(editor, queries[kind], batch_size)
+        gate[kind], _, vision[kind] = _states(editor, queries[kind], batch_size)
     everywhere = torch.ones(len(records), dtype=torch.bool, device=gate["reliability"].device)
     counts = dict.fromkeys(SCOPE, everywhere)
     own = first_answer_tokens(editor.encoder, queries["reliability"], batch_size)
     other = first_answer_tokens(editor.encoder, queries[OTHER_QUESTION], batch_size)
     counts[OTHER_QUESTION] = own != other
-    return ScopeStates(gate, counts)
+    partners = torch.tensor(partners_of(len(records), seed=seed), device=everywhere.device)
+    return ScopeStates(gate, vision, counts, partners)
 
 
-def _states(editor: DualEditor, queries: Sequence[Query], batch_size: int) -> tuple[Tensor, Tensor]:
+def _states(editor: DualEditor, queries: Sequence[Query], batch_size: int) -> tuple[Tensor, ...]:
+    """Return states of last prompt tokens, of last tokens, and means of image tokens, [n, d]."""
     layer = editor.config.text_layer
-    gate, last = [], []
+    found: list[tuple[Tensor, ...]] = []
     for start in range(0, len(queries), batch_size):
         batch = editor.encoder.encode(queries[start : start + batch_size])
         with record(editor.backbone.layers, [layer], stop=True) as seen:
             editor.backbone.model(**batch.inputs, use_cache=False)
         hidden = seen[layer].float()
         rows = torch.arange(batch.size, device=hidden.device)
-        gate.append(hidden[rows, batch.layout.gate.to(hidden.device)])
-        last.append(hidden[rows, batch.layout.last.to(hidden.device)])
-    return torch.cat(gate), torch.cat(last)
+        found.append(
+            (
+                hidden[rows, batch.layout.gate.to(hidden.device)],
+                hidden[rows, batch.layout.last.to(hidden.device)],
+                vision_mean(hidden, batch.layout.vision),
+            )
+        )
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 def _fit(
     editor: DualEditor, states: ScopeStates, config: TrainingConfig, *, progress: bool
 ) -> None:
     projection = editor.gate.projection
-    for layer in projection.layers:
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()  # so that the result depends on the seed alone
-    scale = nn.Parameter(torch.tensor(10.0, device=editor.gate.mean.device))
-    offset = nn.Parameter(torch.tensor(0.5, device=editor.gate.mean.device))
-    optimiser = torch.optim.Adam([*projection.parameters(), scale, offset], lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.gate_steps)
-    count = len(states.gate["reliability"])
+    projection.reset()  # so that the result depends on the seed alone
+    device = editor.gate.mean.device
+    scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE), device=device))
+    none = nn.Parameter(torch.tensor(_FIRST_NONE, device=device))
+    optimiser = torch.optim.Adam([*projection.parameters(), scale, none], lr=_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: _pace(step, config.gate_steps)
+    )
     steps = tqdm(range(config.gate_steps), desc="gate", unit="step", disable=not progress)
     for _ in steps:
-        rows = torch.randperm(count)[:_BATCH].to(editor.gate.mean.device)
-        batch = states.select(rows)
-        keys = {kind: projection(batch.gate[kind]) for kind in SCOPE}
-        loss = _contrast(keys, batch.counts, scale, offset)
+        rows = torch.randperm(len(states))[:_BATCH].to(device)
+        loss = _routing_loss(projection, states.select(rows), scale.exp(), none)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(projection.parameters(), _LARGEST_NORM)
         optimiser.step()
         schedule.step()
         steps.set_postfix(loss=f"{float(loss.detach()):.4f}")
 
 
-def _contrast(
-    keys: Mapping[str, Tensor], counts: Mapping[str, Tensor], scale: Tensor, offset: Tensor
+def _routing_loss(
+    projection: GateProjection, batch: ScopeStates, scale: Tensor, none: Tensor
 ) -> Tensor:
-    """Return the logistic loss: each edit against its own queries, and against all others'."""
-    edits = keys["reliability"]
-    own = ~torch.eye(len(edits), dtype=torch.bool, device=edits.device)
+    """Return the mean cross-entropy of finding a query's own edit among all of a batch, or none.
+
+    The logits of a query are its scaled cosines to every edit, and one learned number that stands
+    for none of them.
+    """
+    edits = projection(batch.gate[_REQUEST], batch.vision[_REQUEST])
+    count = len(edits)
+    rows = torch.arange(count, device=edits.device)
     losses = []
-    for kind, queries in keys.items():
-        logits = scale * (queries @ edits.T - offset)
-        diagonal = logits.diagonal()
-        label = torch.full_like(diagonal, float(kind in IN_SCOPE))
-        pairs = functional.binary_cross_entropy_with_logits(diagonal, label, reduction="none")
-        if bool(counts[kind].any()):
-            losses.append(pairs[counts[kind]].mean())
-        others = logits[own]
-        if len(others):
-            losses.append(functional.softplus(others).mean())
-    return torch.stack(losses).mean()
+    for kind in SCOPE:
+        own = kind == _REQUEST
+        queries = edits if own else projection(batch.gate[kind], batch.vision[kind])
+        logits = scale * (queries @ edits.T)  # [n, n]
+        if kind in IN_SCOPE and not own:
+            # Which query is meant by an edit, too.
+            losses.append(functional.cross_entropy(logits.T, rows) / 2)
+        if kind == OTHER_IMAGE:
+            shown = batch.partners
+            logits = logits.masked_fill((rows == shown[:, None]), -math.inf)
+        logits = torch.cat([logits, (scale * none).expand(count, 1)], 1)
+        label = rows if kind in IN_SCOPE else torch.full_like(rows, count)
+        loss = functional.cross_entropy(logits, label, reduction="none")[batch.counts[kind]]
+        if len(loss):
+            losses.append(loss.mean())
+    return torch.stack(losses).sum() / len(SCOPE)
+
+
+def _pace(step: int, steps: int) -> float:
+    """Return the share of the step size: up in a line, then down along a cosine."""
+    warm = max(1, int(_WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 @torch.no_grad()
 def _calibrate_projection(editor: DualEditor, states: ScopeStates) -> Calibration:
     projection = editor.gate.projection
-    edits = projection(states.gate["reliability"])
-    similarity = {
-        kind: (projection(gate) * edits).sum(-1)[states.counts[kind]]
-        for kind, gate in states.gate.items()
+    edits = projection(states.gate[_REQUEST], states.vision[_REQUEST])
+    kinds = {
+        kind: ScopedSimilarities(
+            kind in IN_SCOPE,
+            projection(states.gate[kind], states.vision[kind]) @ edits.T,
+            states.counts[kind],
+            states.partners if kind == OTHER_IMAGE else None,
+        )
+        for kind in SCOPE
     }
-    inside = torch.cat([similarity[kind] for kind in IN_SCOPE])
-    outside = torch.cat([found for kind, found in similarity.items() if kind not in IN_SCOPE])
-    allowed = int(editor.config.gate.false_open_rate * len(outside))
-    allowed = min(allowed, len(outside) - 1)
-    ordered = outside.sort(descending=True).values
-    # Just above the highest query out of scope that must stay closed.
-    strict = float(torch.nextafter(ordered[allowed], torch.tensor(2.0, device=ordered.device)))
-    threshold = max(strict, best_threshold(inside, outside))
-    projection.threshold.fill_(threshold)
-    for kind, found in similarity.items():
-        share = float((found >= threshold).float().mean()) if len(found) else 0.0
-        logger.info("the learned gate opens for %.3f of %s", share, kind)
-    return Calibration(
-        threshold,
-        float((inside >= threshold).float().mean()),
-        float((outside >= threshold).float().mean()),
+    found = thresholds_by_count(
+        list(kinds.values()), EDIT_COUNTS, false_open_rate=editor.config.gate.false_open_rate
     )
+    thresholds = [found[count].threshold for count in EDIT_COUNTS]
+    projection.thresholds.copy_(torch.tensor(thresholds))
+    for count, each in found.items():
+        logger.info(
+            "the learned gate among %d edits: threshold %.3f, opens rightly for %.4f, wrongly for"
+            " %.4f",
+            count,
+            each.threshold,
+            each.true_open_rate,
+            each.false_open_rate,
+        )
+    single = found[EDIT_COUNTS[0]]
+    return Calibration(single.threshold, single.true_open_rate, single.false_open_rate)

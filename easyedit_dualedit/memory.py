@@ -29,6 +29,8 @@ class EditSignal:
     """State of the last prompt token at the text layer, [d]."""
     last_state: Tensor
     """State of the last target token at the text layer, [d]; only `last-token` gates read it."""
+    vision_state: Tensor
+    """Mean state of the image tokens at the text layer, [d]; zeros without a picture."""
     request: Query | None = None
     """What was asked for, where it is known."""
 
@@ -51,7 +53,8 @@ class ActiveEdits:
     edits: tuple[EditSignal | StoredEdit, ...]
     """Oldest first."""
     keys: Tensor
-    """Gate keys, [n, k]."""
+    """Gate keys, [n, k]; in memory the transposed matrix lies in one piece, which a product with a
+    single query reads nearly twice as fast."""
     projected: Mapping[Modality, Projections]
     """Keys and values of each adapter in use; empty without edits."""
 
@@ -72,7 +75,7 @@ class ActiveEdits:
         """Return stored edits, oldest first, ready for a forward on a device."""
         if not stored:
             return cls((), torch.empty(0, 0, device=device), {})
-        keys = torch.stack([edit.key for edit in stored]).to(device)
+        keys = torch.stack([edit.key for edit in stored], 1).to(device).T
         projected: dict[Modality, Projections] = {
             modality: StoredProjections([edit.projected[modality] for edit in stored], device)
             for modality in stored[0].projected
@@ -104,7 +107,8 @@ def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:
     """Return what a gate compares queries with, [n, k]."""
     reads_label = gate.config.reads_label
     states = [signal.last_state if reads_label else signal.gate_state for signal in signals]
-    return gate.key(torch.stack(states))
+    pictures = torch.stack([signal.vision_state for signal in signals])
+    return gate.key(torch.stack(states), pictures)
 
 
 def stacked(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,50 @@ def plot_ablation(
     _save(figure, path)
 
 
+def plot_many(points: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Write each method's average against the number of edits.
+
+    Args:
+        points: method -> what `many` measured at each number of edits.
+        path: PNG file.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, (axis,) = _figure(1, 1)
+    for name, found in points.items():
+        edits = [point["edits"] for point in found]
+        axis.plot(edits, [point["average"] for point in found], marker="o", label=name)
+    axis.set_xscale("log")
+    axis.set_xlabel("edits in the model")
+    axis.set_ylabel("average of the five metrics, %")
+    axis.set_ylim(-3, 103)
+    axis.legend()
+    _save(figure, path)
+
+
+def plot_sizes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the average against the bytes that an edit takes.
+
+    Args:
+        rows: `precision`, `average` in percent and `bytes_per_edit`.
+        path: PNG file.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, (axis,) = _figure(1, 1)
+    for row in rows:
+        size = row["bytes_per_edit"] / 1000
+        axis.scatter(size, row["average"], label=row["precision"])
+    axis.set_xlabel("kB an edit")
+    axis.set_ylabel("average of the five metrics, %")
+    axis.set_xlim(left=0)
+    axis.set_ylim(-3, 103)
+    axis.legend()
+    _save(figure, path)
+
+
 def _figure(rows: int, columns: int) -> tuple[Any, list[Any]]:
     if not is_available():
         raise ConfigError('plots need matplotlib; pip install "easyedit-dualedit[plots]"')

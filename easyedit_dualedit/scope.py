@@ -23,18 +23,22 @@ HARD = (OTHER_IMAGE, OTHER_QUESTION, NO_IMAGE)
 SCOPE = (*METRICS, *HARD)
 
 
+def partners_of(count: int, *, seed: int = 0) -> list[int]:
+    """Return for each of `count` records the place of the other one that its hard queries use."""
+    source = random.Random(seed)
+    return [
+        (place + source.randrange(1, count)) % count if count > 1 else place
+        for place in range(count)
+    ]
+
+
 def scope_queries(records: Sequence[Record], *, seed: int = 0) -> dict[str, list[Query]]:
     """Return every kind of query of `SCOPE` for each record.
 
     The other record of a hard query is drawn at random; it is the record itself only if there is
     no other. Hard queries have no target, since there is no right answer to them.
     """
-    source = random.Random(seed)
-    count = len(records)
-    partners = [
-        records[(place + source.randrange(1, count)) % count] if count > 1 else record
-        for place, record in enumerate(records)
-    ]
+    partners = [records[place] for place in partners_of(len(records), seed=seed)]
     found = {metric: queries_of(records, metric) for metric in METRICS}
     requests = [replace(record.request, target=None) for record in records]
     pairs = list(zip(requests, partners, strict=True))

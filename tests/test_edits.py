@@ -292,7 +292,7 @@ def test_edits_of_another_model_or_other_adapters_are_refused(llava: TinyModel, 
     with pytest.raises(ArchiveError, match="other adapters"):
         EditMemory.load(editor, tmp_path)
     with pytest.raises(ArchiveError, match="other precision"):
-        EditMemory(editor, precision="int8").merge(memory)
+        EditMemory(editor, precision="float16").merge(memory)
 
 
 def test_memories_merge_without_doubles(llava: TinyModel):

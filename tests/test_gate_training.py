@@ -14,8 +14,8 @@ from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.gate import GateProjection
 from easyedit_dualedit.gate_training import collect, train_gate
+from easyedit_dualedit.projection import GateProjection
 from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 
@@ -31,14 +31,15 @@ def editor_of(tiny: TinyModel, **gate: object) -> DualEditor:
 
 def test_training_teaches_the_gate_what_is_in_scope(tiny: TinyModel, records: list[Record]):
     editor = editor_of(tiny)
-    found = train_gate(editor, records, fast(gate_steps=150), progress=False)
+    found = train_gate(editor, records, fast(gate_steps=300), progress=False)
     assert editor.gate.kind == "learned"
     assert editor.gate.threshold == pytest.approx(found.threshold)
     states = collect(editor, records, progress=False)
-    edits = editor.gate.key(states.gate["reliability"])
+    edits = editor.gate.key(states.gate["reliability"], states.vision["reliability"])
     rates = {}
     for kind in SCOPE:
-        similarity = (editor.gate.key(states.gate[kind]) * edits).sum(-1)[states.counts[kind]]
+        keys = editor.gate.key(states.gate[kind], states.vision[kind])
+        similarity = (keys * edits).sum(-1)[states.counts[kind]]
         rates[kind] = float((similarity >= editor.gate.threshold).float().mean())
     assert rates["reliability"] == 1.0
     assert all(rates[kind] >= 0.8 for kind in IN_SCOPE), rates
@@ -128,4 +129,4 @@ def test_the_projection_is_small_beside_the_adapters_of_a_large_model():
         projection = GateProjection(4096)
         adapter = CrossAttentionAdapter(4096, config.width, config.heads)
     sizes = [sum(p.numel() for p in module.parameters()) for module in (projection, adapter)]
-    assert sizes[0] <= 0.01 * 2 * sizes[1]
+    assert sizes[0] <= 0.07 * 2 * sizes[1]

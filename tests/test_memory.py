@@ -20,7 +20,7 @@ def signal_of(seed: int, length: int) -> EditSignal:
     def states(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, HIDDEN, generator=generator)
 
-    return EditSignal({1: states(length), 2: states(length)}, states(), states())
+    return EditSignal({1: states(length), 2: states(length)}, states(), states(), states())
 
 
 def memory_of(

@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -277,6 +277,15 @@ class _Changing:
         request = self._request(record)
         with unchanged(self._model):
             edited = self._applied(request, self._config)
+            yield Edited(edited, self._stored_bytes(edited))
+
+    @contextlib.contextmanager
+    def many(self, records: Sequence[Record], made: Callable[[], object]) -> Iterator[Edited]:
+        """Have EasyEdit make the edits of all records one after the other, as `sequential_edit`."""
+        with unchanged(self._model):
+            for record in records:
+                edited = self._applied(self._request(record), self._config)
+                made()
             yield Edited(edited, self._stored_bytes(edited))
 
     def _applied(self, request: Mapping[str, Any], config: Any) -> Any:

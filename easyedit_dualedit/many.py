@@ -1,0 +1,236 @@
+"""Many edits at once: what each method still answers, and leaves alone, after 1 to 1,000 of them.
+
+Edits are made one after the other in one model and never undone; all of them are asked afterwards,
+so reliability is over every edit made. Few edits are measured in several groups of other records,
+each in a fresh model, since one edit alone would be one number.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final, Protocol
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from easyedit_dualedit.asking import Answers, Asker, Questions, Said, score
+from easyedit_dualedit.batch import Encoder
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.edits import EditMemory
+from easyedit_dualedit.methods import Edited
+from easyedit_dualedit.packing import Precision
+from easyedit_dualedit.records import METRICS, Record
+from easyedit_dualedit.runs import Run
+
+FEWEST_ASKED = 100
+"""Records that a point is measured on at least, in groups if need be."""
+
+PROTOCOL: Final = "generate"
+IN_BATCH = 20
+"""Requests that DualEdit reads in one forward."""
+
+logger = logging.getLogger(__name__)
+
+
+class ManyMethod(Protocol):
+    """A method that makes edits one after the other."""
+
+    def many(
+        self, records: Sequence[Record], made: Callable[[], object]
+    ) -> AbstractContextManager[Edited]:
+        """Return a context within which the edits of all records are in force.
+
+        Args:
+            records: oldest first.
+            made: called after each edit.
+        """
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that are edited together, and asked together."""
+
+    count: int
+    place: int
+    records: tuple[Record, ...]
+
+    @property
+    def name(self) -> str:
+        """Folder of its cases."""
+        return f"{self.count:05d}-{self.place:03d}"
+
+
+def groups_of(records: Sequence[Record], counts: Sequence[int]) -> list[Group]:
+    """Return for each number of edits the groups that it is measured on, smallest first."""
+    found = []
+    for count in sorted(counts):
+        for place in range(max(1, FEWEST_ASKED // count)):
+            part = tuple(records[place * count : (place + 1) * count])
+            if len(part) == count:
+                found.append(Group(count, place, part))
+    return found
+
+
+class SharedMemory:
+    """DualEdit: edits in a memory, which is all that changes."""
+
+    def __init__(self, editor: DualEditor, precision: Precision):
+        """Make memories of a precision for an editor."""
+        self._editor = editor
+        self._precision: Precision = precision
+
+    @contextmanager
+    def many(self, records: Sequence[Record], made: Callable[[], object]) -> Iterator[Edited]:
+        """Make the edits of all records, in batches, and let the model be asked."""
+        memory = EditMemory(self._editor, precision=self._precision)
+        for start in range(0, len(records), IN_BATCH):
+            requests = [record.request for record in records[start : start + IN_BATCH]]
+            memory.add(requests)
+            for _ in requests:
+                made()
+        model = memory.model
+        yield Edited(
+            model,
+            memory.stored_bytes,
+            route=lambda batch: model.route(layout=batch.layout, **batch.inputs),
+            reads_layout=True,
+        )
+
+
+class Unedited:
+    """What the unedited model says, asked once for each record."""
+
+    def __init__(self, model: Any, encoder: Encoder, run: Run):
+        """Keep the answers of a model in a run's folder."""
+        self._edited = Edited(model, 0)
+        self._asker = Asker(encoder, (PROTOCOL,))
+        self._run = run
+        self._answers: dict[int, Answers] = {}
+
+    def before(self, record: Record) -> dict[str, str]:
+        """Return the answers to a record's five queries by metric."""
+        case = self._run.case(record.index)
+        if case is None:
+            said = self._asker.ask(self._edited, Questions.of(record, (PROTOCOL,))).said
+            case = {
+                "index": record.index,
+                "answers": {name: one.text for name, one in said.items()},
+            }
+            self._run.store(record.index, case)
+        return dict(case["answers"])
+
+
+def measure_group(
+    method: ManyMethod,
+    group: Group,
+    unedited: Unedited,
+    encoder: Encoder,
+    run: Run,
+    *,
+    bar: "tqdm[Any]",
+    seed: int = 0,
+) -> None:
+    """Make a group's edits and store a case for each record, unless all are stored already."""
+    missing = [record for record in group.records if run.case(record.index) is None]
+    if not missing:
+        bar.update(2 * len(group.records))
+        return
+    asker = Asker(encoder, (PROTOCOL,))
+    before = {record.index: unedited.before(record) for record in missing}
+    transformers.set_seed(seed)
+    with method.many(group.records, bar.update) as edited:
+        bar.update(len(group.records) - len(missing))
+        for record in missing:
+            questions = Questions.of(record, (PROTOCOL,))
+            after = asker.ask(edited, questions)
+            plain = _as_answers(before[record.index])
+            values = score(questions, plain, after, encoder, (PROTOCOL,))[PROTOCOL]
+            run.store(
+                record.index,
+                {
+                    "index": record.index,
+                    "values": values,
+                    "answers": {name: said.text for name, said in after.said.items()},
+                    "gate": {
+                        name: {"similarity": said.similarity, "open": said.is_open}
+                        for name, said in after.said.items()
+                        if said.is_open is not None
+                    },
+                    "stored_bytes": edited.stored_bytes / len(group.records),
+                },
+            )
+            bar.update()
+
+
+def point_of(folder: Path, groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Return the means over the cases of groups of one number of edits; None if some lack.
+
+    Returns:
+        `edits`, `asked` (records), the five metrics and `average` in percent, `open` (metric ->
+        share of queries for which the gate opened, in percent, of methods with a gate) and
+        `bytes_per_edit`.
+    """
+    cases = []
+    for group in groups:
+        run = Run(folder / group.name, {})
+        found = [run.case(record.index) for record in group.records]
+        if None in found:
+            return None
+        cases += [case for case in found if case is not None]
+    values = {metric: 100 * fmean(case["values"][metric] for case in cases) for metric in METRICS}
+    opened: dict[str, float] = {}
+    if cases[0]["gate"]:
+        opened = {
+            metric: 100 * fmean(case["gate"][metric]["open"] for case in cases)
+            for metric in METRICS
+        }
+    return {
+        "edits": groups[0].count,
+        "asked": len(cases),
+        **values,
+        "average": fmean(values.values()),
+        "open": opened,
+        "bytes_per_edit": fmean(case["stored_bytes"] for case in cases),
+    }
+
+
+def untouched(
+    editor: DualEditor, records: Sequence[Record], precision: Precision
+) -> Mapping[str, int]:
+    """Return how many queries no edit touches after all, and in how many of them a bit differs.
+
+    Returns:
+        `closed` and `different` among the locality queries, and `after_removal`, the number of
+        queries of any sort whose logits differ once all edits are removed.
+    """
+    memory = EditMemory(editor, precision=precision)
+    for start in range(0, len(records), IN_BATCH):
+        memory.add([record.request for record in records[start : start + IN_BATCH]])
+    plain = editor.backbone.model
+    closed = different = 0
+    with torch.no_grad():
+        for record in records:
+            for query in record.queries[3:]:
+                batch = editor.encoder.encode([query])
+                routing = memory.model.route(layout=batch.layout, **batch.inputs)
+                if bool(routing.is_open[0]):
+                    continue
+                closed += 1
+                edited = memory.model(layout=batch.layout, **batch.inputs).logits
+                different += not torch.equal(edited, plain(**batch.inputs).logits)
+        memory.remove(*(edit.id for edit in memory))
+        left = 0
+        for record in records:
+            for query in record.queries[:3]:
+                batch = editor.encoder.encode([query])
+                edited = memory.model(layout=batch.layout, **batch.inputs).logits
+                left += not torch.equal(edited, plain(**batch.inputs).logits)
+    return {"closed": closed, "different": different, "after_removal": left}
+
+
+def _as_answers(texts: Mapping[str, str]) -> Answers:
+    return Answers({name: Said(text=text) for name, text in texts.items()}, 0.0)

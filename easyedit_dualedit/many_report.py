@@ -1,0 +1,129 @@
+"""The report of many edits, in Markdown; every figure comes from what was measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from easyedit_dualedit.records import METRICS
+from easyedit_dualedit.routing import shares_of
+from easyedit_dualedit.scope import HARD, IN_SCOPE, SCOPE
+
+_COMMAND = "EASYEDIT_HOME=/path/to/EasyEdit python run_multimodal_edit.py many"
+
+
+def report_of(metrics: Mapping[str, Any], *, plots: bool = True) -> str:
+    """Return the report of what `many` measured.
+
+    Args:
+        metrics: as the command writes them.
+        plots: whether to show the plots beside it.
+    """
+    settings = metrics["settings"]
+    parts = [
+        "# Many edits in one model",
+        "Edits are made one after the other and none is undone; all of them are asked afterwards,"
+        " under `generate`: free greedy answers, exact match, locality as the same text before and"
+        " after. Every scene of these records is another one, so no edit says anything about"
+        " another's picture. Points of fewer than a hundred edits are means over groups of other"
+        " records, each in a model of its own.",
+        f"```bash\n{_COMMAND} --report docs/many_edits.md\n```",
+        f"Made with version {settings['version']}, torch {settings['torch']}, transformers"
+        f" {settings['transformers']}, EasyEdit {settings['easyedit']}; {settings['records']}"
+        f" records; {settings['machine']}.",
+        "## Quality",
+        _quality(metrics["points"]),
+        "![Average of the five metrics by number of edits](many_edits.png)" if plots else "",
+        "EasyEdit's methods run with the hyperparameters that it ships for a 7B model, as in"
+        " [results.md](results.md); a row that is missing could not be run.",
+        "## What the gate does as edits grow in number",
+        "Of queries in scope, the share that the gate routes to their own edit; of all others, the"
+        " share for which it opens for any edit at all, in percent. `other_image`,"
+        " `other_question` and `no_image` share half of an edit; of `other_image`, the edit whose"
+        " picture is shown does not count.",
+        _gate(metrics["rates"]),
+        "## Bits",
+        _bits(metrics["untouched"]),
+        "## What routing costs",
+        _costs(metrics["costs"]),
+        "## Quality against size",
+        _sizes(metrics),
+        "![Average by bytes an edit](many_edits_sizes.png)" if plots else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _quality(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    rows = [
+        [
+            name,
+            f"{point['edits']:,}",
+            f"{point['asked']:,}",
+            *(f"{point[metric]:.1f}" for metric in METRICS),
+            f"{point['average']:.1f}",
+            f"{point['bytes_per_edit'] / 1000:.1f}",
+        ]
+        for name, found in points.items()
+        for point in found
+    ]
+    metrics = [metric.replace("_", " ") for metric in METRICS]
+    return _table(["method", "edits", "asked", *metrics, "average", "kB an edit"], rows)
+
+
+def _gate(rates: Mapping[str, Mapping[str, float]]) -> str:
+    hard = [kind for kind in SCOPE if kind in HARD]
+    kinds = [*IN_SCOPE, *(kind for kind in METRICS if kind not in IN_SCOPE), *hard]
+    rows = [
+        [f"{int(count):,}", *(f"{100 * found[kind]:.1f}" for kind in kinds)]
+        for count, found in sorted(rates.items(), key=lambda item: int(item[0]))
+    ]
+    return _table(["edits", *(kind.replace("_", " ") for kind in kinds)], rows)
+
+
+def _bits(found: Mapping[str, int]) -> str:
+    return (
+        f"With all edits in the model, the gate stays closed for {found['closed']:,} locality"
+        f" queries; the logits of {found['different']:,} of them differ from the unedited model's"
+        f" in any bit. With all edits removed again, the logits of {found['after_removal']:,}"
+        " queries in scope do."
+    )
+
+
+def _costs(costs: Mapping[str, Any]) -> str:
+    forward = 1e3 * costs["forward_seconds"]
+    seconds, shares = costs["seconds"], shares_of(costs)
+    rows = [
+        [f"{int(count):,}", f"{1e6 * float(taken):.0f}", f"{shares[int(count)]:.2f}"]
+        for count, taken in seconds.items()
+    ]
+    first, last = min(shares), max(shares)
+    more = shares[last] - shares[first]
+    return (
+        f"One query at batch 1, medians; a forward of the unedited model takes {forward:.1f} ms."
+        " Routing is everything that the gate adds to it: the mean over the image tokens, the"
+        f" query's key, the product with all keys, the choice. {last:,} edits cost {more:.2f} % of"
+        f" a forward more than {first:,}.\n\n"
+        + _table(["edits", "microseconds", "% of a forward"], rows)
+    )
+
+
+def _sizes(metrics: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["precision"],
+            f"{row['bytes_per_edit'] / 1000:.2f}",
+            *(f"{row[metric]:.1f}" for metric in METRICS),
+            f"{row['average']:.2f}",
+        ]
+        for row in metrics["sizes"]
+    ]
+    names = [metric.replace("_", " ") for metric in METRICS]
+    count = metrics["sizes"][0]["edits"] if metrics["sizes"] else 0
+    return (
+        f"{count} edits. The default is `{metrics['default_precision']}`, the smallest that is"
+        " within half a point of the largest.\n\n"
+        + _table(["stored as", "kB an edit", *names, "average"], rows)
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,129 @@
+"""How well a gate tells many edits apart, and what that costs: no adapter runs here."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.gate_training import ScopeStates, collect
+from easyedit_dualedit.memory import ActiveEdits
+from easyedit_dualedit.projection import vision_mean
+from easyedit_dualedit.records import METRICS, Record
+from easyedit_dualedit.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
+from easyedit_dualedit.stored import Provenance, StoredEdit
+
+_NOWHERE = Provenance("", "", "", ())
+REPEATS = 300
+_FORWARDS = 60
+
+
+@torch.no_grad()
+def routing_rates(
+    editor: DualEditor, records: Sequence[Record], counts: Sequence[int], *, progress: bool = True
+) -> dict[int, dict[str, float]]:
+    """Return what the gate does with every kind of query among each number of edits.
+
+    The records are taken in groups of `count`, each a memory of its own; a rest is left out.
+
+    Returns:
+        count -> kind of query of `SCOPE` -> share, 0 to 1: of queries in scope, those routed to
+        their own edit; of the others, those that open the gate for any edit, but for the one whose
+        picture `other_image` shows.
+    """
+    states = collect(editor, records, progress=progress)
+    return {count: _rates(editor, states, count) for count in counts if count <= len(states)}
+
+
+@torch.no_grad()
+def routing_costs(
+    editor: DualEditor, record: Record, counts: Sequence[int], repeats: int = REPEATS
+) -> dict[str, Any]:
+    """Return what a decision among many edits costs, on one row and one thread of a processor.
+
+    Keys are random; what is compared does not depend on them. The forward is that of the unedited
+    model on the record's request, without its target.
+
+    Returns:
+        `forward_seconds`, and by number of edits `seconds` (everything that routing adds to a
+        forward: the mean over the image tokens, the query's key, the products, the choice) and
+        `share` of the forward; all medians, taken in turns so that a busy machine slows both.
+    """
+    batch = editor.encoder.encode([record.request], with_target=False)
+    model, layer = editor.backbone.model, editor.config.text_layer
+    hidden = torch.randn(
+        1,
+        batch.inputs["input_ids"].shape[1],
+        editor.backbone.hidden_size,
+        device=editor.backbone.device,
+    )
+    width = editor.gate.key(hidden[:, 0], vision_mean(hidden, batch.layout.vision)).shape[-1]
+    source = torch.Generator().manual_seed(layer)
+    routes: dict[int, Callable[[], object]] = {}
+    for count in counts:
+        drawn = functional.normalize(torch.randn(count, width, generator=source), dim=-1)
+        edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(drawn)]
+        routes[count] = _route(editor, ActiveEdits.of_stored(edits, hidden.device), hidden, batch)
+    taken: dict[int, list[float]] = {count: [] for count in counts}
+    forwards = []
+    for turn in range(repeats):
+        if turn % max(1, repeats // _FORWARDS) == 0:
+            forwards.append(_seconds(lambda: model(**batch.inputs, use_cache=False)))
+        for count, route in routes.items():
+            route()  # what a forward has left in the caches is not the same for all
+            taken[count].append(_seconds(route))
+    forward = median(forwards)
+    return {
+        "forward_seconds": forward,
+        "seconds": {count: median(each) for count, each in taken.items()},
+        "share": {count: median(each) / forward for count, each in taken.items()},
+    }
+
+
+def _rates(editor: DualEditor, states: ScopeStates, count: int) -> dict[str, float]:
+    right: dict[str, list[float]] = {kind: [] for kind in SCOPE}
+    for start in range(0, len(states) - count + 1, count):
+        rows = torch.arange(start, start + count, device=states.partners.device)
+        part = states.select(rows)
+        request = METRICS[0]
+        edits = editor.gate.key(part.gate[request], part.vision[request])
+        own = torch.arange(count, device=edits.device)
+        for kind in SCOPE:
+            routing = editor.gate.route(part.gate[kind], edits, vision=part.vision[kind])
+            chosen = routing.edit_index
+            if kind in IN_SCOPE:
+                wanted = chosen == own
+            elif kind == OTHER_IMAGE:
+                wanted = (chosen >= 0) & (chosen != part.partners)
+            else:
+                wanted = chosen >= 0
+            right[kind] += wanted[part.counts[kind]].float().tolist()
+    return {kind: sum(found) / len(found) if found else 0.0 for kind, found in right.items()}
+
+
+def _route(
+    editor: DualEditor, memory: ActiveEdits, hidden: torch.Tensor, batch: Any
+) -> Callable[[], object]:
+    gate, layout = editor.gate, batch.layout
+    rows = torch.arange(1, device=hidden.device)
+    index = layout.gate.to(hidden.device)
+
+    def route() -> object:
+        pictures = vision_mean(hidden, layout.vision) if gate.reads_vision else None
+        return gate.route(hidden[rows, index], memory.keys, None, pictures)
+
+    return route
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def shares_of(costs: Mapping[str, Any]) -> dict[int, float]:
+    """Return the share of a forward, in percent, by number of edits."""
+    return {int(count): 100 * float(share) for count, share in costs["share"].items()}

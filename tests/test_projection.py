@@ -1,0 +1,117 @@
+"""Keys of the learned gate: what they read, and how strict the gate is among many edits."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from easyedit_dualedit.config import GateConfig
+from easyedit_dualedit.gate import Gate
+from easyedit_dualedit.projection import EDIT_COUNTS, KEY_WIDTH, GateProjection, vision_mean
+
+HIDDEN = 16
+
+
+def projection_of() -> GateProjection:
+    torch.manual_seed(0)
+    return GateProjection(HIDDEN)
+
+
+def test_keys_are_unit_vectors_of_both_states():
+    projection = projection_of()
+    states, vision = torch.randn(3, HIDDEN), torch.randn(3, HIDDEN)
+    keys = projection(states, vision)
+    assert keys.shape == (3, KEY_WIDTH)
+    torch.testing.assert_close(keys.norm(dim=-1), torch.ones(3))
+    assert not torch.allclose(keys, projection(states, vision.flip(0)))
+    assert not torch.allclose(keys, projection(states.flip(0), vision))
+
+
+def test_no_picture_is_a_picture_of_zeros():
+    projection = projection_of()
+    states = torch.randn(3, HIDDEN)
+    assert torch.equal(projection(states), projection(states, torch.zeros(3, HIDDEN)))
+
+
+def test_the_mean_leaves_out_all_but_image_tokens_even_if_they_are_no_numbers():
+    hidden = torch.randn(2, 5, HIDDEN)
+    mask = torch.tensor([[False, True, True, False, False], [False] * 5])
+    hidden[0, 0] = math.nan
+    found = vision_mean(hidden, mask)
+    torch.testing.assert_close(found[0], hidden[0, 1:3].mean(0))
+    assert bool((found[1] == 0).all())
+    torch.testing.assert_close(vision_mean(hidden[:1], mask[:1])[0], found[0])
+    assert bool((vision_mean(hidden[1:], mask[1:]) == 0).all())
+
+
+def test_the_threshold_is_linear_in_the_logarithm_of_the_count():
+    projection = projection_of()
+    assert math.isnan(projection.threshold(1)) and not projection.is_trained
+    projection.thresholds.copy_(torch.linspace(0.5, 0.9, len(EDIT_COUNTS)))
+    for place, count in enumerate(EDIT_COUNTS):
+        assert projection.threshold(count) == pytest.approx(float(projection.thresholds[place]))
+    between = projection.threshold(round(math.sqrt(30)))
+    assert projection.threshold(3) < between < projection.threshold(10)
+    assert projection.threshold(10**7) == pytest.approx(0.9)
+    assert projection.threshold(0) == pytest.approx(0.5)
+    projection.reset()
+    assert not projection.is_trained
+
+
+def gate_of(first: float, last: float) -> Gate:
+    torch.manual_seed(0)
+    gate = Gate(HIDDEN, GateConfig("learned"))
+    gate.projection.thresholds.copy_(torch.linspace(first, last, len(EDIT_COUNTS)))
+    return gate
+
+
+def test_the_gate_is_stricter_among_more_edits_but_not_for_an_assigned_one():
+    gate = gate_of(0.0, 1.0)
+    state, vision = torch.randn(1, HIDDEN), torch.randn(1, HIDDEN)
+    key = gate.key(state, vision)
+    torch.manual_seed(1)
+    near = nn.functional.normalize(key + 0.05 * torch.randn(1, KEY_WIDTH), dim=-1)
+    similarity = float((key @ near.T).detach())
+    assert 0.5 < similarity < 0.95
+    others = -key.repeat(20_000, 1)
+    assert bool(gate.route(state, near, vision=vision).is_open)
+    many = torch.cat([near, others])
+    assert not bool(gate.route(state, many, vision=vision).is_open)
+    assigned = gate.route(state, many, torch.tensor([0]), vision)
+    assert assigned.edit_index.tolist() == [0]
+
+
+def test_routing_by_pictures_tells_two_scenes_apart():
+    gate = gate_of(0.999, 0.999)
+    states = torch.randn(1, HIDDEN).repeat(2, 1)
+    vision = torch.randn(2, HIDDEN)
+    edits = gate.key(states, vision)
+    assert gate.route(states, edits, vision=vision).edit_index.tolist() == [0, 1]
+    assert not bool(gate.route(states, edits).is_open.any())
+
+
+def test_one_query_is_decided_as_in_a_batch():
+    gate = gate_of(0.5, 0.8)
+    states, vision = torch.randn(50, HIDDEN), torch.randn(50, HIDDEN)
+    edits = gate.key(states[:30], vision[:30])
+    queries = states + 0.4 * torch.randn_like(states)
+    together = gate.route(queries, edits, vision=vision)
+    assert 0 < int(together.is_open.sum()) < 50
+    for row in range(50):
+        alone = gate.route(queries[row : row + 1], edits, vision=vision[row : row + 1])
+        assert alone.edit_index[0] == together.edit_index[row]
+        torch.testing.assert_close(alone.similarity[0], together.similarity[row])
+
+
+def test_a_projection_of_an_earlier_version_is_left_out(caplog: pytest.LogCaptureFixture):
+    gate = Gate(HIDDEN, GateConfig("learned"))
+    earlier = {name: value for name, value in gate.state_dict().items() if "projection" not in name}
+    earlier |= {
+        "projection.threshold": torch.tensor(0.7),
+        "projection.layers.1.weight": torch.zeros(64, HIDDEN),
+    }
+    earlier["thresholds"] = torch.tensor([0.9, 0.8, 0.7])
+    gate.load_state_dict(earlier)
+    assert gate.kind == "cosine" and gate.threshold == pytest.approx(0.9)
+    assert "no trained learned gate" in caplog.text

@@ -1,0 +1,68 @@
+"""What a gate does among many edits, and what a decision costs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config, trained_editor
+from test_training import write_data
+from tiny_models import TinyModel
+
+from easyedit_dualedit.config import GateConfig
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.projection import EDIT_COUNTS
+from easyedit_dualedit.records import Record, load_records
+from easyedit_dualedit.routing import routing_costs, routing_rates, shares_of
+from easyedit_dualedit.scope import IN_SCOPE, SCOPE
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    return load_records(write_data(tmp_path, 12), tmp_path)
+
+
+def editor_of(tiny: TinyModel, threshold: float) -> DualEditor:
+    editor = trained_editor(tiny, gate="learned")
+    editor.gate.projection.thresholds.fill_(threshold)
+    return editor
+
+
+def test_rates_agree_with_what_an_edited_model_routes(llava: TinyModel, records: list[Record]):
+    editor = editor_of(llava, 0.9999)
+    rates = routing_rates(editor, records, (1, 12, 100), progress=False)
+    assert set(rates) == {1, 12} and set(rates[1]) == set(SCOPE)
+    signals = editor.read([record.request for record in records])
+    edited = editor.edited(signals)
+    metrics = ("reliability", "text_generality", "image_generality", "text_locality")
+    for place, metric in enumerate(metrics):
+        hits = []
+        for row, record in enumerate(records):
+            batch = editor.encoder.encode([record.queries[place]])
+            index = int(edited.route(layout=batch.layout, **batch.inputs).edit_index[0])
+            hits.append(index == row if metric in IN_SCOPE else index >= 0)
+        assert rates[12][metric] == pytest.approx(sum(hits) / 12), metric
+
+
+def test_a_gate_that_never_or_always_opens_has_the_rates_of_one(
+    llava: TinyModel, records: list[Record]
+):
+    never = routing_rates(editor_of(llava, 1.5), records, (12,), progress=False)[12]
+    assert set(never.values()) == {0.0}
+    always = routing_rates(editor_of(llava, -1.0), records, (1,), progress=False)[1]
+    assert all(always[kind] == 1.0 for kind in SCOPE if always[kind] or kind in IN_SCOPE)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "learned"])
+def test_costs_are_told_for_each_number_of_edits(
+    llava: TinyModel, records: list[Record], kind: str
+):
+    editor = trained_editor(llava, gate=GateConfig(kind, threshold=0.9))
+    if kind == "learned":
+        editor.gate.projection.thresholds.copy_(torch.linspace(0.5, 0.9, len(EDIT_COUNTS)))
+    found = routing_costs(editor, records[0], (1, 50), repeats=5)
+    assert found["forward_seconds"] > 0
+    assert set(found["seconds"]) == {1, 50}
+    assert shares_of(found)[50] == pytest.approx(
+        100 * found["seconds"][50] / found["forward_seconds"]
+    )
+    assert tiny_config().text_layer == editor.config.text_layer

@@ -1,0 +1,77 @@
+"""Thresholds for many edits: what they trade, against what counting says."""
+
+import pytest
+import torch
+
+from easyedit_dualedit.errors import CalibrationError
+from easyedit_dualedit.thresholds import ScopedSimilarities, thresholds_by_count
+
+EDITS = 200
+
+
+def kinds_of(inside: float, outside: float, spread: float = 0.1) -> list[ScopedSimilarities]:
+    source = torch.Generator().manual_seed(0)
+
+    def similarities(own: float) -> torch.Tensor:
+        found = spread * torch.randn(EDITS, EDITS, generator=source)
+        found += own * torch.eye(EDITS)
+        return found.clamp(-1, 1)
+
+    everywhere = torch.ones(EDITS, dtype=torch.bool)
+    return [
+        ScopedSimilarities(True, similarities(inside), everywhere),
+        ScopedSimilarities(False, similarities(outside), everywhere),
+    ]
+
+
+def test_a_threshold_lies_between_what_should_open_and_what_should_not():
+    found = thresholds_by_count(kinds_of(0.9, 0.2, 0.01), (1,), false_open_rate=1.0)[1]
+    assert 0.25 < found.threshold < 0.85
+    assert found.true_open_rate == 1.0 and found.false_open_rate == 0.0
+
+
+def test_more_edits_need_a_higher_threshold():
+    counts = (1, 10, 100, 1000)
+    found = thresholds_by_count(kinds_of(0.7, 0.0), counts, false_open_rate=1.0)
+    thresholds = [found[count].threshold for count in counts]
+    assert thresholds == sorted(thresholds) and thresholds[-1] > thresholds[0] + 0.05
+    assert found[1000].false_open_rate < 0.1
+
+
+def test_the_expected_rates_are_those_that_counting_finds():
+    kinds = kinds_of(0.45, 0.1)
+    count = 50
+    found = thresholds_by_count(kinds, (count,), false_open_rate=1.0)[count]
+    opened, wrongly = [], []
+    for start in range(0, EDITS, count):
+        part = slice(start, start + count)
+        inside, outside = (kind.similarity[part, part] for kind in kinds)
+        best = inside.max(1)
+        own = best.indices == torch.arange(count)
+        opened += (own & (best.values >= found.threshold)).tolist()
+        wrongly += (outside.amax(1) >= found.threshold).tolist()
+    assert found.true_open_rate == pytest.approx(sum(opened) / EDITS, abs=0.06)
+    assert found.false_open_rate == pytest.approx(sum(wrongly) / EDITS, abs=0.06)
+
+
+def test_the_false_open_rate_of_one_edit_is_a_lower_bound():
+    kinds = kinds_of(0.5, 0.4)
+    strict = thresholds_by_count(kinds, (1,), false_open_rate=0.0)[1]
+    loose = thresholds_by_count(kinds, (1,), false_open_rate=1.0)[1]
+    assert strict.false_open_rate == 0.0 and strict.threshold > loose.threshold
+
+
+def test_what_is_unsure_does_not_count():
+    kinds = kinds_of(0.9, 0.2, 0.01)
+    similarity = kinds[1].similarity.clone()
+    other = torch.arange(EDITS).roll(1)
+    similarity[torch.arange(EDITS), other] = 0.95
+    bad = [kinds[0], ScopedSimilarities(False, similarity, kinds[1].counts)]
+    told = [kinds[0], ScopedSimilarities(False, similarity, kinds[1].counts, other)]
+    counts = (1000,)
+    assert thresholds_by_count(told, counts, false_open_rate=1.0)[1000].false_open_rate < 0.01
+    worse = thresholds_by_count(bad, counts, false_open_rate=1.0)[1000]
+    assert worse.false_open_rate > 0.5 or worse.true_open_rate < 0.5
+    none = ScopedSimilarities(False, similarity, torch.zeros(EDITS, dtype=torch.bool))
+    with pytest.raises(CalibrationError, match="in scope and queries out of it"):
+        thresholds_by_count([kinds[0], none], (1,), false_open_rate=1.0)
