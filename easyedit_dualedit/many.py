@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 class ManyMethod(Protocol):
     """A method that makes edits one after the other."""
 
+    refused: int
+    """Edits of the last `many` that it could not make."""
+
     def many(
         self, records: Sequence[Record], made: Callable[[], object]
     ) -> AbstractContextManager[Edited]:
@@ -77,6 +80,8 @@ def groups_of(records: Sequence[Record], counts: Sequence[int]) -> list[Group]:
 
 class SharedMemory:
     """DualEdit: edits in a memory, which is all that changes."""
+
+    refused = 0
 
     def __init__(self, editor: DualEditor, precision: Precision):
         """Make memories of a precision for an editor."""
@@ -161,6 +166,7 @@ def measure_group(
                         if said.is_open is not None
                     },
                     "stored_bytes": edited.stored_bytes / len(group.records),
+                    "refused": method.refused / len(group.records),
                 },
             )
             bar.update()
@@ -172,7 +178,7 @@ def point_of(folder: Path, groups: Sequence[Group]) -> dict[str, Any] | None:
     Returns:
         `edits`, `asked` (records), the five metrics and `average` in percent, `open` (metric ->
         share of queries for which the gate opened, in percent, of methods with a gate) and
-        `bytes_per_edit`.
+        `bytes_per_edit`, and `refused`, the share of edits that could not be made, in percent.
     """
     cases = []
     for group in groups:
@@ -195,6 +201,7 @@ def point_of(folder: Path, groups: Sequence[Group]) -> dict[str, Any] | None:
         "average": fmean(values.values()),
         "open": opened,
         "bytes_per_edit": fmean(case["stored_bytes"] for case in cases),
+        "refused": 100 * fmean(case.get("refused", 0.0) for case in cases),
     }
 
 

@@ -34,6 +34,7 @@ def report_of(metrics: Mapping[str, Any], *, plots: bool = True) -> str:
         "![Average of the five metrics by number of edits](many_edits.png)" if plots else "",
         "EasyEdit's methods run with the hyperparameters that it ships for a 7B model, as in"
         " [results.md](results.md); a row that is missing could not be run.",
+        '"% failed" are edits at which a method raised an error; the next one was made then.',
         "## What the gate does as edits grow in number",
         "Of queries in scope, the share that the gate routes to their own edit; of all others, the"
         " share for which it opens for any edit at all, in percent. `other_image`,"
@@ -60,12 +61,13 @@ def _quality(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             *(f"{point[metric]:.1f}" for metric in METRICS),
             f"{point['average']:.1f}",
             f"{point['bytes_per_edit'] / 1000:.1f}",
+            f"{point['refused']:.1f}",
         ]
         for name, found in points.items()
         for point in found
     ]
     metrics = [metric.replace("_", " ") for metric in METRICS]
-    return _table(["method", "edits", "asked", *metrics, "average", "kB an edit"], rows)
+    return _table(["method", "edits", "asked", *metrics, "average", "kB an edit", "% failed"], rows)
 
 
 def _gate(rates: Mapping[str, Mapping[str, float]]) -> str:

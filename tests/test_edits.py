@@ -14,12 +14,16 @@ from conftest import picture, trained_editor
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel, tiny_llava
 
+from easyedit_dualedit.adapter import CrossAttentionAdapter
 from easyedit_dualedit.batch import Query
+from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.edit_file import EDITS_FILE, NUMBERS_FILE
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.edits import EditMemory
+from easyedit_dualedit.edits import DEFAULT_PRECISION, EditMemory
 from easyedit_dualedit.errors import ArchiveError, ConfigError, DataError
-from easyedit_dualedit.packing import PRECISIONS
+from easyedit_dualedit.packing import PRECISIONS, Packed, Precision
+from easyedit_dualedit.projection import KEY_WIDTH
+from easyedit_dualedit.stored import PackedProjection, Provenance, StoredEdit
 
 COLOURS = ("red", "green", "blue", "yellow")
 GATE = {"kind": "cosine", "threshold": 0.99999}
@@ -374,3 +378,25 @@ def test_a_model_taken_earlier_keeps_the_edits_of_then(llava: TinyModel):
     memory.add(asked[1])
     assert len(earlier.edits) == 1
     assert torch.equal(logits(earlier, editor, asked[1:]), plain(editor, asked[1:]))
+
+
+def test_an_edit_is_small_at_the_size_of_a_large_model():
+    config = DualEditConfig(text_layer=16, vision_layer=19)
+    adapter = CrossAttentionAdapter(4096, config.width, config.heads)
+
+    def stored(length: int, precision: Precision) -> StoredEdit:
+        one = adapter.project(torch.randn(1, length, 4096), torch.ones(1, length, dtype=torch.bool))
+        part = PackedProjection(
+            Packed.of(one.keys[0], precision), Packed.of(one.values[0], precision)
+        )
+        return StoredEdit(
+            "0", Provenance("", "", "", ()), torch.zeros(KEY_WIDTH), {"text": part, "vision": part}
+        )
+
+    with torch.no_grad():
+        sizes = {precision: stored(5, precision).stored_bytes for precision in PRECISIONS}
+        assert sizes == {"float32": 82432, "float16": 41472, "int8": 21632}
+        assert sizes[DEFAULT_PRECISION] <= 64_000
+        key = 4 * KEY_WIDTH
+        grown = stored(10, DEFAULT_PRECISION).stored_bytes
+        assert grown - key == 2 * (sizes[DEFAULT_PRECISION] - key), "it grows with the target alone"

@@ -256,6 +256,8 @@ class _Changing:
 
     algorithm: Algorithm
     trained_parameters: int
+    refused = 0
+    """Edits of the last `many` at which EasyEdit failed."""
 
     def __init__(self, host: Host, bench: Bench):
         """Load the model and read the hyperparameters.
@@ -281,11 +283,29 @@ class _Changing:
 
     @contextlib.contextmanager
     def many(self, records: Sequence[Record], made: Callable[[], object]) -> Iterator[Edited]:
-        """Have EasyEdit make the edits of all records one after the other, as `sequential_edit`."""
+        """Have EasyEdit make the edits of all records one after the other, as `sequential_edit`.
+
+        An edit at which EasyEdit fails is counted in `refused`, and the next one is made.
+
+        Raises:
+            UpstreamError: if it fails at every one.
+        """
+        self.refused = 0
+        edited = None
         with unchanged(self._model):
             for record in records:
-                edited = self._applied(self._request(record), self._config)
+                try:
+                    edited = self._applied(self._request(record), self._config)
+                except RuntimeError as error:
+                    self.refused += 1
+                    line = " ".join(str(error).split())[:200]
+                    name = self.algorithm.name
+                    logger.warning("%s cannot make the edit of %s: %s", name, record.index, line)
                 made()
+            if edited is None:
+                raise UpstreamError(
+                    f"EasyEdit's {self.algorithm.name} made none of {len(records)} edits: {line}"
+                )
             yield Edited(edited, self._stored_bytes(edited))
 
     def _applied(self, request: Mapping[str, Any], config: Any) -> Any:
@@ -416,6 +436,14 @@ class GraceMethod(_Changing):
     def _prepare(self, given: frozenset[str]) -> None:
         weight = self._model.get_parameter(self._name_weight(given))
         self.trained_parameters = int(weight.shape[0])
+
+    def _applied(self, request: Mapping[str, Any], config: Any) -> Any:
+        try:
+            return super()._applied(request, config)
+        finally:
+            for module in self._model.modules():
+                if type(module).__name__ == "GRACEAdapter":
+                    module.training = False  # an edit that fails leaves it learning
 
     def _stored_bytes(self, edited: Any) -> int:
         name = edited.layer.replace("[", ".").replace("]", "")
