@@ -27,6 +27,7 @@ from benchmarks.work import counted
 from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateConfig, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.prefix import STATE_BUDGET
 from easyedit_dualedit.records import Record
 from easyedit_dualedit.runs import write_text
 from easyedit_dualedit.steps import SharedSteps
@@ -42,21 +43,24 @@ def count_work() -> dict[str, dict[str, int]]:
     records = records_of(BATCH)
     with counted(editor.backbone) as edit:
         editor.read([records[0].request])
-    steps = SharedSteps(editor)
-    for _ in range(2):  # the first compares itself with whole forwards
-        steps.losses(records, TRAINING)
-    with counted(editor.backbone) as step:
-        steps.losses(records, TRAINING).total.backward()  # type: ignore[no-untyped-call]
-    return {"edit": asdict(edit), "training step": asdict(step)}
+    found = {"edit": asdict(edit)}
+    for name, budget in (("pictures", 0), ("queries", STATE_BUDGET)):
+        steps = SharedSteps(editor, state_budget=budget)
+        for _ in range(2):  # the first compares itself with whole forwards
+            steps.losses(records, TRAINING)
+        with counted(editor.backbone) as step:
+            steps.losses(records, TRAINING).total.backward()  # type: ignore[no-untyped-call]
+        found[f"training step, {name} seen before"] = asdict(step)
+    return found
 
 
-def train_once(repeats: int) -> dict[str, Any]:
+def train_once(repeats: int, state_budget: int) -> dict[str, Any]:
     """Return the times of training steps, and the peak memory of this process."""
     imported = _peak()
     editor = editor_of()
     built = _peak()
     records = records_of(8 * BATCH)
-    steps = SharedSteps(editor)
+    steps = SharedSteps(editor, state_budget=state_budget)
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=1e-4)
 
     def step(index: int) -> None:
@@ -88,19 +92,24 @@ def measure(repeats: int) -> dict[str, Any]:
     for _ in range(3):
         editor.edit(*_request(records[0]))
     edits = [_times(lambda: editor.edit(*_request(records[0]))) for _ in range(repeats)]
-    training = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed", "--training-only", "--repeats", str(repeats)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     return {
         "machine": _machine(),
         "counts": count_work(),
         "edit": _median(edits),
-        "training step": json.loads(training.stdout),
+        "training step": {
+            "pictures": _training(repeats, 0),
+            "queries": _training(repeats, STATE_BUDGET),
+        },
         "overhead_percent": _overheads(editor, records, repeats),
     }
+
+
+def _training(repeats: int, state_budget: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.speed", "--repeats", str(repeats)]
+    command += ["--training-only", str(state_budget)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result: dict[str, Any] = json.loads(found)
+    return result
 
 
 def _overheads(editor: DualEditor, records: Sequence[Record], repeats: int) -> dict[str, Any]:
@@ -234,8 +243,9 @@ def as_markdown(found: dict[str, Any], command: str) -> str:
     lines += ["", "| time | CPU ms | wall ms | least CPU ms |", "|---|---|---|---|"]
     timed = {
         "edit": found["edit"],
-        "training step, new pictures": training["first epoch"],
-        "training step, pictures seen before": training["steady"],
+        "training step, new pictures": training["queries"]["first epoch"],
+        "training step, pictures seen before": training["pictures"]["steady"],
+        "training step, queries seen before": training["queries"]["steady"],
     }
     lines += [
         f"| {name} | {time['cpu_ms']} | {time['wall_ms']} | {time['least_cpu_ms']} |"
@@ -243,9 +253,9 @@ def as_markdown(found: dict[str, Any], command: str) -> str:
     ]
     lines += [
         "",
-        f"Peak memory of the training process: {training['peak_mib']} MiB, of which"
-        f" {training['peak_after_imports_mib']} after its imports and"
-        f" {training['peak_after_building_mib']} after building model and processor.",
+        f"Peak memory of the training process: {training['queries']['peak_mib']} MiB, of which"
+        f" {training['queries']['peak_after_imports_mib']} after its imports and"
+        f" {training['queries']['peak_after_building_mib']} after building model and processor.",
         "",
     ]
     lines += ["| forward | plain CPU ms | edited CPU ms | overhead % |", "|---|---|---|---|"]
@@ -261,13 +271,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--write", type=Path, help="write the tables to this file")
-    parser.add_argument("--training-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--training-only", type=int, metavar="BYTES", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    if given.training_only:
-        sys.stdout.write(json.dumps(train_once(given.repeats)))
+    if given.training_only is not None:
+        sys.stdout.write(json.dumps(train_once(given.repeats, given.training_only)))
         return
     found = measure(given.repeats)
     command = f"python -m benchmarks.speed --repeats {given.repeats}"

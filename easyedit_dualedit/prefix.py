@@ -6,6 +6,7 @@ the final norm are the model's.
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import Batch, Encoder, Query
@@ -30,6 +32,9 @@ from easyedit_dualedit.hooks import LayerEdit, attach, before_call, record
 
 FEATURE_BUDGET = 1 << 30
 """Bytes of picture features that a run of training keeps."""
+
+STATE_BUDGET = 1 << 30
+"""Bytes of states of the first edited layer that a run of training keeps."""
 
 _PROMPTS = 20_000
 """Tokenised prompts that a run of training keeps."""
@@ -78,20 +83,54 @@ class Started:
         return hidden
 
 
+class StateCache:
+    """States of sequences, [s, d], the least recently used forgotten first."""
+
+    def __init__(self, budget: int):
+        """Keep at most `budget` bytes."""
+        self.budget = budget
+        self.size = 0
+        self._held: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """Return what is held for a key, or None."""
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def put(self, key: Hashable, states: Tensor) -> None:
+        """Hold states, if they fit at all."""
+        if states.nbytes > self.budget or key in self._held:
+            return
+        self._held[key] = states
+        self.size += states.nbytes
+        while self.size > self.budget:
+            self.size -= self._held.popitem(last=False)[1].nbytes
+
+
 class Prefix:
     """Reads queries up to a layer, each picture through the vision tower once."""
 
-    def __init__(self, encoder: Encoder, layer: int, *, budget: int = FEATURE_BUDGET):
+    def __init__(
+        self,
+        encoder: Encoder,
+        layer: int,
+        *,
+        budget: int = FEATURE_BUDGET,
+        state_budget: int = STATE_BUDGET,
+    ):
         """Keep nothing yet.
 
         Args:
             encoder: encodes the queries of the model.
             layer: the first edited one.
             budget: bytes of picture features to keep.
+            state_budget: bytes of states of the first edited layer to keep.
         """
         self._encoder = encoder
         self._layer = layer
         self.features = FeatureCache(budget)
+        self._states = StateCache(state_budget)
         self._prompts: dict[Hashable, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     @torch.no_grad()
@@ -125,8 +164,21 @@ class Prefix:
                 calls.append(named(backbone.decoder, args) | kwargs)
 
             stack.enter_context(before_call(backbone.decoder, observe))
+            keys = [
+                (query.prompt, key_of(query), query.target, ended)
+                for query, ended in zip(queries, ends, strict=True)
+            ]
+            held = [self._states.get(key) for key in keys]
+            known = [state for state in held if state is not None]
+            if len(known) == len(held):
+                padded = pad_sequence(known, batch_first=True, padding_side="left")
+                stack.enter_context(_skipped(backbone.layers, self._layer, padded))
             states = stack.enter_context(record(backbone.layers, [self._layer], stop=True))
             backbone.model(**inputs, use_cache=False)
+        if len(known) < len(held):
+            real = batch.layout.real
+            for row, key in enumerate(keys):
+                self._states.put(key, states[self._layer][row, real[row]].clone())
         if len(calls) != 1 or calls[0].get("inputs_embeds") is None:
             raise UnsupportedModelError("the decoder is not called once with embeddings")
         call = dict(calls[0])
@@ -215,6 +267,7 @@ def _skipped(layers: Sequence[nn.Module], last: int, states: Tensor) -> Iterator
 
 __all__ = [
     "FEATURE_BUDGET",
+    "STATE_BUDGET",
     "Prefix",
     "Started",
     "UnknownFeaturesError",

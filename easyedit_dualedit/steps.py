@@ -26,6 +26,7 @@ from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence
 from easyedit_dualedit.memory import EditSignal, stacked
 from easyedit_dualedit.prefix import (
     FEATURE_BUDGET,
+    STATE_BUDGET,
     Prefix,
     Started,
     UnknownFeaturesError,
@@ -70,17 +71,25 @@ class _Group:
 class SharedSteps:
     """Computes the losses of one training step after another, on one model that stays as it is."""
 
-    def __init__(self, editor: DualEditor, *, budget: int = FEATURE_BUDGET):
+    def __init__(
+        self,
+        editor: DualEditor,
+        *,
+        budget: int = FEATURE_BUDGET,
+        state_budget: int = STATE_BUDGET,
+    ):
         """Keep nothing yet.
 
         Args:
             editor: its adapters are tried.
             budget: bytes of picture features to keep between steps.
+            state_budget: bytes of frozen states to keep between steps; steps of which all queries
+                are kept run no frozen layer.
         """
         self._editor = editor
         adapters = editor.adapters
         self._first = min(adapters.layer_of[name] for name in adapters.modalities)
-        self.prefix = Prefix(editor.encoder, self._first, budget=budget)
+        self.prefix = Prefix(editor.encoder, self._first, budget=budget, state_budget=state_budget)
         self._is_checked = False
         self.is_plain = False
         """Whether the model cannot be continued from a layer, so that whole forwards run."""

@@ -20,7 +20,7 @@ def test_an_edit_and_a_training_step_do_no_work_twice():
         "lm_head_positions": 0,
         "vision": 1,
     }
-    step = work["training step"]
+    step = work["training step, pictures seen before"]
     # Five frozen layers, one for the edit signal, three unedited for locality, three edited.
     assert step["decoder_layers"] == 5 + 1 + 3 + 3
     assert step["frozen_rows"] == 16, "four queries of four records, each once"
@@ -30,6 +30,8 @@ def test_an_edit_and_a_training_step_do_no_work_twice():
     edited = sum(len(target_ids(q.target or "")) for r in records_of(4) for q in _trained(r))
     unedited = sum(len(target_ids(r.image_locality.target or "")) for r in records_of(4))
     assert step["lm_head_positions"] == edited + unedited, "answers alone"
+    again = work["training step, queries seen before"]
+    assert again == step | {"decoder_layers": 1 + 3 + 3, "frozen_rows": 0}
 
 
 def _trained(record: Record) -> tuple[Query, ...]:
