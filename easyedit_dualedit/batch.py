@@ -20,7 +20,8 @@ from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
 IGNORED = -100
 """Label of a position that carries no loss, as in transformers."""
 
-_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""Model inputs that are one number a token."""
 
 
 Picture = Image.Image | Path
@@ -85,6 +86,10 @@ class TokenLayout:
         """Return the layout with the last prompt token no longer counted as prompt text."""
         positions = torch.arange(self.text.shape[1], device=self.text.device)
         return dataclasses.replace(self, text=self.text & (positions != self.gate[:, None]))
+
+    def select(self, rows: Tensor) -> "TokenLayout":
+        """Return the layout of some rows, long [r]."""
+        return TokenLayout(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
 
     def repeated(self, times: int) -> "TokenLayout":
         """Return the layout of rows that are repeated in place, as beam search does."""
@@ -188,23 +193,44 @@ class Encoder:
         """
         if not queries:
             raise DataError("no queries to encode; give at least one")
-        most = self.backbone.family.most_pictures
-        for query in queries:
-            if most is not None and len(query.pictures) > most:
-                raise DataError(
-                    f"{len(query.pictures)} pictures in one query, but"
-                    f" {type(self.backbone.model).__name__} takes {most}; give {most}"
-                )
-            if self._image_token in query.prompt:
-                raise DataError(
-                    f"prompt = {query.prompt!r} holds {self._image_token!r}, which stands for a"
-                    " picture; leave it out, the chat template puts it where it belongs"
-                )
+        self._require_readable(queries)
         prompts, others = self._encoded_prompts(queries)
+        return self.assemble(
+            queries,
+            prompts,
+            others,
+            with_target=with_target,
+            ends=[end_of_answer] * len(queries),
+            padding_side=padding_side,
+        )
+
+    def assemble(
+        self,
+        queries: Sequence[Query],
+        prompts: Sequence[dict[str, Tensor]],
+        others: dict[str, Tensor],
+        *,
+        with_target: bool = True,
+        ends: Sequence[bool],
+        padding_side: str = "left",
+    ) -> Batch:
+        """Return model inputs made of prompts that are tokenised already, one row each.
+
+        Args:
+            queries: what the rows ask; their targets are appended.
+            prompts: tokens of each prompt, unpadded, by the name of the input.
+            others: inputs that are not one number a token, as they are.
+            with_target: append the target of each query that has one.
+            ends: for each row, append the end-of-turn token to its target, as a label only.
+            padding_side: "left" or "right".
+
+        Raises:
+            DataError: if a target tokenises to nothing.
+        """
         targets: list[list[int]] = []
-        for query in queries:
+        for query, ended in zip(queries, ends, strict=True):
             ids = self.target_ids(query.target) if with_target and query.target else []
-            targets.append(ids + [self.tokenizer.eos_token_id] if ids and end_of_answer else ids)
+            targets.append(ids + [self.tokenizer.eos_token_id] if ids and ended else ids)
         rows = [self._with_answer(*pair) for pair in zip(prompts, targets, strict=True)]
         width = max(len(row["input_ids"]) for row in rows)
         inputs = dict(others)
@@ -221,14 +247,38 @@ class Encoder:
             inputs["attention_mask"],
             gate=_last_index(inputs["attention_mask"]) - lengths,
         )
-        target = answer
-        if end_of_answer:
-            target = _answer_mask(inputs["attention_mask"], lengths, leave_out_last=True)
-            last = layout.last - (lengths > 0).long()
-            layout = dataclasses.replace(layout, last=last)
+        ended_rows = torch.tensor(list(ends)) & (lengths > 0)
+        is_end = torch.arange(width) == layout.last[:, None]
+        target = answer & ~(is_end & ended_rows[:, None])
+        layout = dataclasses.replace(layout, last=layout.last - ended_rows.long())
         device = self.backbone.device
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Batch(inputs, layout.to(device), target.to(device), labels.to(device))
+
+    def tokenised(self, query: Query) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the tokens of one prompt, unpadded, and the inputs that hold its pictures.
+
+        Raises:
+            DataError: if a picture is bad, or the processor refuses it.
+            BackboneError: if the processor does not put image tokens where a picture is.
+        """
+        self._require_readable([query])
+        prompts, others = self._encoded_prompts([query])
+        return prompts[0], others
+
+    def _require_readable(self, queries: Sequence[Query]) -> None:
+        most = self.backbone.family.most_pictures
+        for query in queries:
+            if most is not None and len(query.pictures) > most:
+                raise DataError(
+                    f"{len(query.pictures)} pictures in one query, but"
+                    f" {type(self.backbone.model).__name__} takes {most}; give {most}"
+                )
+            if self._image_token in query.prompt:
+                raise DataError(
+                    f"prompt = {query.prompt!r} holds {self._image_token!r}, which stands for a"
+                    " picture; leave it out, the chat template puts it where it belongs"
+                )
 
     def _encoded_prompts(
         self, queries: Sequence[Query]
@@ -244,7 +294,7 @@ class Encoder:
             images = [[open_image(picture) for picture in query.pictures] for query in shown]
             encoded = self._processed([self.prompt_text(query) for query in shown], images)
             rows |= dict(zip(seeing, _unpadded(encoded), strict=True))
-            others = {n: v for n, v in encoded.items() if n not in (*_PER_TOKEN, "labels")}
+            others = {n: v for n, v in encoded.items() if n not in (*PER_TOKEN, "labels")}
             self._require_vision([rows[place] for place in seeing], shown)
         if blind:
             texts = [self.prompt_text(queries[place]) for place in blind]
@@ -255,7 +305,7 @@ class Encoder:
         if self.backbone.family.needs_picture and not others:
             blank = [[Image.new("RGB", (32, 32))]]
             encoded = self._processed([self.prompt_text(Query(".", blank[0][0]))], blank)
-            others = {n: v for n, v in encoded.items() if n not in (*_PER_TOKEN, "labels")}
+            others = {n: v for n, v in encoded.items() if n not in (*PER_TOKEN, "labels")}
         names = {name for row in rows.values() for name in row}
         if self.backbone.family.answer_token_type:
             names.add("token_type_ids")
@@ -263,7 +313,7 @@ class Encoder:
             for name in names - set(row):
                 row[name] = torch.zeros_like(row["input_ids"])
         return [
-            {name: rows[place][name] for name in _PER_TOKEN if name in names}
+            {name: rows[place][name] for name in PER_TOKEN if name in names}
             for place in range(len(queries))
         ], others
 
@@ -375,7 +425,7 @@ def open_image(image: Image.Image | Path) -> Image.Image:
 
 def _unpadded(encoded: Any) -> list[dict[str, Tensor]]:
     real = encoded["attention_mask"].bool()
-    names = [name for name in _PER_TOKEN if name in encoded]
+    names = [name for name in PER_TOKEN if name in encoded]
     return [{name: encoded[name][row][mask] for name in names} for row, mask in enumerate(real)]
 
 
@@ -389,12 +439,7 @@ def _last_index(attention_mask: Tensor) -> Tensor:
     return torch.where(attention_mask.bool(), positions, -1).amax(1)
 
 
-def _answer_mask(
-    attention_mask: Tensor, lengths: Tensor, *, leave_out_last: bool = False
-) -> Tensor:
+def _answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
     positions = torch.arange(attention_mask.shape[1])
     last = _last_index(attention_mask)[:, None]
-    answer = (positions <= last) & (positions > last - lengths[:, None])
-    if leave_out_last:
-        answer = answer & (positions < last)
-    return answer
+    return (positions <= last) & (positions > last - lengths[:, None])

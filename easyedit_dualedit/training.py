@@ -1,75 +1,46 @@
 """Trains the adapters on edit records, then calibrates the gate. The base model stays frozen."""
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from easyedit_dualedit.batch import IGNORED, Batch
 from easyedit_dualedit.checkpoint import Checkpoint
 from easyedit_dualedit.config import GateKind, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.gate import Calibration
 from easyedit_dualedit.gate_training import calibrate, train_gate
-from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence
-from easyedit_dualedit.memory import EditSignal
-from easyedit_dualedit.records import METRICS, Record, queries_of
-from easyedit_dualedit.scope import IN_SCOPE
+from easyedit_dualedit.records import Record
+from easyedit_dualedit.steps import SharedSteps, StepLosses
 
 CHECKPOINT_EVERY = 200
 """Steps between two checkpoints."""
 
 
-@dataclass(frozen=True)
-class StepLosses:
-    """Losses of one step by metric, unweighted, in nats; and their weighted sum."""
-
-    total: Tensor
-    by_metric: dict[str, float]
-
-
 def step_losses(
-    editor: DualEditor, records: Sequence[Record], config: TrainingConfig
+    editor: DualEditor,
+    records: Sequence[Record],
+    config: TrainingConfig,
+    steps: SharedSteps | None = None,
 ) -> StepLosses:
     """Return the losses of one batch of edits, with the gate held open.
 
     Each edit is tried on its own queries only. Cross-entropy on the queries in scope, divergence
     from the unedited model on those out of scope; a metric of weight 0 is not computed.
+
+    Args:
+        editor: its adapters are tried.
+        records: the edits.
+        config: weights.
+        steps: shares the frozen part of the model between queries, and picture features between
+            steps; None starts with none.
     """
-    signals = editor.read(queries_of(records, "reliability"))
-    weights = {metric: getattr(config, f"{metric}_weight") for metric in METRICS}
-    scope = [metric for metric in IN_SCOPE if weights[metric]]
-    locality = [metric for metric in METRICS if metric not in IN_SCOPE and weights[metric]]
-    losses: dict[str, Tensor] = {}
-    if scope:
-        batch = _encode(editor, records, scope, end_of_answer=config.end_of_answer)
-        logits = _edited_logits(editor, signals, batch, len(scope))
-        parts = zip(scope, logits.chunk(len(scope)), batch.labels.chunk(len(scope)), strict=True)
-        for metric, part, labels in parts:
-            losses[metric] = answer_cross_entropy(part, labels)
-    if locality:
-        batch = _encode(editor, records, locality, end_of_answer=False)
-        with torch.no_grad():
-            plain = _logits(editor.backbone.model, batch)
-        edited = _edited_logits(editor, signals, batch, len(locality))
-        count = len(locality)
-        for metric, before, after, labels in zip(
-            locality,
-            plain.chunk(count),
-            edited.chunk(count),
-            batch.labels.chunk(count),
-            strict=True,
-        ):
-            losses[metric] = answer_divergence(before, after, labels)
-    total = torch.stack([weights[metric] * loss for metric, loss in losses.items()]).sum()
-    return StepLosses(total, {metric: float(loss.detach()) for metric, loss in losses.items()})
+    shared = SharedSteps(editor) if steps is None else steps
+    return shared.losses(records, config)
 
 
 def train(
@@ -106,6 +77,7 @@ def train(
     schedule = _schedule(optimiser, config)
     state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config)
     first = state.restore()
+    steps = SharedSteps(editor)
     with _frozen(editor.backbone.model):
         bar = tqdm(
             range(first, config.steps),
@@ -117,7 +89,7 @@ def train(
         )
         for step in bar:
             chosen = [records[i] for i in batch_indices(step, len(records), config)]
-            losses = step_losses(editor, chosen, config)
+            losses = step_losses(editor, chosen, config, steps)
             optimiser.zero_grad(set_to_none=True)
             losses.total.backward()  # type: ignore[no-untyped-call]
             if config.gradient_clip:
@@ -144,31 +116,6 @@ def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
     return order[place * config.batch_size : (place + 1) * config.batch_size].tolist()
-
-
-def _encode(
-    editor: DualEditor, records: Sequence[Record], metrics: Sequence[str], *, end_of_answer: bool
-) -> Batch:
-    queries = [query for metric in metrics for query in queries_of(records, metric)]
-    return editor.encoder.encode(queries, end_of_answer=end_of_answer)
-
-
-def _edited_logits(
-    editor: DualEditor, signals: Sequence[EditSignal], batch: Batch, repeats: int
-) -> Tensor:
-    assignment = torch.arange(len(signals)).repeat(repeats)
-    edited = editor.edited(signals, assignment=assignment, gate=editor.open_gate())
-    return _logits(edited, batch, layout=batch.layout)
-
-
-def _logits(model: Any, batch: Batch, **extra: Any) -> Tensor:
-    # Rows are padded on the left, so the answers of all rows stand at the end.
-    answer = batch.labels != IGNORED
-    width = answer.shape[1] - int(answer.any(0).to(torch.uint8).argmax())
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        extra["logits_to_keep"] = width + 1
-    logits: Tensor = model(**batch.inputs, use_cache=False, **extra).logits
-    return logits[:, -width - 1 :]
 
 
 @contextlib.contextmanager

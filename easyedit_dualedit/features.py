@@ -1,0 +1,191 @@
+"""What the vision tower makes of a picture, computed once and kept within a budget of bytes.
+
+A model of transformers asks its own `get_image_features` for the features of a picture and merges
+them into the embeddings itself. Only the answer of that method is kept and given again.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easyedit_dualedit.batch import Query
+
+PIXELS = ("pixel_values", "pixel_attention_mask")
+"""Inputs that only the vision tower reads."""
+
+_KEPT = ("pooler_output", "deepstack_features")
+
+
+class UnknownFeaturesError(Exception):
+    """The model's features are of no form that can be kept; never leaves the package."""
+
+
+class _Read(Exception):  # noqa: N818  (control flow, not an error)
+    """Ends a forward once the features are known."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What `get_image_features` gave for the pictures of one query."""
+
+    kind: type
+    values: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return sum(_bytes(value) for value in self.values.values())
+
+
+def key_of(query: Query) -> Hashable:
+    """Return what tells the pictures of a query from others: contents, or file, time and size."""
+    return tuple(_picture_key(picture) for picture in query.pictures)
+
+
+class FeatureCache:
+    """Features by picture, the least recently used forgotten first."""
+
+    def __init__(self, budget: int):
+        """Keep at most `budget` bytes."""
+        self.budget = budget
+        self.size = 0
+        self._held: OrderedDict[Hashable, Features] = OrderedDict()
+
+    def get(self, key: Hashable) -> Features | None:
+        """Return what is held for a key, or None."""
+        found = self._held.get(key)
+        if found is not None:
+            self._held.move_to_end(key)
+        return found
+
+    def put(self, key: Hashable, features: Features) -> None:
+        """Hold features, if they fit at all."""
+        if features.size > self.budget or key in self._held:
+            return
+        self._held[key] = features
+        self.size += features.size
+        while self.size > self.budget:
+            _, old = self._held.popitem(last=False)
+            self.size -= old.size
+
+    def __len__(self) -> int:
+        """Return the number of keys held."""
+        return len(self._held)
+
+
+def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
+    """Return the features of the pictures of one query; no decoder layer runs.
+
+    Raises:
+        UnknownFeaturesError: if the model does not ask `get_image_features`, or its answer is of
+            another form than those that are known.
+    """
+    found: list[Any] = []
+
+    def reading(real: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*args: Any, **kwargs: Any) -> Any:
+            found.append(real(*args, **kwargs))
+            raise _Read
+
+        return read
+
+    with torch.no_grad(), _replaced(model, reading), suppress(_Read):
+        model(**inputs, use_cache=False)
+    if not found or getattr(found[0], "pooler_output", None) is None:
+        raise UnknownFeaturesError(f"{type(model).__name__} gives no pooler_output")
+    output = found[0]
+    values = {name: getattr(output, name, None) for name in _KEPT}
+    return Features(type(output), {k: _own(v) for k, v in values.items() if v is not None})
+
+
+@contextmanager
+def given_features(model: nn.Module, parts: Sequence[Features]) -> Iterator[None]:
+    """Let the model find these features of its pictures inside the block, in order."""
+
+    def giving(_real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *_args, **_kwargs: merged(parts)
+
+    with _replaced(model, giving):
+        yield
+
+
+def merged(parts: Sequence[Features]) -> Any:
+    """Return one answer of `get_image_features` for the pictures of several queries.
+
+    Raises:
+        UnknownFeaturesError: if the parts do not go together.
+    """
+    values: dict[str, Any] = {}
+    for name in parts[0].values:
+        each = [part.values[name] for part in parts]
+        if name == "deepstack_features":
+            values[name] = [_joined(layer) for layer in zip(*each, strict=True)]
+        else:
+            values[name] = _joined(each)
+    return parts[0].kind(**values)
+
+
+def _joined(each: Sequence[Any]) -> Any:
+    if all(isinstance(value, Tensor) for value in each):
+        return torch.cat(list(each))
+    if all(isinstance(value, list | tuple) for value in each):
+        return [item for value in each for item in value]
+    raise UnknownFeaturesError("features are neither tensors nor lists of tensors")
+
+
+@contextmanager
+def _replaced(
+    model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    inner: Any = getattr(model, "model", None)
+    owner: Any = inner if hasattr(inner, "get_image_features") else model
+    if not hasattr(owner, "get_image_features"):
+        raise UnknownFeaturesError(f"{type(model).__name__} has no get_image_features")
+    if "get_image_features" in vars(owner):
+        raise UnknownFeaturesError("get_image_features is replaced already")
+    real, thread = owner.get_image_features, threading.get_ident()
+    wrapped = wrap(real)
+
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        mine = threading.get_ident() == thread
+        return (wrapped if mine else real)(*args, **kwargs)
+
+    owner.get_image_features = chosen
+    try:
+        yield
+    finally:
+        del owner.get_image_features
+
+
+def _picture_key(picture: Any) -> Hashable:
+    if isinstance(picture, Path):
+        try:
+            found = picture.stat()
+        except OSError:  # reading it will say what is wrong
+            return str(picture)
+        return str(picture), found.st_mtime_ns, found.st_size
+    digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
+    return picture.mode, picture.size, digest
+
+
+def _own(value: Any) -> Any:
+    # A part of a larger tensor would keep all of it alive.
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, list | tuple):
+        return [_own(item) for item in value]
+    raise UnknownFeaturesError(f"features hold a {type(value).__name__}")
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(_bytes(item) for item in value)

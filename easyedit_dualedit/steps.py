@@ -1,0 +1,326 @@
+"""The losses of one training step, the frozen part of the model run once for all of them.
+
+The queries of a step go up to the first edited layer together, without autograd, each picture once
+through the vision tower. From there the request's rows go on to the deeper edited layer for the
+edit signal, the localities' rows to the end unedited, and all rows to the end edited; the lm_head
+sees only positions that predict an answer.
+"""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from easyedit_dualedit.adapter import ProjectedEdit, add_at
+from easyedit_dualedit.batch import IGNORED, PER_TOKEN, Batch, Query
+from easyedit_dualedit.config import Modality, TrainingConfig
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.hooks import LayerEdit
+from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence
+from easyedit_dualedit.memory import EditSignal, stacked
+from easyedit_dualedit.prefix import (
+    FEATURE_BUDGET,
+    STATE_BUDGET,
+    Prefix,
+    Started,
+    UnknownFeaturesError,
+    UnsupportedModelError,
+    head_of,
+)
+from easyedit_dualedit.records import METRICS, Record, queries_of
+from easyedit_dualedit.scope import IN_SCOPE
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Losses of one step by metric, unweighted, in nats; and their weighted sum."""
+
+    total: Tensor
+    by_metric: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of one forward: those with pictures, or those without."""
+
+    started: Started
+    metric: Tensor
+    """Index in METRICS of each row, long [b]."""
+    record: Tensor
+    """Index of the record of each row, long [b]."""
+    queries: Sequence[Query]
+    ends: Sequence[bool]
+
+    def rows(self, metrics: Sequence[str]) -> Tensor:
+        """Return the rows of some metrics, long [r]."""
+        wanted = [METRICS.index(metric) for metric in metrics]
+        mask = torch.isin(self.metric, torch.tensor(wanted, device=self.metric.device))
+        return mask.nonzero()[:, 0]
+
+
+class SharedSteps:
+    """Computes the losses of one training step after another, on one model that stays as it is."""
+
+    def __init__(
+        self,
+        editor: DualEditor,
+        *,
+        budget: int = FEATURE_BUDGET,
+        state_budget: int = STATE_BUDGET,
+    ):
+        """Keep nothing yet.
+
+        Args:
+            editor: its adapters are tried.
+            budget: bytes of picture features to keep between steps.
+            state_budget: bytes of frozen states to keep between steps; steps of which all queries
+                are kept run no frozen layer.
+        """
+        self._editor = editor
+        adapters = editor.adapters
+        self._first = min(adapters.layer_of[name] for name in adapters.modalities)
+        self.prefix = Prefix(editor.encoder, self._first, budget=budget, state_budget=state_budget)
+        self._is_checked = False
+        self.is_plain = False
+        """Whether the model cannot be continued from a layer, so that whole forwards run."""
+
+    def losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
+        """Return the losses of one batch of edits, with the gate held open."""
+        if not self.is_plain:
+            try:
+                return self._shared(records, config)
+            except (UnsupportedModelError, UnknownFeaturesError) as reason:
+                logger.warning("every loss runs a whole forward of its own: %s", reason)
+                self.is_plain = True
+        return plain_losses(self._editor, records, config)
+
+    def _shared(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
+        weights = {metric: float(getattr(config, f"{metric}_weight")) for metric in METRICS}
+        wanted = [metric for metric in METRICS if weights[metric]]
+        locality = [metric for metric in wanted if metric not in IN_SCOPE]
+        metrics = ["reliability", *(m for m in wanted if m != "reliability")]
+        groups = self._read(records, metrics, config)
+        if not self._is_checked:
+            self._check(groups)
+        projected = self._project(groups, len(records))
+        head = head_of(self._editor.backbone.model)
+        device = groups[0].started.states.device
+        sums = torch.zeros(len(METRICS), device=device)
+        counts = torch.zeros(len(METRICS), device=device)
+        for group in groups:
+            rows = group.rows(wanted)
+            if not len(rows):
+                continue
+            edited = group.started.resume(rows, self._changes(group, rows, projected))
+            labels = group.started.batch.labels[rows]
+            hidden, expected, metric = _answers(edited, labels, group.metric[rows])
+            logits = head(hidden).float()
+            kept = torch.isin(metric, group.metric[group.rows(locality)])
+            losses = functional.cross_entropy(logits, expected, reduction="none")
+            if bool(kept.any()):
+                others = group.rows(locality)
+                with torch.no_grad():
+                    plain, _, _ = _answers(
+                        group.started.resume(others),
+                        group.started.batch.labels[others],
+                        group.metric[others],
+                    )
+                    before = functional.log_softmax(head(plain).float(), -1)
+                after = functional.log_softmax(logits[kept], -1)
+                divergence = (before.exp() * (before - after)).sum(-1)
+                losses = losses.masked_scatter(kept, divergence)
+            sums = sums.index_add(0, metric, losses)
+            counts = counts.index_add(0, metric, torch.ones_like(losses))
+        means = sums / counts.clamp(min=1)
+        scale = torch.tensor([weights[metric] for metric in METRICS], device=device)
+        values = means.detach().tolist()
+        return StepLosses(
+            (scale * means).sum(), {metric: values[METRICS.index(metric)] for metric in wanted}
+        )
+
+    def _read(
+        self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
+    ) -> list[_Group]:
+        rows = [
+            (METRICS.index(metric), place, query)
+            for metric in metrics
+            for place, query in enumerate(queries_of(records, metric))
+        ]
+        groups = []
+        for seeing in (True, False):
+            chosen = [row for row in rows if bool(row[2].pictures) == seeing]
+            if not chosen:
+                continue
+            ends = [config.end_of_answer and METRICS[row[0]] in IN_SCOPE for row in chosen]
+            queries = [row[2] for row in chosen]
+            started = self.prefix.read(queries, ends)
+            device = started.states.device
+            groups.append(
+                _Group(
+                    started,
+                    torch.tensor([row[0] for row in chosen], device=device),
+                    torch.tensor([row[1] for row in chosen], device=device),
+                    queries,
+                    ends,
+                )
+            )
+        return groups
+
+    def _check(self, groups: Sequence[_Group]) -> None:
+        """Compare what is continued with the model's own forward, once."""
+        head = head_of(self._editor.backbone.model)
+        with torch.no_grad():
+            for group in groups:
+                start = group.started
+                rows = torch.arange(len(group.metric), device=start.states.device)
+                hidden, _, _ = _answers(start.resume(rows), start.batch.labels, group.metric)
+                got = head(hidden).float()
+                expected = self._whole(group)
+                bound = _TOLERANCE if got.dtype == expected.dtype == torch.float32 else 5e-2
+                scale = float(expected.abs().amax())
+                if not torch.allclose(got, expected.float(), rtol=0, atol=bound * scale):
+                    raise UnsupportedModelError("the logits differ from those of a whole forward")
+        self._is_checked = True
+
+    def _whole(self, group: _Group) -> Tensor:
+        """Return the logits of the model's own forward at the answers of a group, [n, v]."""
+        encoder = self._editor.encoder
+        found = encoder.encode(group.queries)
+        batch = encoder.assemble(
+            group.queries,
+            [encoder.tokenised(query)[0] for query in group.queries],
+            {n: v for n, v in found.inputs.items() if n not in PER_TOKEN},
+            ends=group.ends,
+        )
+        logits = self._editor.backbone.model(**batch.inputs, use_cache=False).logits
+        return _answers(logits, batch.labels, group.metric)[0]
+
+    def _project(self, groups: Sequence[_Group], count: int) -> dict[Modality, ProjectedEdit]:
+        adapters = self._editor.adapters
+        layers = sorted({adapters.layer_of[name] for name in adapters.modalities})
+        signals: list[EditSignal | None] = [None] * count
+        with torch.no_grad():
+            for group in groups:
+                rows = group.rows(["reliability"])
+                if not len(rows):
+                    continue
+                batch = group.started.batch
+                found = {
+                    layer: group.started.states_at(rows, layer) for layer in {*layers, self._first}
+                }
+                text = self._editor.config.text_layer
+                found.setdefault(text, found[self._first])  # only a gate would read it
+                layout = batch.layout.select(rows)
+                # An end-of-turn token is asked for, but carries no edit.
+                ended = (batch.labels[rows] != IGNORED) & ~batch.target[rows]
+                layout = replace(layout, real=layout.real & ~ended)
+                made = self._editor.signals_of(found, layout, batch.target[rows])
+                for place, signal in zip(group.record[rows].tolist(), made, strict=True):
+                    signals[place] = signal
+        found_signals = [signal for signal in signals if signal is not None]
+        projected = {}
+        for name in adapters.modalities:
+            states, mask = stacked([s.states[adapters.layer_of[name]] for s in found_signals])
+            projected[name] = adapters[name].project(states, mask)
+        return projected
+
+    def _changes(
+        self, group: _Group, rows: Tensor, projected: dict[Modality, ProjectedEdit]
+    ) -> dict[int, LayerEdit]:
+        adapters = self._editor.adapters
+        layout = group.started.batch.layout
+        everywhere = torch.arange(len(rows), device=rows.device)
+        positions = {"text": layout.text[rows], "vision": layout.vision[rows]}
+        chosen = {
+            name: edit.select(group.record[rows].to(edit.device))
+            for name, edit in projected.items()
+        }
+
+        def change(layer: int, hidden: Tensor) -> Tensor:
+            for name in adapters.modalities:
+                if adapters.layer_of[name] == layer:
+                    hidden = add_at(
+                        hidden, positions[name], adapters[name], chosen[name], everywhere
+                    )
+            return hidden
+
+        layers = {adapters.layer_of[name] for name in adapters.modalities}
+        return {layer: partial(change, layer) for layer in layers}
+
+
+def _answers(hidden: Tensor, labels: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the states that predict answer tokens, [n, d], those tokens, and their metric."""
+    following = labels[:, 1:]
+    answer = following != IGNORED
+    return hidden[:, :-1][answer], following[answer], metric[:, None].expand_as(answer)[answer]
+
+
+def plain_losses(
+    editor: DualEditor, records: Sequence[Record], config: TrainingConfig
+) -> StepLosses:
+    """Return the losses of one batch of edits by whole forwards, one for each purpose.
+
+    What `SharedSteps` must equal, and what it falls back on.
+    """
+    signals = editor.read(queries_of(records, "reliability"))
+    weights = {metric: getattr(config, f"{metric}_weight") for metric in METRICS}
+    scope = [metric for metric in IN_SCOPE if weights[metric]]
+    locality = [metric for metric in METRICS if metric not in IN_SCOPE and weights[metric]]
+    losses: dict[str, Tensor] = {}
+    if scope:
+        batch = _encode(editor, records, scope, end_of_answer=config.end_of_answer)
+        logits = _edited_logits(editor, signals, batch, len(scope))
+        parts = zip(scope, logits.chunk(len(scope)), batch.labels.chunk(len(scope)), strict=True)
+        for metric, part, labels in parts:
+            losses[metric] = answer_cross_entropy(part, labels)
+    if locality:
+        batch = _encode(editor, records, locality, end_of_answer=False)
+        with torch.no_grad():
+            plain = _logits(editor.backbone.model, batch)
+        edited = _edited_logits(editor, signals, batch, len(locality))
+        count = len(locality)
+        for metric, before, after, labels in zip(
+            locality,
+            plain.chunk(count),
+            edited.chunk(count),
+            batch.labels.chunk(count),
+            strict=True,
+        ):
+            losses[metric] = answer_divergence(before, after, labels)
+    total = torch.stack([weights[metric] * loss for metric, loss in losses.items()]).sum()
+    return StepLosses(total, {metric: float(loss.detach()) for metric, loss in losses.items()})
+
+
+def _encode(
+    editor: DualEditor, records: Sequence[Record], metrics: Sequence[str], *, end_of_answer: bool
+) -> Batch:
+    queries = [query for metric in metrics for query in queries_of(records, metric)]
+    return editor.encoder.encode(queries, end_of_answer=end_of_answer)
+
+
+def _edited_logits(
+    editor: DualEditor, signals: Sequence[EditSignal], batch: Batch, repeats: int
+) -> Tensor:
+    assignment = torch.arange(len(signals)).repeat(repeats)
+    edited = editor.edited(signals, assignment=assignment, gate=editor.open_gate())
+    return _logits(edited, batch, layout=batch.layout)
+
+
+def _logits(model: Any, batch: Batch, **extra: Any) -> Tensor:
+    # Rows are padded on the left, so the answers of all rows stand at the end.
+    answer = batch.labels != IGNORED
+    width = answer.shape[1] - int(answer.any(0).to(torch.uint8).argmax())
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        extra["logits_to_keep"] = width + 1
+    logits: Tensor = model(**batch.inputs, use_cache=False, **extra).logits
+    return logits[:, -width - 1 :]
