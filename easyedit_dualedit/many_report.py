@@ -107,7 +107,7 @@ def _costs(costs: Mapping[str, Any]) -> str:
         + _table(["edits", "microseconds", "% of a forward"], rows)
         + "\n\nWhat bounds it: the product reads every key once, "
         f"{4 * KEY_WIDTH * last / 1e6:.1f} MB for {last:,} edits, and the rest is two dozen"
-        " operations on small tensors, which take a few microseconds each however large the model is."
+        " operations on small tensors, a few microseconds each however large the model is."
         " Against the testbed's forward they weigh; against that of a model a thousand times as"
         " large, not."
     )
