@@ -114,7 +114,6 @@ class Unedited:
         self._edited = Edited(model, 0)
         self._asker = Asker(encoder, (PROTOCOL,))
         self._run = run
-        self._answers: dict[int, Answers] = {}
 
     def before(self, record: Record) -> dict[str, str]:
         """Return the answers to a record's five queries by metric."""
@@ -177,7 +176,7 @@ def point_of(folder: Path, groups: Sequence[Group]) -> dict[str, Any] | None:
 
     Returns:
         `edits`, `asked` (records), the five metrics and `average` in percent, `open` (metric ->
-        share of queries for which the gate opened, in percent, of methods with a gate) and
+        share of queries for which the gate opened, in percent, of methods with a gate),
         `bytes_per_edit`, and `refused`, the share of edits that could not be made, in percent.
     """
     cases = []
@@ -201,7 +200,7 @@ def point_of(folder: Path, groups: Sequence[Group]) -> dict[str, Any] | None:
         "average": fmean(values.values()),
         "open": opened,
         "bytes_per_edit": fmean(case["stored_bytes"] for case in cases),
-        "refused": 100 * fmean(case.get("refused", 0.0) for case in cases),
+        "refused": 100 * fmean(case["refused"] for case in cases),
     }
 
 

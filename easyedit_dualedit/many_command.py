@@ -41,13 +41,23 @@ from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
 from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.routing import routing_costs, routing_rates
-from easyedit_dualedit.runs import METRICS_FILE, Run, digest_of, read_json, write_json, write_text
+from easyedit_dualedit.runs import (
+    CASES_FOLDER,
+    METRICS_FILE,
+    Run,
+    digest_of,
+    read_json,
+    write_json,
+    write_text,
+)
 
 SEQUENTIAL = ("GRACE", "WISE", "LoRA")
 """EasyEdit's methods that can go on editing an edited model."""
 
 SIZES_AT = 100
 """Edits, at most, that quality against size is measured with."""
+
+_GATE_FILE = "gate.json"
 
 ROUTED_COUNTS = (1, 100, 1000, 10_000)
 """Numbers of edits whose routing is timed."""
@@ -78,26 +88,28 @@ def many(arguments: argparse.Namespace) -> None:
         "transformers": transformers.__version__,
     }
     Run(folder, common, fresh=arguments.fresh)
+    # Below the folder that `fresh` removes, so that nothing of an earlier run is taken for new.
+    cases = folder / CASES_FOLDER
     groups = groups_of(records, counts)
     sized = groups_of(records, [min(SIZES_AT, counts[-1])])
     methods = _methods(hparams, folder, arguments.methods)
-    unedited = Unedited(editor.backbone.model, editor.encoder, Run(folder / "unedited", common))
+    unedited = Unedited(editor.backbone.model, editor.encoder, Run(cases / "unedited", {}))
     for name, make in methods.items():
-        _measure(name, make(), groups, unedited, editor.encoder, folder)
+        _measure(name, make(), groups, unedited, editor.encoder, cases)
     rows = {f"{DUALEDIT}, {each}": each for each in PRECISIONS if each != DEFAULT_PRECISION}
     for name, precision in rows.items():
         method = SharedMemory(editor, precision)
-        _measure(name, method, sized, unedited, editor.encoder, folder)
-    found = read_json(folder / "gate.json") or {}
+        _measure(name, method, sized, unedited, editor.encoder, cases)
+    found = read_json(folder / CASES_FOLDER / _GATE_FILE) or {}
     if "rates" not in found:
         found["rates"] = routing_rates(editor, records, [n for n in counts if n <= len(records)])
-        write_json(folder / "gate.json", found)
+        write_json(cases / _GATE_FILE, found)
     if "untouched" not in found:
         found["untouched"] = dict(untouched(editor, records[: counts[-1]], DEFAULT_PRECISION))
-        write_json(folder / "gate.json", found)
+        write_json(cases / _GATE_FILE, found)
     if "costs" not in found:
         found["costs"] = routing_costs(editor, records[0], ROUTED_COUNTS)
-        write_json(folder / "gate.json", found)
+        write_json(cases / _GATE_FILE, found)
     _finish(arguments, folder, groups, sized, {**common, "machine": _machine()})
 
 
@@ -111,20 +123,22 @@ def _finish(
     points: dict[str, list[dict[str, Any]]] = {}
     for name in (DUALEDIT, *SEQUENTIAL):
         for count in sorted({group.count for group in groups}):
-            point = point_of(folder / slug(name), [g for g in groups if g.count == count])
+            point = point_of(
+                folder / CASES_FOLDER / slug(name), [g for g in groups if g.count == count]
+            )
             if point is not None:
                 points.setdefault(name, []).append(point)
     sizes = []
     for precision in PRECISIONS:
         name = DUALEDIT if precision == DEFAULT_PRECISION else f"{DUALEDIT}, {precision}"
-        point = point_of(folder / slug(name), sized)
+        point = point_of(folder / CASES_FOLDER / slug(name), sized)
         if point is not None:
             sizes.append({"precision": precision, **point})
     metrics = {
         "settings": dict(settings),
         "points": points,
         "sizes": sizes,
-        **(read_json(folder / "gate.json") or {}),
+        **(read_json(folder / CASES_FOLDER / _GATE_FILE) or {}),
         "default_precision": DEFAULT_PRECISION,
     }
     write_json(folder / METRICS_FILE, metrics)

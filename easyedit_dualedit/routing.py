@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.forward import AppliedEdits
 from easyedit_dualedit.gate_training import ScopeStates, collect
 from easyedit_dualedit.memory import ActiveEdits
 from easyedit_dualedit.projection import vision_mean
@@ -66,7 +68,9 @@ def routing_costs(
     for count in counts:
         drawn = functional.normalize(torch.randn(count, width, generator=source), dim=-1)
         edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(drawn)]
-        routes[count] = _route(editor, ActiveEdits.of_stored(edits, hidden.device), hidden, batch)
+        memory = ActiveEdits.of_stored(edits, hidden.device)
+        applied = AppliedEdits(editor.backbone, editor.adapters, editor.gate, memory)
+        routes[count] = partial(applied.route, hidden, batch.layout)
     taken: dict[int, list[float]] = {count: [] for count in counts}
     forwards = []
     for turn in range(repeats):
@@ -102,20 +106,6 @@ def _rates(editor: DualEditor, states: ScopeStates, count: int) -> dict[str, flo
                 wanted = chosen >= 0
             right[kind] += wanted[part.counts[kind]].float().tolist()
     return {kind: sum(found) / len(found) if found else 0.0 for kind, found in right.items()}
-
-
-def _route(
-    editor: DualEditor, memory: ActiveEdits, hidden: torch.Tensor, batch: Any
-) -> Callable[[], object]:
-    gate, layout = editor.gate, batch.layout
-    rows = torch.arange(1, device=hidden.device)
-    index = layout.gate.to(hidden.device)
-
-    def route() -> object:
-        pictures = vision_mean(hidden, layout.vision) if gate.reads_vision else None
-        return gate.route(hidden[rows, index], memory.keys, None, pictures)
-
-    return route
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -126,6 +126,10 @@ def test_the_command_writes_a_report_and_continues(work: Workplace, call: Any):
     again = call(command(work))
     assert again.code == 0
     assert json.loads((folder / "metrics.json").read_text()) == metrics
+    case = next(folder.rglob("dualedit/00001-000/cases/*.json"))
+    case.write_text(case.read_text().replace('"values"', '"stale"'))
+    assert call(command(work, "--fresh")).code == 0
+    assert "stale" not in case.read_text(), "a fresh run measures again"
 
 
 @pytest.mark.parametrize(
