@@ -7,6 +7,7 @@ on one base model, or two threads, do not see each other.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor
 from easyedit_dualedit.adapter import DualAdapters, add_at
 from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import TokenLayout
-from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
+from easyedit_dualedit.errors import ChunkedPrefillError, PromptEndError
 from easyedit_dualedit.gate import Gate, Routing
 from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits
-from easyedit_dualedit.projection import vision_mean
+from easyedit_dualedit.router import Router
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
@@ -49,19 +50,11 @@ class AppliedEdits:
             DataError: if the rows do not fit the assignment.
             CalibrationError: if the gate has no threshold.
         """
-        assignment = self.assignment
-        if assignment is not None and len(assignment) != len(hidden):
-            if len(hidden) % len(assignment):
-                raise DataError(
-                    f"{len(hidden)} rows for edits assigned to {len(assignment)}; give as many rows"
-                    " as the assignment, or a multiple that repeats each"
-                )
-            # Beam search and sampling repeat each row of the batch in place.
-            assignment = assignment.repeat_interleave(len(hidden) // len(assignment))
-        index = (layout.last if self.gate.config.reads_label else layout.gate).to(hidden.device)
-        rows = torch.arange(len(hidden), device=hidden.device)
-        pictures = vision_mean(hidden, layout.vision) if self.gate.reads_vision else None
-        return self.gate.route(hidden[rows, index], self.memory.keys, assignment, pictures)
+        return self._router.route(hidden, layout)
+
+    @cached_property
+    def _router(self) -> Router:
+        return Router(self.gate, self.memory.keys, self.assignment)
 
     def route_before(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing:
         """Return which edit applies to each row, by an unedited forward that ends early."""

@@ -59,6 +59,38 @@ class Routing:
         return self.edit_index >= 0
 
 
+def closed(similarity: Tensor) -> Routing:
+    """Return a decision for no edit in any row, of the given similarities, [b]."""
+    return Routing(similarity, torch.full((len(similarity),), -1, device=similarity.device))
+
+
+def best_edits(similarity: Tensor, threshold: float, assignment: Tensor | None = None) -> Routing:
+    """Return the best edit of each row, where it reaches the threshold; the newest wins a tie.
+
+    Args:
+        similarity: of queries and edits, oldest first, [b, n].
+        threshold: similarity at or above which an edit applies.
+        assignment: the only edit that each query may use, long [b]; None allows all.
+    """
+    if assignment is None:
+        best = similarity.amax(1)
+        if len(similarity) == 1 and float(best.detach()) < threshold:
+            # Nothing is chosen, so among ten thousand edits there is no need to look which.
+            return closed(best)
+        # An edit whose state is not a number concerns no query; it would be the best, though.
+        similarity = similarity.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        best = similarity.amax(1)
+        # The newest of equals: with the last edit first, arg-max finds the first of them.
+        is_best = (similarity >= best[:, None] - _TIE).flip(1)
+        index = similarity.shape[1] - 1 - is_best.view(torch.uint8).argmax(1)
+    else:
+        index = assignment.to(similarity.device)
+        best = similarity.gather(1, index[:, None])[:, 0]
+        best = best.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    is_open = (best >= threshold) & (best > -math.inf)
+    return Routing(best, torch.where(is_open, index, -1))
+
+
 @dataclass(frozen=True)
 class ScopeSample:
     """States of queries and of the edits that each was tried against, to calibrate a gate on.
@@ -186,32 +218,14 @@ class Gate(nn.Module):
         Raises:
             CalibrationError: if the gate has no threshold yet.
         """
-        device = queries.device
         if len(edits) == 0:
-            rows = len(queries)
-            nothing = torch.full((rows,), -math.inf, device=device)
-            return Routing(nothing, torch.full((rows,), -1, device=device))
+            return closed(queries.new_full((len(queries),), -math.inf, dtype=torch.float32))
         with _full_precision(edits.device.type):
             similarity = self.key(queries, vision) @ edits.T  # [b, n]
         # A query that may use one edit only is not tempted by the others.
         threshold = self.threshold_among(len(edits) if assignment is None else 1)
-        if assignment is None:
-            # An edit whose state is not a number concerns no query.
-            similarity.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-            best = similarity.amax(1)
-            if len(similarity) == 1 and float(best) < threshold:
-                # Nothing is chosen, so among ten thousand edits there is no need to look which.
-                return Routing(best.to(device), torch.full((1,), -1, device=device))
-            # The newest of equals: with the last edit first, arg-max finds the first of them.
-            is_best = (similarity >= best[:, None] - _TIE).flip(1)
-            index = edits.shape[0] - 1 - is_best.view(torch.uint8).argmax(1)
-        else:
-            index = assignment.to(similarity.device)
-            best = similarity.gather(1, index[:, None])[:, 0]
-            best = best.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-        is_open = (best >= threshold) & (best > -math.inf)
-        index = torch.where(is_open, index, -1)
-        return Routing(best.to(device), index.to(device))
+        routing = best_edits(similarity, threshold, assignment)
+        return Routing(routing.similarity.to(queries.device), routing.edit_index.to(queries.device))
 
     @torch.no_grad()
     def calibrate(self, sample: ScopeSample) -> dict[GateKind, Calibration]:
@@ -256,12 +270,16 @@ def _full_precision(device: str) -> AbstractContextManager[Any]:
 def _leave_out_earlier_projection(
     _gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
 ) -> None:
-    """Drop a projection of version 0.1, which read no image tokens: it cannot be used any more."""
-    if f"{prefix}projection.threshold" in tensors:
-        fresh = GateProjection(len(tensors[f"{prefix}mean"])).state_dict()
-        for name in [name for name in tensors if name.startswith(f"{prefix}projection.")]:
-            del tensors[name]
-        tensors.update({f"{prefix}projection.{name}": value for name, value in fresh.items()})
+    """Drop a projection of another form than today's: it cannot be used any more."""
+    start = f"{prefix}projection."
+    given = {name.removeprefix(start): name for name in tensors if name.startswith(start)}
+    fresh = GateProjection(len(tensors[f"{prefix}mean"])).state_dict()
+    if given and {name: tensors[full].shape for name, full in given.items()} != {
+        name: value.shape for name, value in fresh.items()
+    }:
+        for full in given.values():
+            del tensors[full]
+        tensors.update({f"{start}{name}": value for name, value in fresh.items()})
 
 
 def _warn_of_fallback(gate: nn.Module, _keys: object) -> None:

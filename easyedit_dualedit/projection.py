@@ -6,6 +6,7 @@ apart whose answer is the same. Both precede every target token, so no label can
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +37,18 @@ class GateProjection(nn.Module):
     def __init__(self, hidden_size: int):
         """Build an untrained projection of states of `hidden_size`."""
         super().__init__()
-        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
         self.layers = nn.Sequential(
             nn.Linear(2 * hidden_size, HIDDEN_WIDTH),
             nn.GELU(),
             nn.Linear(HIDDEN_WIDTH, KEY_WIDTH),
         )
         self.register_buffer("thresholds", torch.full((len(EDIT_COUNTS),), math.nan))
+        self._seen: tuple[Tensor, int, tuple[float, ...]] | None = None
 
     @property
     def is_trained(self) -> bool:
         """True once it has been trained and its thresholds calibrated."""
-        return not bool(self.thresholds[0].isnan())
+        return not math.isnan(self._values[0])
 
     def forward(self, states: Tensor, vision: Tensor | None = None) -> Tensor:
         """Return unit vectors, [..., k].
@@ -59,15 +60,34 @@ class GateProjection(nn.Module):
         """
         # The norm of zeros is zeros, so a query without a picture needs no case of its own.
         picture = torch.zeros_like(states) if vision is None else vision
-        both: Tensor = self.norm(torch.stack([states, picture], -2))
-        return functional.normalize(self.layers(both.flatten(-2)), dim=-1)
+        both = functional.layer_norm(torch.stack([states, picture], -2), states.shape[-1:])
+        keys: Tensor = functional.normalize(self.layers(both.flatten(-2)), dim=-1)
+        return keys
+
+    def bound(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a function that makes the key of one query, [k], at less than half the time.
+
+        It takes both states of `forward`, [d], and reads the weights as they lie now, without
+        gradients. Calls of modules and products with matrices of one row take longer than the
+        arithmetic of a key does.
+        """
+        inner, inner_bias, outer, outer_bias = (each.detach() for each in self.layers.parameters())
+        width = (inner.shape[1] // 2,)
+
+        def key(states: Tensor, vision: Tensor) -> Tensor:
+            both = torch.layer_norm(torch.stack([states, vision]), width).flatten()
+            hidden = functional.gelu(torch.addmv(inner_bias, inner, both))
+            made = torch.addmv(outer_bias, outer, hidden)
+            return made / made.norm()
+
+        return key
 
     def threshold(self, count: int) -> float:
         """Return the cosine at or above which the best of `count` edits applies; nan if untrained.
 
         It is linear in the logarithm of the count between `EDIT_COUNTS`, and constant outside.
         """
-        values: list[float] = self.thresholds.tolist()
+        values = self._values
         if count <= EDIT_COUNTS[0]:
             return values[0]
         if count >= EDIT_COUNTS[-1]:
@@ -84,6 +104,16 @@ class GateProjection(nn.Module):
                 layer.reset_parameters()
         self.thresholds.fill_(math.nan)
 
+    @property
+    def _values(self) -> tuple[float, ...]:
+        # Reading a tensor takes longer than the layers of a small gate; it is read if it changed.
+        buffer = self.thresholds
+        version = -1 if buffer.is_inference() else buffer._version
+        seen = self._seen
+        if seen is None or seen[0] is not buffer or seen[1] != version or version < 0:
+            seen = self._seen = (buffer, version, tuple(buffer.tolist()))
+        return seen[2]
+
 
 def vision_mean(hidden: Tensor, vision: Tensor) -> Tensor:
     """Return the mean state of the image tokens of each row, float32 [b, d]; zeros without any.
@@ -94,8 +124,9 @@ def vision_mean(hidden: Tensor, vision: Tensor) -> Tensor:
     """
     mask = vision.to(hidden.device)
     if len(hidden) == 1:
-        chosen = hidden[0, mask[0]].float()
-        return (chosen.sum(0) / max(1, len(chosen)))[None]
+        index = mask[0].nonzero()[:, 0]
+        chosen = hidden[0].index_select(0, index).float()
+        return chosen.mean(0, keepdim=True) if len(index) else chosen.new_zeros(1, hidden.shape[-1])
     # Left out, not multiplied by zero: a state that is not a number may stand at padding.
     kept = torch.where(mask[..., None], hidden.float(), 0.0)
     return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
