@@ -78,7 +78,8 @@ class GateProjection(nn.Module):
             both = torch.layer_norm(torch.stack([states, vision]), width).flatten()
             hidden = functional.gelu(torch.addmv(inner_bias, inner, both))
             made = torch.addmv(outer_bias, outer, hidden)
-            return made / made.norm()
+            unit: Tensor = made / made.norm()
+            return unit
 
         return key
 
