@@ -1,6 +1,8 @@
 """The adapters: cross-attention from a query's states to the states that carry an edit."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ class ProjectedEdit:
     """[n, h, e, k]."""
     mask: Tensor
     """True at real edit positions, bool [n, e]."""
+    is_full: bool = False
+    """True if every position is known to be real, so that attention needs no mask."""
 
     @property
     def device(self) -> torch.device:
@@ -30,7 +34,15 @@ class ProjectedEdit:
 
     def select(self, rows: Tensor) -> "ProjectedEdit":
         """Return the edits with the given indices, long [b]."""
-        return ProjectedEdit(self.keys[rows], self.values[rows], self.mask[rows])
+        if len(self.keys) == 1:  # every row has the only one there is
+            return self if len(rows) == 1 else self._repeated(len(rows))
+        return ProjectedEdit(self.keys[rows], self.values[rows], self.mask[rows], self.is_full)
+
+    def _repeated(self, rows: int) -> "ProjectedEdit":
+        keys, values, mask = (
+            each.expand(rows, *each.shape[1:]) for each in (self.keys, self.values, self.mask)
+        )
+        return ProjectedEdit(keys, values, mask, self.is_full)
 
 
 class CrossAttentionAdapter(nn.Module):
@@ -80,8 +92,9 @@ class CrossAttentionAdapter(nn.Module):
         """
         with _own_precision(self.query.weight):
             queries = self._split(self.query(self.query_norm(hidden.to(self.query.weight))))
+            mask = None if edit.is_full else edit.mask[:, None, None, :]
             attended = functional.scaled_dot_product_attention(
-                queries, edit.keys, edit.values, attn_mask=edit.mask[:, None, None, :]
+                queries, edit.keys, edit.values, attn_mask=mask
             )
             delta: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return delta.to(hidden)
@@ -123,9 +136,11 @@ class DualAdapters(nn.Module):
         return tuple(name for name in self.layer_of if name in self.by_modality)
 
 
-def _own_precision(weight: Tensor) -> torch.autocast:
+def _own_precision(weight: Tensor) -> AbstractContextManager[Any]:
     # An edit may be projected under autocast and used without it, or the other way round.
-    return torch.autocast(weight.device.type, enabled=False)
+    if torch.is_autocast_enabled(weight.device.type):
+        return torch.autocast(weight.device.type, enabled=False)
+    return nullcontext()  # entering autocast takes as long as a small product
 
 
 def add_at(
@@ -146,14 +161,29 @@ def add_at(
         edit: the edit of each of `rows`, n = len(rows).
         rows: indices of the rows to change, long [r].
     """
-    mask = positions.to(hidden.device)[rows]  # [r, s]
-    count = int(mask.sum(1).amax()) if len(rows) else 0
-    if count == 0:
+    positions = positions.to(hidden.device)
+    if len(hidden) == len(rows) == 1:
+        # Whole columns change: this takes half the operations, all of which a forward runs cold.
+        columns = positions[0].nonzero()[:, 0]
+        if not len(columns):
+            return hidden
+        states = hidden.index_select(1, columns)
+        changed = states + adapter(states.to(edit.keys.device), edit).to(hidden)
+        return hidden.index_copy(1, columns, changed)
+    mask = positions[rows]  # [r, s]
+    counts = mask.sum(1).tolist()
+    most = max(counts, default=0)
+    if most == 0:
         return hidden
-    # True first, in order: the adapter computes only positions that some row changes.
-    index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
-    chosen = mask.gather(1, index)  # [r, m]
-    states = hidden[rows[:, None], index]  # [r, m, d]
-    delta = adapter(states.to(edit.keys.device), edit).to(hidden)
-    changed = torch.where(chosen[..., None], states + delta, states)
-    return hidden.index_put((rows[:, None], index), changed)
+    # The adapter computes only positions that some row changes.
+    if min(counts) == most:
+        index, chosen = mask.nonzero()[:, 1].view(len(rows), most), None
+    else:  # those of each row first, in order
+        index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        chosen = mask.gather(1, index)  # [r, m]
+    places = (rows[:, None], index)
+    states = hidden[places]  # [r, m, d]
+    changed = states + adapter(states.to(edit.keys.device), edit).to(hidden)
+    if chosen is not None:
+        changed = torch.where(chosen[..., None], changed, states)
+    return hidden.index_put(places, changed)

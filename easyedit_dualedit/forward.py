@@ -89,6 +89,8 @@ class Forward:
         self._prompt = prompt
         self._layout: TokenLayout | None = None
         self._routing: Routing | None = None
+        self._rows: Tensor | None = None
+        """Indices of the rows that an edit concerns, long [r]; None until it is asked."""
         self._is_routing = False
         self._is_announced = False
         self._has_begun = False
@@ -145,17 +147,19 @@ class Forward:
         layer_of = edits.adapters.layer_of
         if self._routing is None:
             self._routing = edits.route(hidden, layout)
-        index = self._routing.edit_index.to(hidden.device)
-        rows = (index >= 0).nonzero()[:, 0]
-        if not len(rows):
+        if self._rows is None:
+            self._rows = self._routing.is_open.nonzero()[:, 0]
+        if not len(self._rows):
             return None
+        rows = self._rows.to(hidden.device)
         changed = hidden
         for modality in edits.adapters.modalities:
             if layer_of[modality] != layer:
                 continue
             positions = layout.text if modality == "text" else layout.vision
             projected = edits.memory.projected[modality]
-            chosen = projected.select(index[rows].to(projected.device))
+            index = self._routing.edit_index[self._rows]
+            chosen = projected.select(index.to(projected.device))
             changed = add_at(changed, positions, edits.adapters[modality], chosen, rows)
         return None if changed is hidden else changed
 
@@ -175,7 +179,7 @@ class Forward:
 
     def _continues(self, inputs: Mapping[str, Any]) -> bool:
         is_first, self._has_begun = not self._has_begun, True
-        self._layout = self._routing = None
+        self._layout = self._routing = self._rows = None
         if not _cached_tokens(inputs):
             return False
         if is_first and self._prompt is not None:
@@ -188,10 +192,12 @@ class Forward:
 
 def named(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """Return positional arguments of a model's forward by their names."""
+    if not args:
+        return {}  # as transformers calls its models; reading a signature takes long
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(model.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    if args and not names:
+    if not names:
         names = ["input_ids"]  # a wrapper that hides the parameters of the model in it
     return dict(zip(names, args, strict=False))
 

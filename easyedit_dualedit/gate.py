@@ -8,6 +8,7 @@ tokens there, so no label can reach it. The one kind that reads the last token o
 import copy
 import logging
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -74,9 +75,12 @@ def best_edits(similarity: Tensor, threshold: float, assignment: Tensor | None =
     """
     if assignment is None:
         best = similarity.amax(1)
-        if len(similarity) == 1 and float(best.detach()) < threshold:
-            # Nothing is chosen, so among ten thousand edits there is no need to look which.
+        # Plain numbers: among ten thousand edits there is no need to look which, if it is none.
+        values = best.tolist()
+        if all(value < threshold for value in values):
             return closed(best)
+        if similarity.shape[1] == 1 and all(map(math.isfinite, values)):
+            return Routing(best, (best >= threshold).long() - 1)
         # An edit whose state is not a number concerns no query; it would be the best, though.
         similarity = similarity.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         best = similarity.amax(1)
@@ -196,6 +200,23 @@ class Gate(nn.Module):
             if kind == "centred":
                 states = states - self.mean.float()
             return functional.normalize(states, dim=-1)
+
+    def bound_key(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a function that makes the key of one query from both states of `key`, [d].
+
+        It reads what the gate has learned as it is now, without gradients, and runs as few
+        operations as can be: on a single row they take longer than the arithmetic.
+        """
+        if self.kind == "learned":
+            return self.projection.bound()
+        mean = self.mean.detach() if self.kind == "centred" else None
+
+        def key(states: Tensor, _vision: Tensor) -> Tensor:
+            moved = states if mean is None else states - mean
+            unit: Tensor = moved / moved.norm()
+            return unit
+
+        return key
 
     def route(
         self,

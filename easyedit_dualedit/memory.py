@@ -1,7 +1,7 @@
 """What an edit is once it has been read, and the edits that one edited model applies."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
@@ -66,8 +66,9 @@ class ActiveEdits:
         projected: dict[Modality, Projections] = {}
         for modality in adapters.modalities:
             layer = adapters.layer_of[modality]
-            states, mask = stacked([signal.states[layer] for signal in signals])
-            projected[modality] = adapters[modality].project(states, mask)
+            parts = [signal.states[layer] for signal in signals]
+            made = adapters[modality].project(*stacked(parts))
+            projected[modality] = replace(made, is_full=len({len(part) for part in parts}) == 1)
         return cls(tuple(signals), keys_of(signals, gate), projected)
 
     @classmethod

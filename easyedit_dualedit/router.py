@@ -54,7 +54,9 @@ class Router:
     def _route_one(self, hidden: Tensor, index: int, vision: Tensor) -> Routing:
         """Decide for a single row among all edits, the common case of a chat, and the quickest."""
         state = hidden[0, index].to(self._keys)
-        key = self._key(state, vision_mean(hidden, vision)[0].to(self._keys))
+        reads_vision = self._reads_vision
+        picture = vision_mean(hidden, vision)[0].to(self._keys) if reads_vision else state
+        key = self._key(state, picture)
         similarity = torch.mv(self._keys, key)[None]
         routing = best_edits(similarity, self._threshold)
         if self._keys.device == hidden.device:
@@ -63,18 +65,17 @@ class Router:
 
     @cached_property
     def _is_swift(self) -> bool:
-        weight = next(self._gate.projection.parameters())
-        alike = (weight.device, weight.dtype) == (self._keys.device, self._keys.dtype)
-        return (
-            self._gate.kind == "learned"
-            and self._assignment is None
-            and len(self._keys) > 0
-            and alike
-        )
+        mean, keys = self._gate.mean, self._keys
+        alike = (mean.device, mean.dtype) == (keys.device, keys.dtype)
+        return self._assignment is None and len(keys) > 0 and alike
+
+    @cached_property
+    def _reads_vision(self) -> bool:
+        return self._gate.reads_vision
 
     @cached_property
     def _key(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return self._gate.projection.bound()
+        return self._gate.bound_key()
 
     @cached_property
     def _threshold(self) -> float:

@@ -85,16 +85,18 @@ class StoredProjections:
     def select(self, rows: Tensor) -> ProjectedEdit:
         """Return the edits with the given indices, long [b]; shorter ones are padded."""
         chosen = [self._unpack(int(row)) for row in rows.tolist()]
-        lengths = torch.tensor([keys.shape[1] for keys, _ in chosen], device=self._device)
-        longest = int(lengths.amax())
-        if all(keys.shape[1] == longest for keys, _ in chosen):
+        lengths = [keys.shape[1] for keys, _ in chosen]
+        longest = max(lengths)
+        is_full = min(lengths) == longest
+        if is_full:
             keys = torch.stack([keys for keys, _ in chosen])
             values = torch.stack([values for _, values in chosen])
         else:
             keys = torch.stack([_padded(keys, longest) for keys, _ in chosen])
             values = torch.stack([_padded(values, longest) for _, values in chosen])
-        mask = torch.arange(longest, device=self._device) < lengths[:, None]
-        return ProjectedEdit(keys, values, mask)
+        ends = torch.tensor(lengths, device=self._device)
+        mask = torch.arange(longest, device=self._device) < ends[:, None]
+        return ProjectedEdit(keys, values, mask, is_full)
 
     def _unpack(self, row: int) -> tuple[Tensor, Tensor]:
         found = self._unpacked.get(row)
