@@ -133,6 +133,40 @@ def merged(parts: Sequence[Features]) -> Any:
     return parts[0].kind(**values)
 
 
+def divided(features: Features, tokens: Sequence[int]) -> list[Features] | None:
+    """Return the features of each of several queries, or None if it is not plain which are whose.
+
+    Args:
+        features: of the pictures of all of them, in order.
+        tokens: number of image tokens of each query.
+    """
+    parts: list[dict[str, Any]] = [{} for _ in tokens]
+    for name, value in features.values.items():
+        if name == "deepstack_features":
+            layers = [_shares(layer, tokens) for layer in value]
+            shares = None if None in layers else list(zip(*layers, strict=True))
+            shares = None if shares is None else [list(share) for share in shares]
+        else:
+            shares = _shares(value, tokens)
+        if shares is None:
+            return None
+        for part, share in zip(parts, shares, strict=True):
+            part[name] = _own(share)
+    return [Features(features.kind, part) for part in parts]
+
+
+def _shares(value: Any, tokens: Sequence[int]) -> list[Any] | None:
+    count = len(tokens)
+    if isinstance(value, Tensor) and value.dim() == 2 and len(value) == sum(tokens):
+        return list(torch.split(value, list(tokens)))
+    if isinstance(value, Tensor) and (value.dim() < 3 or len(value) % count):
+        return None
+    if len(value) % count:
+        return None
+    each = len(value) // count
+    return [value[index * each : (index + 1) * each] for index in range(count)]
+
+
 def _joined(each: Sequence[Any]) -> Any:
     if all(isinstance(value, Tensor) for value in each):
         return torch.cat(list(each))

@@ -5,15 +5,14 @@ queries; `Started.resume` has the model's own decoder go on above it, so that ma
 the final norm are the model's.
 """
 
-import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.backbone import Backbone
@@ -23,12 +22,21 @@ from easyedit_dualedit.features import (
     FeatureCache,
     Features,
     UnknownFeaturesError,
+    divided,
     given_features,
     key_of,
     read_features,
 )
 from easyedit_dualedit.forward import named
 from easyedit_dualedit.hooks import LayerEdit, attach, before_call, record
+from easyedit_dualedit.sharing import (
+    Beginnings,
+    Sharing,
+    UnshareableError,
+    common_beginning,
+    require_shareable,
+)
+from easyedit_dualedit.standing import Forward, recomputed, replaced, skipped, trimmed
 
 FEATURE_BUDGET = 1 << 30
 """Bytes of picture features that a run of training keeps."""
@@ -44,6 +52,10 @@ class UnsupportedModelError(Exception):
     """The model cannot be continued from a layer; never leaves the package."""
 
 
+class _Called(Exception):  # noqa: N818  (control flow, not an error)
+    """Ends a forward once the decoder is called."""
+
+
 @dataclass(frozen=True)
 class Started:
     """Rows of which all below the first edited layer is done. Shapes: b rows, s tokens, d size."""
@@ -54,33 +66,98 @@ class Started:
     states: Tensor
     """Output of `layer`, [b, s, d]."""
     call: Mapping[str, Any]
-    """What the decoder was called with."""
+    """What the decoder was called with, for all rows."""
+    beginnings: Beginnings
+    trims: bool = True
+    """Whether the last layer that is asked for runs only at the positions asked for."""
+    recomputes: bool = False
+    """Whether layers run again for their gradient instead of keeping what they computed."""
 
-    def resume(self, rows: Tensor, edits: Mapping[int, LayerEdit] | None = None) -> Tensor:
-        """Return what the decoder gives in the end for some rows, [r, s, d].
+    def take(self, rows: Sequence[int]) -> "Taken":
+        """Return some rows, those that begin alike laid into one."""
+        width = self.states.shape[1]
+        sharing = Sharing.of(rows, self.beginnings, width)
+        index = torch.tensor(list(rows), device=self.states.device)
+        return Taken(self, index, sharing.to(self.states.device))
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Some rows of those that were started, to go on with. Shapes: r rows, p shared rows."""
+
+    started: Started
+    rows: Tensor
+    """Which, long [r]."""
+    sharing: Sharing
+
+    def resume(self, at: Tensor, edits: Mapping[int, LayerEdit] | None = None) -> Tensor:
+        """Return what the decoder gives in the end at some positions, row by row, [n, d].
 
         Args:
-            rows: long [r].
-            edits: layer, from `layer` on -> change of its output.
+            at: True at those positions, bool [r, s].
+            edits: layer, from the first edited one on -> change of its output, [p, w, d].
         """
-        with attach(self.backbone.layers, edits or {}):
-            return self._run(rows)
+        backbone = self.started.backbone
+        found = self.sharing.found(at)
+        with attach(backbone.layers, edits or {}):
+            return self._run(len(backbone.layers) - 1, found)[found]
 
-    def states_at(self, rows: Tensor, layer: int) -> Tensor:
-        """Return the unedited output of a layer from `layer` on for some rows, [r, s, d]."""
-        if layer == self.layer:
-            return self.states[rows]
-        with record(self.backbone.layers, [layer], stop=True) as found:
-            self._run(rows)
-        return found[layer]
+    def states_at(self, layer: int, at: Tensor | None = None) -> Tensor:
+        """Return the unedited output of a layer from the first edited one on, [r, s, d].
 
-    def _run(self, rows: Tensor) -> Tensor:
-        count = len(self.states)
-        call = {name: _rows_of(name, value, rows, count) for name, value in self.call.items()}
-        with _skipped(self.backbone.layers, self.layer, self.states[rows]):
-            output = self.backbone.decoder(**call)
+        Args:
+            layer: which.
+            at: True at the only positions that will be read, bool [r, s]; None means all.
+        """
+        start = self.started
+        if layer == start.layer:
+            return start.states[self.rows]
+        with record(start.backbone.layers, [layer], stop=True) as found:
+            self._run(layer, None if at is None else self.sharing.found(at))
+        return self.sharing.unpack(found[layer])
+
+    def marked(self, mask: Tensor) -> Tensor:
+        """Return a mask of all rows, [b, s], where the states that edits change have it, [p, w]."""
+        return self.sharing.marked(mask)
+
+    @property
+    def first(self) -> Tensor:
+        """Return one row of all for each shared row, long [p]."""
+        return self.sharing.row[:, -1]  # padding is on the left
+
+    def _run(self, last: int, at: tuple[Tensor, Tensor] | None) -> Tensor:
+        start, sharing = self.started, self.sharing
+        if sharing.saves:
+            call = sharing.call(start.call, start.backbone, done=True)
+        else:
+            count = len(start.states)
+            call = {n: _rows_of(n, value, self.rows, count) for n, value in start.call.items()}
+        states = sharing.pack(start.states)
+        layers = start.backbone.layers
+        with ExitStack() as stack:
+            stack.enter_context(skipped(layers, start.layer, states))
+            for index in range(start.layer + 1, last + 1):
+                wraps: list[Callable[[Forward], Forward]] = []
+                if index == last and at is not None and start.trims:
+                    wraps.append(trimmed(layers[index], at[0] * states.shape[1] + at[1]))
+                if start.recomputes and torch.is_grad_enabled():
+                    wraps.append(recomputed)
+                for wrap in _chained(wraps):
+                    stack.enter_context(replaced(layers[index], wrap))
+            output = start.backbone.decoder(**call)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
         return hidden
+
+
+def _chained(wraps: Sequence[Callable[[Forward], Forward]]) -> list[Callable[[Forward], Forward]]:
+    """Return at most one wrap that does what all do, the first innermost."""
+
+    def wrap(real: Forward) -> Forward:
+        for one in wraps:
+            real = one(real)
+        return real
+
+    return [wrap] if wraps else []
 
 
 class StateCache:
@@ -102,7 +179,8 @@ class StateCache:
         """Hold states, if they fit at all."""
         if states.nbytes > self.budget or key in self._held:
             return
-        self._held[key] = states
+        # A part of a larger tensor would keep all of it alive.
+        self._held[key] = states.clone()
         self.size += states.nbytes
         while self.size > self.budget:
             self.size -= self._held.popitem(last=False)[1].nbytes
@@ -132,85 +210,180 @@ class Prefix:
         self.features = FeatureCache(budget)
         self._states = StateCache(state_budget)
         self._prompts: dict[Hashable, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        self.shares = True
+        """Whether rows that begin alike are laid into one."""
+        self.trims = True
+        """Whether the last layer runs only where its output is read."""
+        self.recomputes = False
+        """Whether edited layers run again for their gradient."""
+
+    def forget_states(self) -> None:
+        """Hold no state any longer."""
+        self._states = StateCache(self._states.budget)
 
     @torch.no_grad()
-    def read(self, queries: Sequence[Query], ends: Sequence[bool]) -> Started:
+    def read(
+        self,
+        queries: Sequence[Query],
+        ends: Sequence[bool],
+        owners: Sequence[Hashable] | None = None,
+    ) -> Started:
         """Return the queries, all with pictures or all without, run up to the layer.
+
+        Args:
+            queries: one row each.
+            ends: whether a row's answer ends with the end-of-turn token.
+            owners: rows of one owner are edited alike, so that they may share what they have in
+                common; None means no two rows are.
 
         Raises:
             DataError: as `Encoder.encode`.
             UnsupportedModelError: if the model cannot be continued from there.
         """
         backbone = self._encoder.backbone
-        prompts, features, others = [], [], []
-        fresh: dict[Hashable, Features] = {}
-        for query in queries:
-            key = key_of(query)
-            prompt, other, found = self._row(query, key, fresh)
-            prompts.append(prompt)
-            others.append(other)
-            if found is not None:
-                features.append(found)
-        merged = {name: torch.cat([other[name] for other in others]) for name in others[0]}
+        pictures = [key_of(query) for query in queries]
+        found = self._rows(queries, pictures)
+        prompts = [prompt for prompt, _, _ in found]
+        merged = {name: torch.cat([other[name] for _, other, _ in found]) for name in found[0][1]}
         batch = self._encoder.assemble(queries, prompts, merged, ends=ends)
+        call = self._call(batch, [seen for _, _, seen in found if seen is not None])
+        answers = [(query.target, end) for query, end in zip(queries, ends, strict=True)]
+        keys = list(zip([query.prompt for query in queries], pictures, answers, strict=True))
+        alike = None if owners is None else list(zip(owners, pictures, strict=True))
+        beginnings = self._beginnings(prompts, batch, alike, call)
+        states = self._start(keys, call, beginnings)
+        return Started(
+            backbone, batch, self._layer, states, call, beginnings, self.trims, self.recomputes
+        )
+
+    def _call(self, batch: Batch, features: Sequence[Features]) -> dict[str, Any]:
+        """Return what the model calls its decoder with; no layer runs."""
+        backbone = self._encoder.backbone
         inputs: dict[str, Any] = dict(batch.inputs)
         calls: list[dict[str, Any]] = []
+
+        def observe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append(named(backbone.decoder, args) | kwargs)
+            raise _Called
+
         with ExitStack() as stack:
+            stack.enter_context(suppress(_Called))
             if features:
                 inputs["pixel_values"] = torch.empty(0, device=backbone.device)
                 stack.enter_context(given_features(backbone.model, features))
-
-            def observe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                calls.append(named(backbone.decoder, args) | kwargs)
-
             stack.enter_context(before_call(backbone.decoder, observe))
-            keys = [
-                (query.prompt, key_of(query), query.target, ended)
-                for query, ended in zip(queries, ends, strict=True)
-            ]
-            held = [self._states.get(key) for key in keys]
-            known = [state for state in held if state is not None]
-            if len(known) == len(held):
-                padded = pad_sequence(known, batch_first=True, padding_side="left")
-                stack.enter_context(_skipped(backbone.layers, self._layer, padded))
-            states = stack.enter_context(record(backbone.layers, [self._layer], stop=True))
             backbone.model(**inputs, use_cache=False)
-        if len(known) < len(held):
-            real = batch.layout.real
-            for row, key in enumerate(keys):
-                self._states.put(key, states[self._layer][row, real[row]].clone())
-        if len(calls) != 1 or calls[0].get("inputs_embeds") is None:
-            raise UnsupportedModelError("the decoder is not called once with embeddings")
-        call = dict(calls[0])
-        added = call.get("deepstack_visual_embeds")
+        if not calls or calls[0].get("inputs_embeds") is None:
+            raise UnsupportedModelError("the decoder is not called with embeddings")
+        added = calls[0].get("deepstack_visual_embeds")
         if added is not None and len(added) > self._layer:
             raise UnsupportedModelError("pictures reach the decoder above the first edit")
-        return Started(backbone, batch, self._layer, states[self._layer], call)
+        return calls[0]
 
-    def _row(
-        self, query: Query, key: Hashable, fresh: dict[Hashable, Features]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Features | None]:
-        """Return the tokens of a query, its small inputs, and the features of its pictures."""
-        place = (query.prompt, key)
-        held = self._prompts.get(place)
-        pictures = fresh.get(key) or self.features.get(key)
-        sees = bool(query.pictures) or self._encoder.backbone.family.needs_picture
-        if held is None or (sees and pictures is None):
-            prompt, other = self._encoder.tokenised(query)
-            small = {name: value for name, value in other.items() if name not in PIXELS}
-            held = (prompt, small)
-            if len(self._prompts) >= _PROMPTS:
-                self._prompts.pop(next(iter(self._prompts)))
-            self._prompts[place] = held
-            if sees and pictures is None:
-                batch = self._encoder.assemble(
-                    [query], [prompt], other, with_target=False, ends=[False]
-                )
-                pictures = read_features(self._encoder.backbone.model, dict(batch.inputs))
-                self.features.put(key, pictures)
-        if pictures is not None:
-            fresh[key] = pictures  # rows of one call may need more than the budget holds
-        return (*held, pictures if sees else None)
+    def _beginnings(
+        self,
+        prompts: Sequence[Mapping[str, Tensor]],
+        batch: Batch,
+        groups: Sequence[Hashable] | None,
+        call: Mapping[str, Any],
+    ) -> Beginnings:
+        backbone = self._encoder.backbone
+        lengths = batch.layout.real.sum(1).tolist()
+        if groups is not None and self.shares:
+            seen = [backbone.vision_positions(prompt["input_ids"]) for prompt in prompts]
+            common = common_beginning(prompts, seen, groups)
+            if any(common):
+                require_shareable(call, backbone)
+            return Beginnings(lengths, groups, common)
+        return Beginnings(lengths, range(len(lengths)), [0] * len(lengths))
+
+    def _start(
+        self, keys: Sequence[Hashable], call: Mapping[str, Any], beginnings: Beginnings
+    ) -> Tensor:
+        """Return the output of the layer for all rows, [b, s, d]."""
+        backbone = self._encoder.backbone
+        width, device = call["inputs_embeds"].shape[1], call["inputs_embeds"].device
+        held = {key: self._states.get(key) for key in keys}
+        # A query that stands in two rows is run in the first of them.
+        fresh = [
+            row for row, key in enumerate(keys) if held[key] is None and keys.index(key) == row
+        ]
+        if fresh:
+            if call.get("visual_pos_masks") is not None:
+                fresh = list(range(len(keys)))
+            sharing = Sharing.of(fresh, beginnings, width).to(device)
+            made = dict(call)
+            if sharing.saves:
+                made = sharing.call(call, backbone, done=False)
+            elif len(fresh) < len(keys):
+                rows = torch.tensor(fresh, device=device)
+                made = {n: _rows_of(n, value, rows, len(keys)) for n, value in call.items()}
+            with record(backbone.layers, [self._layer], stop=True) as found:
+                backbone.decoder(**made)
+            states = sharing.unpack(found[self._layer])
+            for place, row in enumerate(fresh):
+                if held[keys[row]] is None:
+                    own = states[place, width - beginnings.lengths[row] :]
+                    held[keys[row]] = own
+                    self._states.put(keys[row], own)
+        known = [one for key in keys if (one := held[key]) is not None]
+        return pad_sequence(known, batch_first=True, padding_side="left")
+
+    def _rows(
+        self, queries: Sequence[Query], keys: Sequence[Hashable]
+    ) -> list[tuple[dict[str, Tensor], dict[str, Tensor], Features | None]]:
+        """Return of each query its tokens, its small inputs, and the features of its pictures."""
+        needed = self._encoder.backbone.family.needs_picture
+        pictures: dict[Hashable, Features] = {}  # one call may need more than the budget holds
+        unread: dict[Hashable, tuple[Query, dict[str, Tensor], dict[str, Tensor]]] = {}
+        rows = []
+        for query, key in zip(queries, keys, strict=True):
+            sees = bool(query.pictures) or needed
+            if sees and key not in pictures and (kept := self.features.get(key)) is not None:
+                pictures[key] = kept
+            missing = sees and key not in pictures and key not in unread
+            place = (query.prompt, key)
+            held = self._prompts.get(place)
+            if held is None or missing:
+                prompt, other = self._encoder.tokenised(query)
+                if missing:
+                    unread[key] = (query, prompt, other)
+                small = {name: value for name, value in other.items() if name not in PIXELS}
+                held = (prompt, small)
+                if len(self._prompts) >= _PROMPTS:
+                    self._prompts.pop(next(iter(self._prompts)))
+                self._prompts[place] = held
+            rows.append((held, key, sees))
+        for key, features in zip(unread, self._looked(list(unread.values())), strict=True):
+            pictures[key] = features
+            self.features.put(key, features)
+        return [(*held, pictures[key] if sees else None) for held, key, sees in rows]
+
+    def _looked(
+        self, unread: Sequence[tuple[Query, dict[str, Tensor], dict[str, Tensor]]]
+    ) -> list[Features]:
+        """Return the features of the pictures of some queries, through the vision tower at once."""
+        if not unread:
+            return []
+        encoder = self._encoder
+        queries, prompts, others = (list(part) for part in zip(*unread, strict=True))
+        alike = all(
+            other.keys() == others[0].keys()
+            and all(value.shape == others[0][name].shape for name, value in other.items())
+            for other in others
+        )
+        if len(unread) > 1 and not alike:
+            return [features for one in unread for features in self._looked([one])]
+        merged = {name: torch.cat([other[name] for other in others]) for name in others[0]}
+        batch = encoder.assemble(
+            queries, prompts, merged, with_target=False, ends=[False] * len(queries)
+        )
+        found = read_features(encoder.backbone.model, dict(batch.inputs))
+        counts = [int(encoder.backbone.vision_positions(p["input_ids"]).sum()) for p in prompts]
+        parts = divided(found, counts)
+        if parts is None:
+            return [features for one in unread for features in self._looked([one])]
+        return parts
 
 
 def head_of(model: Any) -> Any:
@@ -237,40 +410,14 @@ def _rows_of(name: str, value: Any, rows: Tensor, count: int) -> Any:
     return value.index_select(dim, rows) if value.shape[dim] == count else value
 
 
-@contextmanager
-def _skipped(layers: Sequence[nn.Module], last: int, states: Tensor) -> Iterator[None]:
-    """Let layers up to `last` cost nothing inside the block; `last` gives `states`."""
-    thread = threading.get_ident()
-
-    def standing_in(layer: nn.Module, result: Tensor | None) -> Any:
-        real = layer.forward
-
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread:
-                return real(hidden_states, *args, **kwargs)
-            return hidden_states if result is None else result
-
-        return forward
-
-    with ExitStack() as stack:
-        for index in range(last + 1):
-            layer: Any = layers[index]
-            own = vars(layer).get("forward")
-            forward = standing_in(layer, states if index == last else None)
-            layer.forward = forward
-            if own is None:
-                stack.callback(delattr, layer, "forward")
-            else:  # accelerate has put its own there
-                stack.callback(setattr, layer, "forward", own)
-        yield
-
-
 __all__ = [
     "FEATURE_BUDGET",
     "STATE_BUDGET",
     "Prefix",
     "Started",
+    "Taken",
     "UnknownFeaturesError",
+    "UnshareableError",
     "UnsupportedModelError",
     "head_of",
 ]

@@ -1,9 +1,10 @@
 """The losses of one training step, the frozen part of the model run once for all of them.
 
 The queries of a step go up to the first edited layer together, without autograd, each picture once
-through the vision tower. From there the request's rows go on to the deeper edited layer for the
-edit signal, the localities' rows to the end unedited, and all rows to the end edited; the lm_head
-sees only positions that predict an answer.
+through the vision tower. Queries of one edit about one picture share their beginning. From there
+the request's rows go on to the deeper edited layer for the edit signal, the localities' rows to the
+end unedited, and all rows to the end edited; the lm_head sees only positions that predict an
+answer, and so does most of the last layer.
 """
 
 import inspect
@@ -29,7 +30,9 @@ from easyedit_dualedit.prefix import (
     STATE_BUDGET,
     Prefix,
     Started,
+    Taken,
     UnknownFeaturesError,
+    UnshareableError,
     UnsupportedModelError,
     head_of,
 )
@@ -60,12 +63,12 @@ class _Group:
     """Index of the record of each row, long [b]."""
     queries: Sequence[Query]
     ends: Sequence[bool]
+    metrics: Sequence[str]
+    """Metric of each row."""
 
-    def rows(self, metrics: Sequence[str]) -> Tensor:
-        """Return the rows of some metrics, long [r]."""
-        wanted = [METRICS.index(metric) for metric in metrics]
-        mask = torch.isin(self.metric, torch.tensor(wanted, device=self.metric.device))
-        return mask.nonzero()[:, 0]
+    def rows(self, metrics: Sequence[str]) -> list[int]:
+        """Return the rows of some metrics."""
+        return [row for row, metric in enumerate(self.metrics) if metric in metrics]
 
 
 class SharedSteps:
@@ -109,33 +112,29 @@ class SharedSteps:
         wanted = [metric for metric in METRICS if weights[metric]]
         locality = [metric for metric in wanted if metric not in IN_SCOPE]
         metrics = ["reliability", *(m for m in wanted if m != "reliability")]
-        groups = self._read(records, metrics, config)
-        if not self._is_checked:
-            self._check(groups)
+        groups = self._groups(records, metrics, config)
         projected = self._project(groups, len(records))
         head = head_of(self._editor.backbone.model)
         device = groups[0].started.states.device
         sums = torch.zeros(len(METRICS), device=device)
         counts = torch.zeros(len(METRICS), device=device)
+        outside = torch.tensor([METRICS.index(metric) for metric in locality], device=device)
         for group in groups:
             rows = group.rows(wanted)
-            if not len(rows):
+            if not rows:
                 continue
-            edited = group.started.resume(rows, self._changes(group, rows, projected))
-            labels = group.started.batch.labels[rows]
-            hidden, expected, metric = _answers(edited, labels, group.metric[rows])
+            taken = group.started.take(rows)
+            at, expected, metric = _answers(group, taken.rows)
+            hidden = taken.resume(at, self._changes(group, taken, projected))
             logits = head(hidden).float()
-            kept = torch.isin(metric, group.metric[group.rows(locality)])
             losses = functional.cross_entropy(logits, expected, reduction="none")
-            if bool(kept.any()):
-                others = group.rows(locality)
+            others = group.rows(locality)
+            if others:
+                kept = torch.isin(metric, outside)
                 with torch.no_grad():
-                    plain, _, _ = _answers(
-                        group.started.resume(others),
-                        group.started.batch.labels[others],
-                        group.metric[others],
-                    )
-                    before = functional.log_softmax(head(plain).float(), -1)
+                    unedited = group.started.take(others)
+                    plain = head(unedited.resume(_answers(group, unedited.rows)[0]))
+                    before = functional.log_softmax(plain.float(), -1)
                 after = functional.log_softmax(logits[kept], -1)
                 divergence = (before.exp() * (before - after)).sum(-1)
                 losses = losses.masked_scatter(kept, divergence)
@@ -148,11 +147,35 @@ class SharedSteps:
             (scale * means).sum(), {metric: values[METRICS.index(metric)] for metric in wanted}
         )
 
+    def _groups(
+        self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
+    ) -> list[_Group]:
+        """Return the rows of a step, once all shortcuts that the model does not bear are off."""
+        try:
+            groups = self._read(records, metrics, config)
+        except UnshareableError as reason:
+            self._without("shares", str(reason))
+            groups = self._read(records, metrics, config)
+        for shortcut in ("shares", "trims"):
+            if self._is_checked or self._agrees(groups):
+                break
+            self._without(shortcut, "its logits are then not those of a whole forward")
+            groups = self._read(records, metrics, config)
+        if not self._is_checked and not self._agrees(groups):
+            raise UnsupportedModelError("the logits differ from those of a whole forward")
+        self._is_checked = True
+        return groups
+
+    def _without(self, shortcut: str, reason: str) -> None:
+        logger.warning("training runs without a shortcut (%s): %s", shortcut, reason)
+        setattr(self.prefix, shortcut, False)
+        self.prefix.forget_states()
+
     def _read(
         self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
     ) -> list[_Group]:
         rows = [
-            (METRICS.index(metric), place, query)
+            (metric, place, query)
             for metric in metrics
             for place, query in enumerate(queries_of(records, metric))
         ]
@@ -161,36 +184,28 @@ class SharedSteps:
             chosen = [row for row in rows if bool(row[2].pictures) == seeing]
             if not chosen:
                 continue
-            ends = [config.end_of_answer and METRICS[row[0]] in IN_SCOPE for row in chosen]
-            queries = [row[2] for row in chosen]
-            started = self.prefix.read(queries, ends)
+            names, places, queries = zip(*chosen, strict=True)
+            ends = [config.end_of_answer and name in IN_SCOPE for name in names]
+            started = self.prefix.read(queries, ends, places if seeing else None)
             device = started.states.device
-            groups.append(
-                _Group(
-                    started,
-                    torch.tensor([row[0] for row in chosen], device=device),
-                    torch.tensor([row[1] for row in chosen], device=device),
-                    queries,
-                    ends,
-                )
-            )
+            numbers = torch.tensor([METRICS.index(name) for name in names], device=device)
+            record = torch.tensor(places, device=device)
+            groups.append(_Group(started, numbers, record, queries, ends, names))
         return groups
 
-    def _check(self, groups: Sequence[_Group]) -> None:
-        """Compare what is continued with the model's own forward, once."""
+    @torch.no_grad()
+    def _agrees(self, groups: Sequence[_Group]) -> bool:
+        """Return whether what is continued gives what the model's own forward gives."""
         head = head_of(self._editor.backbone.model)
-        with torch.no_grad():
-            for group in groups:
-                start = group.started
-                rows = torch.arange(len(group.metric), device=start.states.device)
-                hidden, _, _ = _answers(start.resume(rows), start.batch.labels, group.metric)
-                got = head(hidden).float()
-                expected = self._whole(group)
-                bound = _TOLERANCE if got.dtype == expected.dtype == torch.float32 else 5e-2
-                scale = float(expected.abs().amax())
-                if not torch.allclose(got, expected.float(), rtol=0, atol=bound * scale):
-                    raise UnsupportedModelError("the logits differ from those of a whole forward")
-        self._is_checked = True
+        for group in groups:
+            taken = group.started.take(range(len(group.metrics)))
+            got = head(taken.resume(_answers(group, taken.rows)[0]))
+            expected = self._whole(group)
+            bound = _TOLERANCE if got.dtype == expected.dtype == torch.float32 else 5e-2
+            scale = float(expected.abs().amax())
+            if not torch.allclose(got.float(), expected.float(), rtol=0, atol=bound * scale):
+                return False
+        return True
 
     def _whole(self, group: _Group) -> Tensor:
         """Return the logits of the model's own forward at the answers of a group, [n, v]."""
@@ -203,7 +218,8 @@ class SharedSteps:
             ends=group.ends,
         )
         logits = self._editor.backbone.model(**batch.inputs, use_cache=False).logits
-        return _answers(logits, batch.labels, group.metric)[0]
+        chosen: Tensor = logits[:, :-1][batch.labels[:, 1:] != IGNORED]
+        return chosen
 
     def _project(self, groups: Sequence[_Group], count: int) -> dict[Modality, ProjectedEdit]:
         adapters = self._editor.adapters
@@ -211,16 +227,23 @@ class SharedSteps:
         signals: list[EditSignal | None] = [None] * count
         with torch.no_grad():
             for group in groups:
-                rows = group.rows(["reliability"])
-                if not len(rows):
+                chosen = group.rows(["reliability"])
+                if not chosen:
                     continue
                 batch = group.started.batch
-                found = {
-                    layer: group.started.states_at(rows, layer) for layer in {*layers, self._first}
-                }
-                text = self._editor.config.text_layer
-                found.setdefault(text, found[self._first])  # only a gate would read it
+                taken = group.started.take(chosen)
+                rows = taken.rows
                 layout = batch.layout.select(rows)
+                # Beside the signal only a gate reads states, all of them in the text layer.
+                carrying = batch.target[rows] | layout.text
+                if self._editor.config.signal == "all":
+                    carrying = layout.real
+                text = self._editor.config.text_layer
+                found = {
+                    layer: taken.states_at(layer, None if layer == text else carrying)
+                    for layer in {*layers, self._first}
+                }
+                found.setdefault(text, found[self._first])  # only a gate would read it
                 # An end-of-turn token is asked for, but carries no edit.
                 ended = (batch.labels[rows] != IGNORED) & ~batch.target[rows]
                 layout = replace(layout, real=layout.real & ~ended)
@@ -235,16 +258,14 @@ class SharedSteps:
         return projected
 
     def _changes(
-        self, group: _Group, rows: Tensor, projected: dict[Modality, ProjectedEdit]
+        self, group: _Group, taken: Taken, projected: dict[Modality, ProjectedEdit]
     ) -> dict[int, LayerEdit]:
         adapters = self._editor.adapters
         layout = group.started.batch.layout
-        everywhere = torch.arange(len(rows), device=rows.device)
-        positions = {"text": layout.text[rows], "vision": layout.vision[rows]}
-        chosen = {
-            name: edit.select(group.record[rows].to(edit.device))
-            for name, edit in projected.items()
-        }
+        record = group.record[taken.first]
+        everywhere = torch.arange(len(record), device=record.device)
+        positions = {"text": taken.marked(layout.text), "vision": taken.marked(layout.vision)}
+        chosen = {name: edit.select(record.to(edit.device)) for name, edit in projected.items()}
 
         def change(layer: int, hidden: Tensor) -> Tensor:
             for name in adapters.modalities:
@@ -258,11 +279,12 @@ class SharedSteps:
         return {layer: partial(change, layer) for layer in layers}
 
 
-def _answers(hidden: Tensor, labels: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the states that predict answer tokens, [n, d], those tokens, and their metric."""
-    following = labels[:, 1:]
+def _answers(group: _Group, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where rows predict answer tokens, [r, s], and of each such place token and metric."""
+    following = group.started.batch.labels[rows, 1:]
     answer = following != IGNORED
-    return hidden[:, :-1][answer], following[answer], metric[:, None].expand_as(answer)[answer]
+    metric = group.metric[rows, None].expand_as(answer)[answer]
+    return functional.pad(answer, (0, 1)), following[answer], metric
 
 
 def plain_losses(

@@ -23,7 +23,7 @@ def test_an_edit_and_a_training_step_do_no_work_twice():
     step = work["training step, pictures seen before"]
     # Five frozen layers, one for the edit signal, three unedited for locality, three edited.
     assert step["decoder_layers"] == 5 + 1 + 3 + 3
-    assert step["frozen_rows"] == 16, "four queries of four records, each once"
+    assert step["frozen_rows"] == 12, "four queries of four records, two of them in one row"
     assert step["vision"] == 0
     assert step["lm_head"] == 2
     target_ids = editor_of().encoder.target_ids

@@ -1,0 +1,254 @@
+"""Lays rows that begin alike into one, so that what they share is computed once.
+
+Two questions about one picture have the picture and the template's beginning in common. Attention
+is causal, so the states there are the same in both rows, and with the same edit they stay the same
+above it. A shared row holds the common beginning once and then what follows in each row; a mask
+keeps the rows apart, and positions go on from the common beginning in each.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from easyedit_dualedit.backbone import Backbone
+
+_MASKABLE = ("sdpa", "eager")
+
+
+class UnshareableError(Exception):
+    """The model's decoder is called in a way that shared rows do not fit; stays in the package."""
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """Which rows of a batch begin alike; one entry a row in each."""
+
+    lengths: Sequence[int]
+    """Real tokens."""
+    groups: Sequence[Hashable]
+    """Rows of one group begin alike, and are edited alike."""
+    common: Sequence[int]
+    """How many tokens at the beginning the rows of the group have in common."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Where the tokens of some rows stand. Shapes: r rows of s tokens, p shared rows of w slots."""
+
+    row: Tensor
+    """Row, among all of the batch, whose token stands in a slot, long [p, w]."""
+    position: Tensor
+    """Its position in that row, long [p, w]."""
+    place: Tensor
+    """Number of tokens before it in its row, long [p, w]; 0 in padding."""
+    real: Tensor
+    """False in padding, bool [p, w]."""
+    home: Tensor
+    """Shared row of each row, long [r]."""
+    slot: Tensor
+    """Slot of each position of each row, long [r, s]; of padding, any."""
+    allowed: Tensor
+    """Which slot may attend to which, bool [p, w, w]."""
+
+    @classmethod
+    def of(cls, rows: Sequence[int], beginnings: Beginnings, width: int) -> Self:
+        """Return the sharing of some rows of a batch that is padded on the left.
+
+        Args:
+            rows: which of the batch.
+            beginnings: of all rows of the batch.
+            width: positions of the batch.
+        """
+        lengths, common = beginnings.lengths, beginnings.common
+        leader: dict[Hashable, int] = {}
+        total: list[int] = []
+        homes, leaders, shared, offsets = [], [], [], []
+        for row in rows:
+            group = (beginnings.groups[row],) if common[row] else (row, None)
+            is_leader = group not in leader
+            if is_leader:
+                leader[group] = row
+                total.append(0)
+            home = list(leader).index(group)
+            given = 0 if is_leader else common[row]
+            homes.append(home)
+            leaders.append(leader[group])
+            shared.append(given)
+            offsets.append(total[home] - given)  # where the row would begin, had it its own start
+            total[home] += lengths[row] - given
+        # Where nothing is shared, slots are positions, and the decoder is called as it was.
+        slots = max(total) if len(total) < len(homes) else width
+        index = torch.tensor(list(rows))
+        home_of, lead, given_of = (torch.tensor(x) for x in (homes, leaders, shared))
+        padding = slots - torch.tensor(total)[home_of]
+        length = torch.tensor([lengths[row] for row in rows])
+        place = torch.arange(width) - (width - length)[:, None]  # [r, s]
+        own = place >= given_of[:, None]
+        slot = place + torch.where(
+            own, (padding + torch.tensor(offsets))[:, None], padding[:, None]
+        ).clamp(min=0)
+        slot = slot.clamp(0, slots - 1)
+        shape = (len(total), slots)
+        at = (home_of[:, None].expand_as(slot)[own], slot[own])
+        made = [torch.zeros(shape, dtype=torch.long) for _ in range(5)]
+        row_of, position, places, leader_of, given_at = made
+        real = torch.zeros(shape, dtype=torch.bool)
+        row_of[at] = index[:, None].expand_as(slot)[own]
+        position[at] = torch.arange(width).expand_as(slot)[own]
+        places[at] = place[own]
+        leader_of[at] = lead[:, None].expand_as(slot)[own]
+        given_at[at] = given_of[:, None].expand_as(slot)[own]
+        real[at] = True
+        same = row_of[:, :, None] == row_of[:, None]
+        borrowed = (leader_of[:, :, None] == row_of[:, None]) & (
+            places[:, None] < given_at[:, :, None]
+        )
+        before = torch.ones(slots, slots, dtype=torch.bool).tril()
+        allowed = before & real[:, None] & (same | borrowed)
+        # A softmax over nothing would be no number.
+        allowed |= torch.eye(slots, dtype=torch.bool)
+        return cls(row_of, position, places, real, home_of, slot, allowed)
+
+    @property
+    def saves(self) -> bool:
+        """Whether any two rows share something."""
+        return len(self.row) < len(self.home)
+
+    def to(self, device: torch.device) -> "Sharing":
+        """Return the sharing on a device."""
+        return Sharing(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Return values of the batch, [b, s, ...], by slot, [p, w, ...]."""
+        return values[self.row, self.position]
+
+    def marked(self, mask: Tensor) -> Tensor:
+        """Return a mask of the batch, [b, s], by slot, [p, w]: False in padding."""
+        return self.pack(mask) & self.real
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Return values by slot, [p, w, ...], for each row again, [r, s, ...]."""
+        return values[self.home[:, None], self.slot]
+
+    def found(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return shared row and slot of the positions where a mask, [r, s], is True; each [n]."""
+        row, position = at.nonzero(as_tuple=True)
+        return self.home[row], self.slot[row, position]
+
+    def call(self, call: Mapping[str, Any], backbone: Backbone, *, done: bool) -> dict[str, Any]:
+        """Return what to call the decoder with, made of the call for the whole batch.
+
+        Args:
+            call: keyword arguments for all rows.
+            backbone: parts of the model.
+            done: whether the layers that pictures reach are past.
+
+        Raises:
+            UnshareableError: if an argument has a form that is not known.
+        """
+        embeddings = call["inputs_embeds"]
+        batch = embeddings.shape[:2]
+        made: dict[str, Any] = {}
+        for name, value in call.items():
+            if name in ("attention_mask", "cache_position", "past_key_values"):
+                continue
+            if name in ("visual_pos_masks", "deepstack_visual_embeds"):
+                made[name] = None
+            elif not isinstance(value, Tensor) or value.dim() == 0:
+                if isinstance(value, Mapping | list | tuple):
+                    raise UnshareableError(f"{name} is a {type(value).__name__}")
+                made[name] = value
+            elif value.shape[:2] == batch:
+                made[name] = self.pack(value)
+            elif name == "position_ids" and value.dim() == 3 and value.shape[1:] == batch:
+                made[name] = value[:, self.row, self.position]
+            else:
+                raise UnshareableError(f"{name} has the shape {tuple(value.shape)}")
+        if made.get("position_ids") is None:
+            made["position_ids"] = self.place
+        if not done and call.get("visual_pos_masks") is not None:
+            made |= self._pictures(call)
+        made["attention_mask"] = self._mask(backbone, embeddings.dtype)
+        return made
+
+    def _pictures(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        seen = call["visual_pos_masks"]
+        if seen.shape != call["inputs_embeds"].shape[:2]:
+            raise UnshareableError(f"visual_pos_masks has the shape {tuple(seen.shape)}")
+        number = (seen.flatten().cumsum(0) - 1).view_as(seen)
+        mask = self.marked(seen)
+        chosen = self.pack(number)[mask]
+        added = call.get("deepstack_visual_embeds")
+        return {
+            "visual_pos_masks": mask,
+            "deepstack_visual_embeds": None if added is None else [x[chosen] for x in added],
+        }
+
+    def _mask(self, backbone: Backbone, dtype: torch.dtype) -> Tensor:
+        allowed = self.allowed[:, None]
+        if attention_of(backbone) == "sdpa":
+            return allowed
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
+            ~allowed, torch.finfo(dtype).min
+        )
+
+
+def attention_of(backbone: Backbone) -> str | None:
+    """Return the name of the attention that the decoder runs."""
+    config: Any = getattr(backbone.decoder, "config", None)
+    return getattr(config, "_attn_implementation", None)
+
+
+def require_shareable(call: Mapping[str, Any], backbone: Backbone) -> None:
+    """Check that the decoder takes a mask of ours in place of its own.
+
+    Raises:
+        UnshareableError: if it does not, so that rows must be run one by one.
+    """
+    if attention_of(backbone) not in _MASKABLE:
+        raise UnshareableError(f"its attention is {attention_of(backbone)!r}")
+    mask = call.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise UnshareableError("pictures are not read causally")
+    model: Any = backbone.model
+    config = model.config.get_text_config()
+    reach = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    width = call["inputs_embeds"].shape[1]
+    if any(isinstance(limit, int) and width >= limit for limit in reach):
+        raise UnshareableError("a row is longer than attention reaches")
+
+
+def common_beginning(
+    prompts: Sequence[Mapping[str, Tensor]], pictures: Sequence[Tensor], groups: Sequence[Hashable]
+) -> list[int]:
+    """Return for each row how many tokens at the beginning all rows of its group have in common.
+
+    It is 0 unless all image tokens are among them, and never reaches the last prompt token.
+
+    Args:
+        prompts: tokens of each row, unpadded, by the name of the input.
+        pictures: True at the image tokens of each row, bool [s].
+        groups: the group of each row.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    common = [0] * len(prompts)
+    for rows in members.values():
+        if len(rows) < 2:
+            continue
+        first = prompts[rows[0]]
+        shared = min(len(prompts[row]["input_ids"]) for row in rows) - 1
+        for row in rows[1:]:
+            for name, tokens in first.items():
+                differing = (tokens[:shared] != prompts[row][name][:shared]).nonzero()
+                if len(differing):
+                    shared = int(differing[0])
+        seen = pictures[rows[0]]
+        if shared and bool(seen[:shared].any()) and not bool(seen[shared:].any()):
+            for row in rows:
+                common[row] = shared
+    return common

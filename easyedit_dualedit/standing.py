@@ -1,0 +1,108 @@
+"""Lets parts of a decoder stand in for themselves: skipped, run at some positions, or run again.
+
+A part keeps its place in the model, so that the model's own forward calls it as ever.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_BY_POSITION = ("mlp", "q_proj", "o_proj", "out_proj", "fc1", "fc2")
+"""Parts of a decoder layer that treat every position alone."""
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def skipped(layers: Sequence[nn.Module], last: int, states: Tensor) -> Iterator[None]:
+    """Let layers up to `last` cost nothing inside the block; `last` gives `states`."""
+
+    def giving(result: Tensor | None) -> Callable[[Forward], Forward]:
+        def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+            return hidden_states if result is None else result
+
+        return lambda _real: forward
+
+    with ExitStack() as stack:
+        for index in range(last + 1):
+            given = giving(states if index == last else None)
+            stack.enter_context(replaced(layers[index], given))
+        yield
+
+
+@contextmanager
+def kept(layer: nn.Module, index: Tensor) -> Iterator[None]:
+    """Let a layer's output inside the block be right at some positions alone, and cost less.
+
+    Attention still reads every position. Nothing above the layer may mix positions.
+
+    Args:
+        layer: a decoder layer.
+        index: the positions, flat over rows and slots, long [n].
+    """
+
+    def at_index(real: Forward) -> Forward:
+        def forward(states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            flat = states.flatten(0, -2)
+            part = real(flat[None, index], *args, **kwargs)
+            if not isinstance(part, Tensor):
+                return real(states, *args, **kwargs)
+            whole = part.new_zeros(len(flat), part.shape[-1]).index_copy(0, index, part[0])
+            return whole.view(*states.shape[:-1], -1)
+
+        return forward
+
+    def of(module: nn.Module) -> Iterator[nn.Module]:
+        for name, part in module.named_children():
+            if name in _BY_POSITION:
+                yield part
+            else:
+                yield from of(part)
+
+    with ExitStack() as stack:
+        for part in of(layer):
+            stack.enter_context(replaced(part, at_index))
+        yield
+
+
+def recomputed(real: Forward) -> Forward:
+    """Return a forward that keeps only its inputs for the gradient, and runs again for the rest."""
+    return lambda *args, **kwargs: checkpoint(real, *args, use_reentrant=False, **kwargs)
+
+
+def trimmed(layer: nn.Module, index: Tensor) -> Callable[[Forward], Forward]:
+    """Return what makes a layer's forward one that is right at some positions alone; see `kept`."""
+
+    def wrap(real: Forward) -> Forward:
+        # Inside the call, so that it holds too when the layer runs again for its gradient.
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with kept(layer, index):
+                return real(*args, **kwargs)
+
+        return forward
+
+    return wrap
+
+
+@contextmanager
+def replaced(module: Any, wrap: Callable[[Forward], Forward]) -> Iterator[None]:
+    """Give a module another forward inside the block, for the thread that opened it."""
+    thread = threading.get_ident()
+    real, own = module.forward, vars(module).get("forward")
+    wrapped = wrap(real)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (wrapped if threading.get_ident() == thread else real)(*args, **kwargs)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:  # accelerate has put its own there
+            module.forward = own
