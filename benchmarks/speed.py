@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from benchmarks.subject import PUBLISHED, editor_of, records_of
@@ -49,9 +50,42 @@ def count_work() -> dict[str, dict[str, int]]:
         for _ in range(2):  # the first compares itself with whole forwards
             steps.losses(records, TRAINING)
         with counted(editor.backbone) as step:
-            steps.losses(records, TRAINING).total.backward()  # type: ignore[no-untyped-call]
+            _forth_and_back(steps, records)
         found[f"training step, {name} seen before"] = asdict(step)
     return found
+
+
+def arithmetic() -> dict[str, Any]:
+    """Return the arithmetic of an edit and of a training step, and how long it takes at the least.
+
+    Floating point operations of matrix products, attention and convolutions, backward included; and
+    the time that they take at the rate of one large product, measured here.
+    """
+    side = 1024
+    factor = torch.randn(side, side)
+    product = _median([_times(lambda: factor @ factor) for _ in range(9)])["cpu_ms"]
+    rate = 2 * side**3 / product / 1e6  # operations a nanosecond
+    editor = editor_of()
+    records = records_of(BATCH)
+    found: dict[str, dict[str, float]] = {}
+
+    def note(name: str, work: Callable[[], Any]) -> None:
+        with FlopCounterMode(display=False) as counter:
+            work()
+        giga = counter.get_total_flops() / 1e9
+        found[name] = {"gflop": round(giga, 2), "least_ms": round(1e3 * giga / rate, 1)}
+
+    note("edit", lambda: editor.edit(*_request(records[0])))
+    for name, budget in (("pictures", 0), ("queries", STATE_BUDGET)):
+        steps = SharedSteps(editor, state_budget=budget)
+        for _ in range(2):
+            steps.losses(records, TRAINING)
+        note(f"training step, {name} seen before", partial(_forth_and_back, steps, records))
+    return {"gflop_per_second": round(rate, 1), "work": found}
+
+
+def _forth_and_back(steps: SharedSteps, records: Sequence[Record]) -> None:
+    steps.losses(records, TRAINING).total.backward()  # type: ignore[no-untyped-call]
 
 
 def train_once(repeats: int, state_budget: int) -> dict[str, Any]:
@@ -100,6 +134,7 @@ def measure(repeats: int) -> dict[str, Any]:
     return {
         "machine": _machine(),
         "counts": count_work(),
+        "arithmetic": arithmetic(),
         "edit": _median(edits),
         "training step": {
             "pictures": _training(repeats, 0),
@@ -243,6 +278,18 @@ def as_markdown(found: dict[str, Any], command: str) -> str:
     lines += [
         f"| {name} | " + " | ".join(str(value) for value in work.values()) + " |"
         for name, work in found["counts"].items()
+    ]
+    floor = found["arithmetic"]
+    lines += [
+        "",
+        "What no code can go below: the floating point operations of the matrix products, at the"
+        f" {floor['gflop_per_second']} GFLOP/s that one large product reaches here.",
+        "",
+        "| work | GFLOP | least CPU ms |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {work['gflop']} | {work['least_ms']} |" for name, work in floor["work"].items()
     ]
     training = found["training step"]
     lines += ["", "| time | CPU ms | wall ms | least CPU ms |", "|---|---|---|---|"]
