@@ -23,7 +23,7 @@ from easyedit_dualedit.batch import IGNORED, PER_TOKEN, Batch, Query
 from easyedit_dualedit.config import Modality, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.hooks import LayerEdit
-from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence
+from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.memory import EditSignal, stacked
 from easyedit_dualedit.prefix import (
     FEATURE_BUDGET,
@@ -50,6 +50,9 @@ class StepLosses:
 
     total: Tensor
     by_metric: dict[str, float]
+    accuracy: dict[str, float]
+    """Share of answer tokens that the edited model finds likeliest, 0 to 1, by metric; of metrics
+    out of scope, share of positions at which it finds the same likeliest as the unedited one."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class SharedSteps:
         device = groups[0].started.states.device
         sums = torch.zeros(len(METRICS), device=device)
         counts = torch.zeros(len(METRICS), device=device)
+        right = torch.zeros(len(METRICS), device=device)
         outside = torch.tensor([METRICS.index(metric) for metric in locality], device=device)
         for group in groups:
             rows = group.rows(wanted)
@@ -128,6 +132,7 @@ class SharedSteps:
             hidden = taken.resume(at, self._changes(group, taken, projected))
             logits = head(hidden).float()
             losses = functional.cross_entropy(logits, expected, reduction="none")
+            hits = logits.argmax(-1) == expected
             others = group.rows(locality)
             if others:
                 kept = torch.isin(metric, outside)
@@ -138,13 +143,18 @@ class SharedSteps:
                 after = functional.log_softmax(logits[kept], -1)
                 divergence = (before.exp() * (before - after)).sum(-1)
                 losses = losses.masked_scatter(kept, divergence)
+                hits = hits.masked_scatter(kept, before.argmax(-1) == after.argmax(-1))
+            right = right.index_add(0, metric, hits.float())
             sums = sums.index_add(0, metric, losses)
             counts = counts.index_add(0, metric, torch.ones_like(losses))
         means = sums / counts.clamp(min=1)
         scale = torch.tensor([weights[metric] for metric in METRICS], device=device)
-        values = means.detach().tolist()
+        shares = right / counts.clamp(min=1)
+        values, hit_rates = torch.stack([means.detach(), shares]).tolist()
         return StepLosses(
-            (scale * means).sum(), {metric: values[METRICS.index(metric)] for metric in wanted}
+            (scale * means).sum(),
+            {metric: values[METRICS.index(metric)] for metric in wanted},
+            {metric: hit_rates[METRICS.index(metric)] for metric in wanted},
         )
 
     def _groups(
@@ -299,12 +309,15 @@ def plain_losses(
     scope = [metric for metric in IN_SCOPE if weights[metric]]
     locality = [metric for metric in METRICS if metric not in IN_SCOPE and weights[metric]]
     losses: dict[str, Tensor] = {}
+    accuracy: dict[str, float] = {}
     if scope:
         batch = _encode(editor, records, scope, end_of_answer=config.end_of_answer)
         logits = _edited_logits(editor, signals, batch, len(scope))
         parts = zip(scope, logits.chunk(len(scope)), batch.labels.chunk(len(scope)), strict=True)
         for metric, part, labels in parts:
             losses[metric] = answer_cross_entropy(part, labels)
+            predicted, expected = answer_logits(part, labels)
+            accuracy[metric] = float((predicted.argmax(-1) == expected).float().mean())
     if locality:
         batch = _encode(editor, records, locality, end_of_answer=False)
         with torch.no_grad():
@@ -319,8 +332,11 @@ def plain_losses(
             strict=True,
         ):
             losses[metric] = answer_divergence(before, after, labels)
+            one, two = (answer_logits(logits, labels)[0].argmax(-1) for logits in (before, after))
+            accuracy[metric] = float((one == two).float().mean())
     total = torch.stack([weights[metric] * loss for metric, loss in losses.items()]).sum()
-    return StepLosses(total, {metric: float(loss.detach()) for metric, loss in losses.items()})
+    values = {metric: float(loss.detach()) for metric, loss in losses.items()}
+    return StepLosses(total, values, accuracy)
 
 
 def _encode(

@@ -125,6 +125,30 @@ def questions_of(items: Sequence[Mapping[str, Any]]) -> dict[str, QuestionBatch 
     return {**parts, "cond": None}
 
 
+def records_in(parts: Mapping[str, Any]) -> list[Record] | None:
+    """Return the records of a training batch of questions, or None if it is tokenised already."""
+    questions = {metric: parts.get(name) for name, metric in _METRIC_OF.items()}
+    found = {
+        metric: part.queries
+        for metric, part in questions.items()
+        if isinstance(part, QuestionBatch)
+    }
+    if len(found) < len(questions):
+        return None
+    return [
+        Record(
+            index,
+            request=request,
+            text_rephrase=found["text_generality"][index],
+            image_rephrase=found["image_generality"][index],
+            text_locality=found["text_locality"][index],
+            image_locality=found["image_locality"][index],
+            prediction="",
+        )
+        for index, request in enumerate(found["reliability"])
+    ]
+
+
 def answered(output: Any, batch: Batch) -> Any:
     """Return a model's output with what EasyEdit's trainers look for in it.
 

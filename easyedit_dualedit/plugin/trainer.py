@@ -5,7 +5,8 @@ configuration, datasets and archives serve both.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,17 +19,36 @@ from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, an
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
 from easyedit_dualedit.plugin.ports import is_port
-from easyedit_dualedit.plugin.samples import records_of
+from easyedit_dualedit.plugin.samples import records_in, records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
+from easyedit_dualedit.records import Record
+from easyedit_dualedit.steps import SharedSteps
 
 __all__ = ["DualEditTrainer"]
 
 _EDITS = {"reliability": "edit_inner", "text": "edit_outer", "image": "edit_outer_image"}
 _LOCALITY = {"text": "loc", "image": "loc_image"}
+_LOSS_NAMES = {
+    "reliability": "loss/reliability",
+    "text_generality": "loss/edit",
+    "image_generality": "loss/image_edit",
+    "text_locality": "loss/loc",
+    "image_locality": "loss/image_loc",
+}
+_ACCURACY_NAMES = {
+    "reliability": "inner/acc",
+    "text_generality": "edit/acc",
+    "image_generality": "image_rephrase/acc",
+    "text_locality": "loc/acc",
+    "image_locality": "image_loc/acc",
+}
 
 
 class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is untyped
     """`MultimodalTrainer` with a loss on the request, a weight for each loss, and a trained gate.
+
+    Queries of a training step share the frozen layers (`SharedSteps`), where EasyEdit's datasets
+    give questions; batches that they have tokenised run forward by forward.
 
     EasyEdit's own trainer gives no access to the data outside its steps, so with it the gate is
     calibrated on the queries of the first steps, and a `learned` gate stays untrained.
@@ -79,6 +99,9 @@ class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is u
         In training, the gradient of the total is added to the adapters' parameters.
         """
         self.model.train(training)
+        records = records_in(batch) if training else None
+        if records is not None:
+            return self._shared_step(records)
         with torch.no_grad():
             plain = {kind: self.model(batch[name]).logits for kind, name in _LOCALITY.items()}
         start = time.perf_counter()
@@ -115,6 +138,33 @@ class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is u
             "image_loc/acc": _agreement(plain["image"], others["image"]),
         }
         return total, edits["text"], locality["text"], torch.zeros(()), info
+
+    @cached_property
+    def _steps(self) -> SharedSteps:
+        return SharedSteps(self.model.editor)
+
+    def _shared_step(
+        self, records: Sequence[Record]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
+        """Take a step whose queries share the frozen layers; metrics of weight 0 are not run."""
+        start = time.perf_counter()
+        losses = self._steps.losses(records, self.weights)
+        safe_backward(
+            losses.total,
+            self.model.outer_parameters(),
+            self.config.accumulate_bs,
+            allow_unused=True,
+        )
+        total = losses.total.detach()
+        info = {"loss/total": total.item(), "loss/total_edit": total.item()}
+        info |= {_LOSS_NAMES[metric]: value for metric, value in losses.by_metric.items()}
+        info |= {_ACCURACY_NAMES[metric]: value for metric, value in losses.accuracy.items()}
+        info["time/step"] = time.perf_counter() - start
+        edit, locality = (
+            torch.tensor(losses.by_metric.get(metric, 0.0))
+            for metric in ("text_generality", "text_locality")
+        )
+        return total, edit, locality, torch.zeros(()), info
 
     def _weighted(self, edits: Mapping[str, Tensor], locality: Mapping[str, Tensor]) -> Tensor:
         weights = self.weights
