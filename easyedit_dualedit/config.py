@@ -223,6 +223,17 @@ class TrainingConfig:
     """Whether the loss also asks for the end-of-turn token after the target."""
     gate_steps: int = 1500
     """Optimiser steps of the `learned` gate, after the adapters; 0 leaves it untrained."""
+    accumulate: int = 1
+    """Batches whose gradients one optimiser step averages."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Precision in which the frozen model computes; the adapters keep their own."""
+    checkpoint_activations: bool = False
+    """Whether layers above the first edit keep their inputs alone for the gradient, and run again
+    for the rest: less memory, more time, the same result."""
+    feature_cache_bytes: int = 2**30
+    """Bytes of picture features to keep between steps, on the model's device."""
+    state_cache_bytes: int = 2**30
+    """Bytes of states below the first edit to keep between steps, on the model's device."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -231,7 +242,7 @@ class TrainingConfig:
     def problems(self) -> list[str]:
         """Return one line for each value that is not allowed."""
         found = []
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "accumulate"):
             if not is_whole(getattr(self, name), 1):
                 found.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
         if not is_number(self.learning_rate, 0.0, math.inf) or self.learning_rate == 0:
@@ -242,7 +253,11 @@ class TrainingConfig:
                 found.append(f"{name} = {getattr(self, name)!r}: a number, 0 or above")
         if self.schedule not in ("constant", "one-cycle"):
             found.append(not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
-        for name in ("seed", "gate_steps"):
+        if self.autocast not in ("none", "bfloat16"):
+            found.append(not_one_of("autocast", self.autocast, ("none", "bfloat16")))
+        if not isinstance(self.checkpoint_activations, bool):
+            found.append(f"checkpoint_activations = {self.checkpoint_activations!r}: true or false")
+        for name in ("seed", "gate_steps", "feature_cache_bytes", "state_cache_bytes"):
             if not is_whole(getattr(self, name), 0):
                 found.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
         return found

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -100,8 +100,21 @@ class SharedSteps:
         self.is_plain = False
         """Whether the model cannot be continued from a layer, so that whole forwards run."""
 
+    @classmethod
+    def within(cls, editor: DualEditor, config: TrainingConfig) -> Self:
+        """Return steps that keep as much between them as a configuration allows."""
+        budget, state_budget = config.feature_cache_bytes, config.state_cache_bytes
+        return cls(editor, budget=budget, state_budget=state_budget)
+
     def losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
         """Return the losses of one batch of edits, with the gate held open."""
+        if config.autocast == "none":  # whatever holds outside
+            return self._losses(records, config)
+        with torch.autocast(self._editor.backbone.device.type, torch.bfloat16):
+            return self._losses(records, config)
+
+    def _losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
+        self.prefix.recomputes = config.checkpoint_activations
         if not self.is_plain:
             try:
                 return self._shared(records, config)

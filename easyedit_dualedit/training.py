@@ -39,7 +39,7 @@ def step_losses(
         steps: shares the frozen part of the model between queries, and picture features between
             steps; None starts with none.
     """
-    shared = SharedSteps(editor) if steps is None else steps
+    shared = SharedSteps.within(editor, config) if steps is None else steps
     return shared.losses(records, config)
 
 
@@ -77,7 +77,7 @@ def train(
     schedule = _schedule(optimiser, config)
     state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config)
     first = state.restore()
-    steps = SharedSteps(editor)
+    steps = SharedSteps.within(editor, config)
     with _frozen(editor.backbone.model):
         bar = tqdm(
             range(first, config.steps),
@@ -88,10 +88,12 @@ def train(
             disable=not progress,
         )
         for step in bar:
-            chosen = [records[i] for i in batch_indices(step, len(records), config)]
-            losses = step_losses(editor, chosen, config, steps)
             optimiser.zero_grad(set_to_none=True)
-            losses.total.backward()  # type: ignore[no-untyped-call]
+            for part in range(config.accumulate):
+                place = step * config.accumulate + part
+                chosen = [records[i] for i in batch_indices(place, len(records), config)]
+                losses = step_losses(editor, chosen, config, steps)
+                (losses.total / config.accumulate).backward()  # type: ignore[no-untyped-call]
             if config.gradient_clip:
                 nn.utils.clip_grad_norm_(editor.adapters.parameters(), config.gradient_clip)
             optimiser.step()
@@ -106,7 +108,7 @@ def train(
 
 
 def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:
-    """Return which of `count` records step `step` trains on.
+    """Return which of `count` records batch `step` holds; without accumulation, a step's own.
 
     A function of its arguments alone, so that a continued run sees what an unbroken one sees.
     Every epoch is another order of all records; a last part smaller than a batch is left out.

@@ -13,6 +13,7 @@ from easyedit_dualedit.config import TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.records import METRICS, Record, load_records
+from easyedit_dualedit.steps import SharedSteps
 from easyedit_dualedit.training import batch_indices, calibrate, step_losses, train
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -96,6 +97,108 @@ def test_gradients_reach_every_adapter_parameter(every: TinyModel, records: list
     step_losses(editor, records[:4], fast()).total.backward()
     missing = [n for n, p in editor.adapters.named_parameters() if p.grad is None]
     assert not missing
+
+
+def stirred(tiny: TinyModel) -> DualEditor:
+    """Return an editor whose adapters change something."""
+    torch.manual_seed(0)
+    editor = editor_of(tiny)
+    with torch.no_grad():
+        for name, parameter in editor.adapters.named_parameters():
+            if "output" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return editor
+
+
+def gradients(
+    editor: DualEditor, records: list[Record], config: TrainingConfig, times: int = 1
+) -> list[torch.Tensor]:
+    """Return the gradients of a step's total, times a factor, and forget them."""
+    editor.adapters.zero_grad()
+    (step_losses(editor, records, config).total * times).backward()
+    return [parameter.grad.clone() for parameter in editor.adapters.parameters()]
+
+
+def test_accumulated_batches_make_one_step_of_their_mean(llava: TinyModel, records: list[Record]):
+    config = fast(steps=1, batch_size=2, accumulate=2, gate_steps=0)
+    editor = stirred(llava)
+    parts = [[records[i] for i in batch_indices(n, len(records), config)] for n in (0, 1)]
+    assert not {r.index for r in parts[0]} & {r.index for r in parts[1]}
+    one, two = (gradients(editor, part, config) for part in parts)
+    before = [parameter.detach().clone() for parameter in editor.adapters.parameters()]
+    optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=config.learning_rate)
+    for parameter, first, second in zip(editor.adapters.parameters(), one, two, strict=True):
+        parameter.grad = (first + second) / 2
+    optimiser.step()
+    expected = [parameter.detach().clone() for parameter in editor.adapters.parameters()]
+    trained = stirred(llava)
+    for parameter, value in zip(trained.adapters.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+    train(trained, records, config, progress=False)
+    for parameter, value in zip(trained.adapters.parameters(), expected, strict=True):
+        # Adam's first step is the sign of the gradient: where that is noise, so is the step.
+        close = torch.isclose(parameter, value, atol=1e-5)
+        assert float(close.float().mean()) > 0.99
+
+
+def test_checkpointed_activations_change_no_gradient(every: TinyModel, records: list[Record]):
+    editor = stirred(every)
+    kept = gradients(editor, records[:2], fast())
+    again = gradients(editor, records[:2], fast(checkpoint_activations=True))
+    for one, two in zip(kept, again, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_checkpointed_layers_run_again_for_the_gradient(llava: TinyModel, records: list[Record]):
+    editor = stirred(llava)
+    runs = []
+    last = editor.backbone.layers[-1].self_attn.k_proj
+    hook = last.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    try:
+        for checkpointed in (False, True):
+            runs.clear()
+            total = step_losses(
+                editor, records[:2], fast(checkpoint_activations=checkpointed)
+            ).total
+            forward = len(runs)
+            total.backward()
+            assert (len(runs) > forward) == checkpointed
+    finally:
+        hook.remove()
+
+
+def test_autocast_computes_the_model_in_half_precision(every: TinyModel, records: list[Record]):
+    editor = stirred(every)
+    dtypes = set()
+    part = next(
+        m
+        for n, m in editor.backbone.layers[-1].named_modules()
+        if n.endswith("v_proj") or "qkv" in n
+    )
+    hook = part.register_forward_hook(lambda _m, _a, output: dtypes.add(output.dtype))
+    try:
+        full = step_losses(editor, records[:4], fast())
+        assert dtypes == {torch.float32}
+        half = step_losses(editor, records[:4], fast(autocast="bfloat16"))
+        assert torch.bfloat16 in dtypes
+    finally:
+        hook.remove()
+    assert not torch.is_autocast_enabled("cpu")
+    total = float(full.total.detach())
+    assert float(half.total.detach()) != total
+    assert float(half.total.detach()) == pytest.approx(total, rel=0.05)
+    half.total.backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in editor.adapters.parameters())
+
+
+def test_caches_keep_to_the_bytes_they_are_given(llava: TinyModel, records: list[Record]):
+    config = fast(feature_cache_bytes=0, state_cache_bytes=0)
+    steps = SharedSteps.within(editor_of(llava), config)
+    steps.losses(records[:4], config)
+    assert len(steps.prefix.features) == 0
+    steps = SharedSteps.within(editor_of(llava), fast())
+    steps.losses(records[:4], fast())
+    assert len(steps.prefix.features) > 0
 
 
 def test_a_weight_of_zero_computes_nothing(llava: TinyModel, records: list[Record]):

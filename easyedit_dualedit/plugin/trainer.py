@@ -141,7 +141,7 @@ class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is u
 
     @cached_property
     def _steps(self) -> SharedSteps:
-        return SharedSteps(self.model.editor)
+        return SharedSteps.within(self.model.editor, self.weights)
 
     def _shared_step(
         self, records: Sequence[Record]

@@ -62,6 +62,14 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     """Steps of training the `learned` gate in `DualEditTrainer`; None leaves it to the preset."""
     schedule: str = "constant"
     """Of the learning rate: constant or one-cycle; EasyEdit's trainers keep it constant."""
+    autocast: str = "none"
+    """bfloat16: the frozen model computes in it; EasyEdit's own trainer takes no notice."""
+    checkpoint_activations: bool = False
+    """Less memory, more time, the same result; EasyEdit's own trainer takes no notice."""
+    feature_cache_bytes: int = 2**30
+    """Picture features kept between steps; EasyEdit's own trainer keeps none."""
+    state_cache_bytes: int = 2**30
+    """States below the first edit kept between steps; EasyEdit's own trainer keeps none."""
 
     dropout: float | None = None
     train_base: bool = False
@@ -94,6 +102,11 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
             "gradient_clip": self.grad_clip,
             "schedule": self.schedule,
             "seed": self.seed,
+            "accumulate": self.accumulate_bs,
+            "autocast": self.autocast,
+            "checkpoint_activations": self.checkpoint_activations,
+            "feature_cache_bytes": self.feature_cache_bytes,
+            "state_cache_bytes": self.state_cache_bytes,
         }
         if self.preset == "published":
             del values["text_locality_weight"]
