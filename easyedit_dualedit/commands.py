@@ -52,6 +52,7 @@ from easyedit_dualedit.plugin.hparams import (
 )
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
+from easyedit_dualedit.processes import joined
 from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.report import ablation_table, locate_table, print_report
 from easyedit_dualedit.runs import METRICS_FILE, Run, digest_of, write_json, write_text
@@ -328,11 +329,17 @@ def _train(
         steps = max(1, (hparams.max_epochs or 1) * (len(records) // config.batch_size))
     if steps is not None:
         config = dataclasses.replace(config, steps=steps)
-    model, processor = load_model(hparams.model_name, **hparams.placement)
-    torch.manual_seed(config.seed)
-    editor = DualEditor(model, processor, hparams.dualedit_config())
-    checkpoint = output / "training.pt"
-    found = train_adapters(editor, records, config, checkpoint=checkpoint)
+    on_processor = str(hparams.device) == "cpu"
+    with joined("gloo" if on_processor else "nccl") as processes:
+        if processes.count > 1 and not on_processor:
+            hparams.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        model, processor = load_model(hparams.model_name, **hparams.placement)
+        torch.manual_seed(config.seed)
+        editor = DualEditor(model, processor, hparams.dualedit_config())
+        checkpoint = output / "training.pt"
+        found = train_adapters(editor, records, config, checkpoint=checkpoint)
+    if not processes.is_first:
+        return  # all have the same adapters, and one saves them
     editor.save(output)
     checkpoint.unlink(missing_ok=True)
     table = Table(title=f"adapters saved in {output}; gate on training records")

@@ -36,6 +36,7 @@ from easyedit_dualedit.prefix import (
     UnsupportedModelError,
     head_of,
 )
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.records import METRICS, Record, queries_of
 from easyedit_dualedit.scope import IN_SCOPE
 
@@ -49,6 +50,7 @@ class StepLosses:
     """Losses of one step by metric, unweighted, in nats; and their weighted sum."""
 
     total: Tensor
+    """Among several processes, this one's part of it: its gradients are to be added up."""
     by_metric: dict[str, float]
     accuracy: dict[str, float]
     """Share of answer tokens that the edited model finds likeliest, 0 to 1, by metric; of metrics
@@ -160,15 +162,7 @@ class SharedSteps:
             right = right.index_add(0, metric, hits.float())
             sums = sums.index_add(0, metric, losses)
             counts = counts.index_add(0, metric, torch.ones_like(losses))
-        means = sums / counts.clamp(min=1)
-        scale = torch.tensor([weights[metric] for metric in METRICS], device=device)
-        shares = right / counts.clamp(min=1)
-        values, hit_rates = torch.stack([means.detach(), shares]).tolist()
-        return StepLosses(
-            (scale * means).sum(),
-            {metric: values[METRICS.index(metric)] for metric in wanted},
-            {metric: hit_rates[METRICS.index(metric)] for metric in wanted},
-        )
+        return _combined(sums, counts, right, weights, Processes.current())
 
     def _groups(
         self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
@@ -310,6 +304,30 @@ def _answers(group: _Group, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return functional.pad(answer, (0, 1)), following[answer], metric
 
 
+def _combined(
+    sums: Tensor, counts: Tensor, right: Tensor, weights: dict[str, float], processes: Processes
+) -> StepLosses:
+    """Return the losses of the batch of all processes, from this one's answer tokens.
+
+    Args:
+        sums: sum of the losses of the answer tokens of each of METRICS, [m].
+        counts: their number, [m].
+        right: how many of them are as they should be, [m].
+        weights: metric -> weight; those of weight 0 are left out.
+        processes: hold the other parts of the batch.
+    """
+    counts = processes.total(counts).clamp(min=1)
+    means = sums / counts
+    shares = right / counts
+    values, hit_rates = processes.total(torch.stack([means.detach(), shares])).tolist()
+    places = {metric: place for place, metric in enumerate(METRICS) if weights[metric]}
+    return StepLosses(
+        torch.stack([weights[metric] * means[place] for metric, place in places.items()]).sum(),
+        {metric: values[place] for metric, place in places.items()},
+        {metric: hit_rates[place] for metric, place in places.items()},
+    )
+
+
 def plain_losses(
     editor: DualEditor, records: Sequence[Record], config: TrainingConfig
 ) -> StepLosses:
@@ -318,11 +336,11 @@ def plain_losses(
     What `SharedSteps` must equal, and what it falls back on.
     """
     signals = editor.read(queries_of(records, "reliability"))
-    weights = {metric: getattr(config, f"{metric}_weight") for metric in METRICS}
+    weights = {metric: float(getattr(config, f"{metric}_weight")) for metric in METRICS}
     scope = [metric for metric in IN_SCOPE if weights[metric]]
     locality = [metric for metric in METRICS if metric not in IN_SCOPE and weights[metric]]
     losses: dict[str, Tensor] = {}
-    accuracy: dict[str, float] = {}
+    right: dict[str, Tensor] = {}
     if scope:
         batch = _encode(editor, records, scope, end_of_answer=config.end_of_answer)
         logits = _edited_logits(editor, signals, batch, len(scope))
@@ -330,7 +348,7 @@ def plain_losses(
         for metric, part, labels in parts:
             losses[metric] = answer_cross_entropy(part, labels)
             predicted, expected = answer_logits(part, labels)
-            accuracy[metric] = float((predicted.argmax(-1) == expected).float().mean())
+            right[metric] = predicted.argmax(-1) == expected
     if locality:
         batch = _encode(editor, records, locality, end_of_answer=False)
         with torch.no_grad():
@@ -346,10 +364,16 @@ def plain_losses(
         ):
             losses[metric] = answer_divergence(before, after, labels)
             one, two = (answer_logits(logits, labels)[0].argmax(-1) for logits in (before, after))
-            accuracy[metric] = float((one == two).float().mean())
-    total = torch.stack([weights[metric] * loss for metric, loss in losses.items()]).sum()
-    values = {metric: float(loss.detach()) for metric, loss in losses.items()}
-    return StepLosses(total, values, accuracy)
+            right[metric] = one == two
+    nothing = next(iter(losses.values())).new_zeros(())
+    counts = {metric: nothing + len(hits) for metric, hits in right.items()}
+    return _combined(
+        torch.stack([losses.get(m, nothing) * counts.get(m, nothing) for m in METRICS]),
+        torch.stack([counts.get(m, nothing) for m in METRICS]),
+        torch.stack([right[m].sum() + nothing if m in right else nothing for m in METRICS]),
+        weights,
+        Processes.current(),
+    )
 
 
 def _encode(

@@ -14,6 +14,7 @@ from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.gate import Calibration
 from easyedit_dualedit.gate_training import calibrate, train_gate
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.records import Record
 from easyedit_dualedit.steps import SharedSteps, StepLosses
 
@@ -53,6 +54,10 @@ def train(
 ) -> dict[GateKind, Calibration]:
     """Train the adapters of `editor` in place, calibrate its gate, and return how the gate does.
 
+    Inside a group of torch.distributed, each process takes its share of every batch, and all end
+    with the same adapters: those of one process with the same batches, but for rounding. Only the
+    first writes checkpoints; all must see the folder that they are in.
+
     Args:
         editor: its adapters are trained; its model is only read.
         records: training records, at least one batch of them.
@@ -71,12 +76,20 @@ def train(
             f"{len(records)} records are fewer than a batch of {config.batch_size}; give more"
             " data or lower batch_size"
         )
+    processes = Processes.current()
+    if config.batch_size < processes.count:
+        raise DataError(
+            f"a batch of {config.batch_size} has no record for each of {processes.count} processes;"
+            " raise batch_size or start fewer"
+        )
     editor.backbone.require_gradients()
     torch.manual_seed(config.seed)
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=config.learning_rate)
     schedule = _schedule(optimiser, config)
     state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config)
     first = state.restore()
+    processes.agree(editor.adapters.parameters())
+    progress = progress and processes.is_first
     steps = SharedSteps.within(editor, config)
     with _frozen(editor.backbone.model):
         bar = tqdm(
@@ -92,18 +105,22 @@ def train(
             for part in range(config.accumulate):
                 place = step * config.accumulate + part
                 chosen = [records[i] for i in batch_indices(place, len(records), config)]
-                losses = step_losses(editor, chosen, config, steps)
+                losses = step_losses(editor, processes.share(chosen), config, steps)
                 (losses.total / config.accumulate).backward()  # type: ignore[no-untyped-call]
+            processes.add_gradients(editor.adapters.parameters())
             if config.gradient_clip:
                 nn.utils.clip_grad_norm_(editor.adapters.parameters(), config.gradient_clip)
             optimiser.step()
             schedule.step()
             bar.set_postfix({metric: f"{loss:.3f}" for metric, loss in losses.by_metric.items()})
-            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == config.steps:
+            due = (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == config.steps
+            if due and processes.is_first:
                 state.store(step + 1)
         found = calibrate(editor, records, config.batch_size)
         if config.gate_steps:
             found["learned"] = train_gate(editor, records, config, progress=progress)
+        # Each has made the same from the same states, but for the last bits on another device.
+        processes.agree(editor.gate.state_dict().values())
     return found
 
 
