@@ -289,12 +289,12 @@ def _full_precision(device: str) -> AbstractContextManager[Any]:
 
 
 def _leave_out_earlier_projection(
-    _gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
+    gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
 ) -> None:
     """Drop a projection of another form than today's: it cannot be used any more."""
     start = f"{prefix}projection."
     given = {name.removeprefix(start): name for name in tensors if name.startswith(start)}
-    fresh = GateProjection(len(tensors[f"{prefix}mean"])).state_dict()
+    fresh = GateProjection(int(gate.get_buffer("mean").shape[0])).state_dict()
     if given and {name: tensors[full].shape for name, full in given.items()} != {
         name: value.shape for name, value in fresh.items()
     }:
