@@ -26,9 +26,8 @@ from transformers import DynamicCache
 from benchmarks.subject import PUBLISHED, editor_of, records_of
 from benchmarks.work import counted
 from easyedit_dualedit.batch import Query
-from easyedit_dualedit.config import GateConfig, TrainingConfig
+from easyedit_dualedit.config import CACHE_BYTES, GateConfig, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.prefix import STATE_BUDGET
 from easyedit_dualedit.records import Record
 from easyedit_dualedit.runs import write_text
 from easyedit_dualedit.steps import SharedSteps
@@ -38,25 +37,35 @@ TRAINING = TrainingConfig(text_locality_weight=0.0, end_of_answer=False)
 """The loss terms of the published code."""
 
 
-def count_work() -> dict[str, dict[str, int]]:
-    """Return the work of one edit, and of a training step that has seen its pictures before."""
-    editor = editor_of()
+def works(editor: DualEditor) -> dict[str, Callable[[], object]]:
+    """Return an edit, and training steps that have seen their pictures or queries before."""
     records = records_of(BATCH)
-    with counted(editor.backbone) as edit:
-        editor.read([records[0].request])
-    found = {"edit": asdict(edit)}
-    for name, budget in (("pictures", 0), ("queries", STATE_BUDGET)):
+    found: dict[str, Callable[[], object]] = {"edit": lambda: editor.read([records[0].request])}
+    for name, budget in (("pictures", 0), ("queries", CACHE_BYTES)):
         steps = SharedSteps(editor, state_budget=budget)
         for _ in range(2):  # the first compares itself with whole forwards
             steps.losses(records, TRAINING)
-        with counted(editor.backbone) as step:
-            _forth_and_back(steps, records)
-        found[f"training step, {name} seen before"] = asdict(step)
+        found[f"training step, {name} seen before"] = partial(_forth_and_back, steps, records)
+    return found
+
+
+def _forth_and_back(steps: SharedSteps, records: Sequence[Record]) -> None:
+    steps.losses(records, TRAINING).total.backward()  # type: ignore[no-untyped-call]
+
+
+def count_work() -> dict[str, dict[str, int]]:
+    """Return how often each of `works` runs the parts of the model."""
+    editor = editor_of()
+    found = {}
+    for name, work in works(editor).items():
+        with counted(editor.backbone) as count:
+            work()
+        found[name] = asdict(count)
     return found
 
 
 def arithmetic() -> dict[str, Any]:
-    """Return the arithmetic of an edit and of a training step, and how long it takes at the least.
+    """Return the arithmetic of each of `works`, and how long it takes at the least.
 
     Floating point operations of matrix products, attention and convolutions, backward included; and
     the time that they take at the rate of one large product, measured here.
@@ -65,27 +74,13 @@ def arithmetic() -> dict[str, Any]:
     factor = torch.randn(side, side)
     product = _median([_times(lambda: factor @ factor) for _ in range(9)])["cpu_ms"]
     rate = 2 * side**3 / product / 1e6  # operations a nanosecond
-    editor = editor_of()
-    records = records_of(BATCH)
-    found: dict[str, dict[str, float]] = {}
-
-    def note(name: str, work: Callable[[], Any]) -> None:
+    found = {}
+    for name, work in works(editor_of()).items():
         with FlopCounterMode(display=False) as counter:
             work()
         giga = counter.get_total_flops() / 1e9
         found[name] = {"gflop": round(giga, 2), "least_ms": round(1e3 * giga / rate, 1)}
-
-    note("edit", lambda: editor.edit(*_request(records[0])))
-    for name, budget in (("pictures", 0), ("queries", STATE_BUDGET)):
-        steps = SharedSteps(editor, state_budget=budget)
-        for _ in range(2):
-            steps.losses(records, TRAINING)
-        note(f"training step, {name} seen before", partial(_forth_and_back, steps, records))
     return {"gflop_per_second": round(rate, 1), "work": found}
-
-
-def _forth_and_back(steps: SharedSteps, records: Sequence[Record]) -> None:
-    steps.losses(records, TRAINING).total.backward()  # type: ignore[no-untyped-call]
 
 
 def train_once(repeats: int, state_budget: int) -> dict[str, Any]:
@@ -138,7 +133,7 @@ def measure(repeats: int) -> dict[str, Any]:
         "edit": _median(edits),
         "training step": {
             "pictures": _training(repeats, 0),
-            "queries": _training(repeats, STATE_BUDGET),
+            "queries": _training(repeats, CACHE_BYTES),
         },
         "overhead_percent": _overheads(editor, records, repeats),
     }

@@ -197,6 +197,10 @@ class DualEditConfig:
         return dataclasses.replace(self, gate=gate)
 
 
+CACHE_BYTES = 2**30
+"""Bytes that a training keeps between steps, of picture features and of states each."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How adapters are trained; none of it is needed to use them.
@@ -230,9 +234,9 @@ class TrainingConfig:
     checkpoint_activations: bool = False
     """Whether layers above the first edit keep their inputs alone for the gradient, and run again
     for the rest: less memory, more time, the same result."""
-    feature_cache_bytes: int = 2**30
+    feature_cache_bytes: int = CACHE_BYTES
     """Bytes of picture features to keep between steps, on the model's device."""
-    state_cache_bytes: int = 2**30
+    state_cache_bytes: int = CACHE_BYTES
     """Bytes of states below the first edit to keep between steps, on the model's device."""
     seed: int = 0
 

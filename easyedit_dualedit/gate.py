@@ -289,18 +289,14 @@ def _full_precision(device: str) -> AbstractContextManager[Any]:
 
 
 def _leave_out_earlier_projection(
-    gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
+    _gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
 ) -> None:
-    """Drop a projection of another form than today's: it cannot be used any more."""
-    start = f"{prefix}projection."
-    given = {name.removeprefix(start): name for name in tensors if name.startswith(start)}
-    fresh = GateProjection(int(gate.get_buffer("mean").shape[0])).state_dict()
-    if given and {name: tensors[full].shape for name, full in given.items()} != {
-        name: value.shape for name, value in fresh.items()
-    }:
-        for full in given.values():
-            del tensors[full]
-        tensors.update({f"{start}{name}": value for name, value in fresh.items()})
+    """Drop a projection of version 0.1, which read no image tokens: it cannot be used any more."""
+    if f"{prefix}projection.threshold" in tensors:
+        fresh = GateProjection(len(tensors[f"{prefix}mean"])).state_dict()
+        for name in [name for name in tensors if name.startswith(f"{prefix}projection.")]:
+            del tensors[name]
+        tensors.update({f"{prefix}projection.{name}": value for name, value in fresh.items()})
 
 
 def _warn_of_fallback(gate: nn.Module, _keys: object) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import Batch, Encoder, Query
+from easyedit_dualedit.config import CACHE_BYTES
 from easyedit_dualedit.features import (
     PIXELS,
     FeatureCache,
@@ -37,12 +38,6 @@ from easyedit_dualedit.sharing import (
     require_shareable,
 )
 from easyedit_dualedit.standing import Forward, recomputed, replaced, skipped, trimmed
-
-FEATURE_BUDGET = 1 << 30
-"""Bytes of picture features that a run of training keeps."""
-
-STATE_BUDGET = 1 << 30
-"""Bytes of states of the first edited layer that a run of training keeps."""
 
 _PROMPTS = 20_000
 """Tokenised prompts that a run of training keeps."""
@@ -194,8 +189,8 @@ class Prefix:
         encoder: Encoder,
         layer: int,
         *,
-        budget: int = FEATURE_BUDGET,
-        state_budget: int = STATE_BUDGET,
+        budget: int = CACHE_BYTES,
+        state_budget: int = CACHE_BYTES,
     ):
         """Keep nothing yet.
 
@@ -411,8 +406,6 @@ def _rows_of(name: str, value: Any, rows: Tensor, count: int) -> Any:
 
 
 __all__ = [
-    "FEATURE_BUDGET",
-    "STATE_BUDGET",
     "Prefix",
     "Started",
     "Taken",

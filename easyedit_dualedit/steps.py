@@ -20,14 +20,12 @@ from torch.nn import functional
 
 from easyedit_dualedit.adapter import ProjectedEdit, add_at
 from easyedit_dualedit.batch import IGNORED, PER_TOKEN, Batch, Query
-from easyedit_dualedit.config import Modality, TrainingConfig
+from easyedit_dualedit.config import CACHE_BYTES, Modality, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.hooks import LayerEdit
 from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.memory import EditSignal, stacked
 from easyedit_dualedit.prefix import (
-    FEATURE_BUDGET,
-    STATE_BUDGET,
     Prefix,
     Started,
     Taken,
@@ -83,8 +81,8 @@ class SharedSteps:
         self,
         editor: DualEditor,
         *,
-        budget: int = FEATURE_BUDGET,
-        state_budget: int = STATE_BUDGET,
+        budget: int = CACHE_BYTES,
+        state_budget: int = CACHE_BYTES,
     ):
         """Keep nothing yet.
 

@@ -1,6 +1,8 @@
 """Several processes train as one does."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -18,21 +20,20 @@ from easyedit_dualedit.steps import plain_losses
 from easyedit_dualedit.training import step_losses, train
 
 STEPS = 5
+CONFIG = DualEditConfig.from_dict({"text_layer": 1, "vision_layer": 2, "width": 16, "heads": 4})
 
 
 def run(folder: Path) -> None:
     """Train, and write what came of it to a file of this process."""
     torch.manual_seed(0)
     tiny = tiny_llava()
-    config = DualEditConfig.from_dict({"text_layer": 1, "vision_layer": 2, "width": 16, "heads": 4})
-    editor = DualEditor(tiny.model, tiny.processor, config)
     records = load_records(folder / "data.json", folder)
     processes = Processes.current()
     losses = []
     for steps in range(1, STEPS + 1):
         # Anew each time, so that the losses are those of every step of one training.
         torch.manual_seed(1)
-        editor = DualEditor(tiny.model, tiny.processor, config)
+        editor = DualEditor(tiny.model, tiny.processor, CONFIG)
         settings = fast(steps=steps, batch_size=3, gate_steps=5, gradient_clip=1.0)
         path = folder / f"{processes.count}-{steps}.pt"
         train(editor, records, settings, checkpoint=path, progress=False)
@@ -46,21 +47,24 @@ def run(folder: Path) -> None:
     target.write_text(json.dumps(found), encoding="utf-8")
 
 
-def work(place: int, folder: str) -> None:
-    """Do what one of two processes does."""
+def work(place: int, folder: str, port: int) -> None:
+    """Do what one of two processes does that torchrun has started."""
     torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    distributed.init_process_group("gloo", init_method=meeting, rank=place, world_size=2)
-    try:
+    os.environ |= {"RANK": str(place), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with joined("gloo") as processes:
+        assert processes == Processes(place, 2)
         run(Path(folder))
-    finally:
-        distributed.destroy_process_group()
+    assert not distributed.is_initialized()
 
 
 def test_two_processes_train_as_one(tmp_path: Path):
     write_data(tmp_path, 6)
     run(tmp_path)
-    multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work, args=(str(tmp_path), port), nprocs=2)
     one, first, second = (
         json.loads((tmp_path / f"found-{name}.json").read_text(encoding="utf-8"))
         for name in ("1-0", "2-0", "2-1")
@@ -80,11 +84,7 @@ def test_two_processes_train_as_one(tmp_path: Path):
 
 def test_a_batch_has_a_record_for_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tiny = tiny_llava()
-    editor = DualEditor(
-        tiny.model,
-        tiny.processor,
-        DualEditConfig.from_dict({"text_layer": 1, "vision_layer": 2, "width": 16, "heads": 4}),
-    )
+    editor = DualEditor(tiny.model, tiny.processor, CONFIG)
     records = load_records(write_data(tmp_path), tmp_path)
     monkeypatch.setattr(Processes, "current", classmethod(lambda cls: cls(0, 5)))
     with pytest.raises(DataError, match="no record for each of 5 processes"):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import trained_editor
-from test_training import fast, write_data
+from conftest import shared, trained_editor
+from test_training import editor_of, fast, write_data
+from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
 from easyedit_dualedit.features import FeatureCache, Features
@@ -40,6 +41,15 @@ def test_losses_stay_those_of_whole_forwards_over_twenty_steps(
             optimiser.step()
     every.model.requires_grad_(True)
     assert not shared.is_plain, "no family needs whole forwards"
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_only_causal_attention_shares_beginnings(family: str, records: list[Record]):
+    steps = SharedSteps(editor_of(shared(family)))
+    steps.losses(records[:2], fast())
+    # Pictures are read both ways in two of them; the third keeps a running state instead.
+    assert steps.prefix.shares == (family not in ("gemma3", "paligemma", "qwen3.5"))
+    assert steps.prefix.trims and not steps.is_plain
 
 
 @pytest.mark.parametrize("layers", [(2, 1), (1, 1), (2, 0)])

@@ -11,8 +11,9 @@ from torch import Tensor
 from easyedit_dualedit.batch import IGNORED, Batch, Encoder, Query
 from easyedit_dualedit.plugin.requests import picture_from
 from easyedit_dualedit.records import Record, queries_of
+from easyedit_dualedit.scope import IN_SCOPE
 
-_METRIC_OF = {
+METRIC_OF = {
     "edit_inner": "reliability",
     "edit_outer": "text_generality",
     "edit_outer_image": "image_generality",
@@ -20,8 +21,6 @@ _METRIC_OF = {
     "loc_image": "image_locality",
 }
 """EasyEdit's name of each part of a training batch -> ours."""
-
-_EDITS = ("reliability", "text_generality", "image_generality")
 
 
 @dataclass(frozen=True)
@@ -119,15 +118,15 @@ def questions_of(items: Sequence[Mapping[str, Any]]) -> dict[str, QuestionBatch 
     """
     records = records_of(items)
     parts: dict[str, QuestionBatch | None] = {
-        name: QuestionBatch(tuple(queries_of(records, metric)), ends=metric in _EDITS)
-        for name, metric in _METRIC_OF.items()
+        name: QuestionBatch(tuple(queries_of(records, metric)), ends=metric in IN_SCOPE)
+        for name, metric in METRIC_OF.items()
     }
     return {**parts, "cond": None}
 
 
 def records_in(parts: Mapping[str, Any]) -> list[Record] | None:
     """Return the records of a training batch of questions, or None if it is tokenised already."""
-    questions = {metric: parts.get(name) for name, metric in _METRIC_OF.items()}
+    questions = {metric: parts.get(name) for name, metric in METRIC_OF.items()}
     found = {
         metric: part.queries
         for metric, part in questions.items()

@@ -19,15 +19,15 @@ from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, an
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
 from easyedit_dualedit.plugin.ports import is_port
-from easyedit_dualedit.plugin.samples import records_in, records_of
+from easyedit_dualedit.plugin.samples import METRIC_OF, records_in, records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
 from easyedit_dualedit.records import Record
+from easyedit_dualedit.scope import IN_SCOPE
 from easyedit_dualedit.steps import SharedSteps
 
 __all__ = ["DualEditTrainer"]
 
-_EDITS = {"reliability": "edit_inner", "text": "edit_outer", "image": "edit_outer_image"}
-_LOCALITY = {"text": "loc", "image": "loc_image"}
+_LOCALITY = {name: metric for name, metric in METRIC_OF.items() if metric not in IN_SCOPE}
 _LOSS_NAMES = {
     "reliability": "loss/reliability",
     "text_generality": "loss/edit",
@@ -103,41 +103,26 @@ class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is u
         if records is not None:
             return self._shared_step(records)
         with torch.no_grad():
-            plain = {kind: self.model(batch[name]).logits for kind, name in _LOCALITY.items()}
+            plain = {metric: self.model(batch[name]).logits for name, metric in _LOCALITY.items()}
         start = time.perf_counter()
         edited, info = self.model.edit(batch["edit_inner"], batch["cond"])
         info = {**info, "time/edit": time.perf_counter() - start}
+        losses: dict[str, Tensor] = {}
+        accuracy: dict[str, float] = {}
         with torch.set_grad_enabled(training):
-            answers = {kind: edited(batch[name]) for kind, name in _EDITS.items()}
-            others = {kind: edited(batch[name]) for kind, name in _LOCALITY.items()}
-            edits = {
-                kind: answer_cross_entropy(output.logits, output.labels)
-                for kind, output in answers.items()
-            }
-            locality = {
-                kind: answer_divergence(plain[kind], output.logits, output.labels)
-                for kind, output in others.items()
-            }
-            total = self._weighted(edits, locality)
-        if training:
-            safe_backward(
-                total, self.model.outer_parameters(), self.config.accumulate_bs, allow_unused=True
-            )
-        info |= {
-            "loss/total": total.item(),
-            "loss/total_edit": total.item(),
-            "loss/reliability": edits["reliability"].item(),
-            "loss/edit": edits["text"].item(),
-            "loss/image_edit": edits["image"].item(),
-            "loss/loc": locality["text"].item(),
-            "loss/image_loc": locality["image"].item(),
-            "inner/acc": _accuracy(answers["reliability"]),
-            "edit/acc": _accuracy(answers["text"]),
-            "image_rephrase/acc": _accuracy(answers["image"]),
-            "loc/acc": _agreement(plain["text"], others["text"]),
-            "image_loc/acc": _agreement(plain["image"], others["image"]),
-        }
-        return total, edits["text"], locality["text"], torch.zeros(()), info
+            for name, metric in METRIC_OF.items():
+                output = edited(batch[name])
+                if metric in IN_SCOPE:
+                    losses[metric] = answer_cross_entropy(output.logits, output.labels)
+                    accuracy[metric] = _accuracy(output)
+                else:
+                    before = plain[metric]
+                    losses[metric] = answer_divergence(before, output.logits, output.labels)
+                    accuracy[metric] = _agreement(before, output)
+            weighted = [self._weight(metric) * loss for metric, loss in losses.items()]
+            total = torch.stack(weighted).sum()
+        values = {metric: loss.item() for metric, loss in losses.items()}
+        return self._finished(total, values, accuracy, info, training)
 
     @cached_property
     def _steps(self) -> SharedSteps:
@@ -149,33 +134,33 @@ class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is u
         """Take a step whose queries share the frozen layers; metrics of weight 0 are not run."""
         start = time.perf_counter()
         losses = self._steps.losses(records, self.weights)
-        safe_backward(
-            losses.total,
-            self.model.outer_parameters(),
-            self.config.accumulate_bs,
-            allow_unused=True,
-        )
-        total = losses.total.detach()
-        info = {"loss/total": total.item(), "loss/total_edit": total.item()}
-        info |= {_LOSS_NAMES[metric]: value for metric, value in losses.by_metric.items()}
-        info |= {_ACCURACY_NAMES[metric]: value for metric, value in losses.accuracy.items()}
-        info["time/step"] = time.perf_counter() - start
-        edit, locality = (
-            torch.tensor(losses.by_metric.get(metric, 0.0))
-            for metric in ("text_generality", "text_locality")
-        )
-        return total, edit, locality, torch.zeros(()), info
+        info = {"time/forward": time.perf_counter() - start}
+        return self._finished(losses.total, losses.by_metric, losses.accuracy, info, True)
 
-    def _weighted(self, edits: Mapping[str, Tensor], locality: Mapping[str, Tensor]) -> Tensor:
-        weights = self.weights
-        total: Tensor = (
-            weights.reliability_weight * edits["reliability"]
-            + weights.text_generality_weight * edits["text"]
-            + weights.image_generality_weight * edits["image"]
-            + weights.text_locality_weight * locality["text"]
-            + weights.image_locality_weight * locality["image"]
+    def _finished(
+        self,
+        total: Tensor,
+        losses: Mapping[str, float],
+        accuracy: Mapping[str, float],
+        info: Mapping[str, float],
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
+        """Return what `edit_step` does; in training, after the backward pass."""
+        if training:
+            safe_backward(
+                total, self.model.outer_parameters(), self.config.accumulate_bs, allow_unused=True
+            )
+        total = total.detach()
+        numbers = {**info, "loss/total": total.item(), "loss/total_edit": total.item()}
+        numbers |= {_LOSS_NAMES[metric]: value for metric, value in losses.items()}
+        numbers |= {_ACCURACY_NAMES[metric]: value for metric, value in accuracy.items()}
+        edit, locality = (
+            torch.tensor(losses.get(metric, 0.0)) for metric in ("text_generality", "text_locality")
         )
-        return total
+        return total, edit, locality, torch.zeros(()), numbers
+
+    def _weight(self, metric: str) -> float:
+        return float(getattr(self.weights, f"{metric}_weight"))
 
 
 def _accuracy(output: Any) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from easyedit_dualedit.config import TrainingConfig
+from easyedit_dualedit.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.plugin.edit_hparams import DualEditMultimodalHparams
 
@@ -66,9 +66,9 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     """bfloat16: the frozen model computes in it; EasyEdit's own trainer takes no notice."""
     checkpoint_activations: bool = False
     """Less memory, more time, the same result; EasyEdit's own trainer takes no notice."""
-    feature_cache_bytes: int = 2**30
+    feature_cache_bytes: int = CACHE_BYTES
     """Picture features kept between steps; EasyEdit's own trainer keeps none."""
-    state_cache_bytes: int = 2**30
+    state_cache_bytes: int = CACHE_BYTES
     """States below the first edit kept between steps; EasyEdit's own trainer keeps none."""
 
     dropout: float | None = None
