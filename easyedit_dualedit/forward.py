@@ -20,7 +20,7 @@ from easyedit_dualedit.errors import ChunkedPrefillError, PromptEndError
 from easyedit_dualedit.gate import Gate, Routing
 from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits
-from easyedit_dualedit.router import Router
+from easyedit_dualedit.router import OpenRows, Router
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
@@ -51,6 +51,15 @@ class AppliedEdits:
             CalibrationError: if the gate has no threshold.
         """
         return self._router.route(hidden, layout)
+
+    def open_rows(self, hidden: Tensor, layout: TokenLayout) -> OpenRows:
+        """Return the rows that edits concern, and which: the decisions of `route`.
+
+        Raises:
+            DataError: if the rows do not fit the assignment.
+            CalibrationError: if the gate has no threshold.
+        """
+        return self._router.open_rows(hidden, layout)
 
     @cached_property
     def _router(self) -> Router:
@@ -88,9 +97,8 @@ class Forward:
         self._find_layout = find_layout
         self._prompt = prompt
         self._layout: TokenLayout | None = None
-        self._routing: Routing | None = None
-        self._rows: Tensor | None = None
-        """Indices of the rows that an edit concerns, long [r]; None until it is asked."""
+        self._open: OpenRows | None = None
+        """None until the gate has decided."""
         self._is_routing = False
         self._is_announced = False
         self._has_begun = False
@@ -105,7 +113,7 @@ class Forward:
             return
         self._layout = self._find_layout(inputs)
         if self._routes_first:
-            self._routing = self._routed(inputs, self._layout)
+            self._open = OpenRows.of(self._routed(inputs, self._layout))
 
     def begin_decoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a call of the decoder that no call of the base model has announced.
@@ -132,10 +140,10 @@ class Forward:
         repeats = rows // len(ids)
         if self._routes_first:
             routing = self._routed(tensors, layout)
-            self._routing = Routing(
-                routing.similarity.repeat_interleave(repeats),
-                routing.edit_index.repeat_interleave(repeats),
+            repeated = (
+                each.repeat_interleave(repeats) for each in (routing.similarity, routing.edit_index)
             )
+            self._open = OpenRows.of(Routing(*repeated))
         self._layout = layout.repeated(repeats)
 
     def edit(self, layer: int, hidden: Tensor) -> Tensor | None:
@@ -145,21 +153,19 @@ class Forward:
             return None
         edits = self._edits
         layer_of = edits.adapters.layer_of
-        if self._routing is None:
-            self._routing = edits.route(hidden, layout)
-        if self._rows is None:
-            self._rows = self._routing.is_open.nonzero()[:, 0]
-        if not len(self._rows):
+        if self._open is None:
+            self._open = edits.open_rows(hidden, layout)
+        concerned = self._open
+        if not len(concerned):
             return None
-        rows = self._rows.to(hidden.device)
+        rows = concerned.rows.to(hidden.device)
         changed = hidden
         for modality in edits.adapters.modalities:
             if layer_of[modality] != layer:
                 continue
             positions = layout.text if modality == "text" else layout.vision
             projected = edits.memory.projected[modality]
-            index = self._routing.edit_index[self._rows]
-            chosen = projected.select(index.to(projected.device))
+            chosen = projected.select(concerned.edits.to(projected.device))
             changed = add_at(changed, positions, edits.adapters[modality], chosen, rows)
         return None if changed is hidden else changed
 
@@ -179,7 +185,7 @@ class Forward:
 
     def _continues(self, inputs: Mapping[str, Any]) -> bool:
         is_first, self._has_begun = not self._has_begun, True
-        self._layout = self._routing = self._rows = None
+        self._layout = self._open = None
         if not _cached_tokens(inputs):
             return False
         if is_first and self._prompt is not None:

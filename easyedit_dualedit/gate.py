@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 CALIBRATED_KINDS: tuple[GateKind, ...] = ("cosine", "centred", "last-token")
 """Kinds that compare the states as they are, in the order in which a gate stores thresholds."""
 
-_TIE = 1e-5
+TIE = 1e-5
 """Cosines closer than this differ by rounding: two edits of one request, say."""
 
 
@@ -85,7 +85,7 @@ def best_edits(similarity: Tensor, threshold: float, assignment: Tensor | None =
         similarity = similarity.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         best = similarity.amax(1)
         # The newest of equals: with the last edit first, arg-max finds the first of them.
-        is_best = (similarity >= best[:, None] - _TIE).flip(1)
+        is_best = (similarity >= best[:, None] - TIE).flip(1)
         index = similarity.shape[1] - 1 - is_best.view(torch.uint8).argmax(1)
     else:
         index = assignment.to(similarity.device)
@@ -201,22 +201,18 @@ class Gate(nn.Module):
                 states = states - self.mean.float()
             return functional.normalize(states, dim=-1)
 
-    def bound_key(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return a function that makes the key of one query from both states of `key`, [d].
+    def bound_key(self) -> Callable[[Tensor], Tensor]:
+        """Return a function that makes the key of one query, [k], at little cost.
 
-        It reads what the gate has learned as it is now, without gradients, and runs as few
-        operations as can be: on a single row they take longer than the arithmetic.
+        It takes the state of the query's gate token, [d], or, if the gate reads vision, that state
+        and below it the mean of the image tokens, [2, d]. What it returns points the right way, but
+        its length is not one. It reads what the gate has learned as it is now, without gradients,
+        and runs as few operations as can be: on a single row they take longer than the arithmetic.
         """
         if self.kind == "learned":
             return self.projection.bound()
         mean = self.mean.detach() if self.kind == "centred" else None
-
-        def key(states: Tensor, _vision: Tensor) -> Tensor:
-            moved = states if mean is None else states - mean
-            unit: Tensor = moved / moved.norm()
-            return unit
-
-        return key
+        return lambda state: state if mean is None else state - mean
 
     def route(
         self,

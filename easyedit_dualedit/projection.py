@@ -64,22 +64,26 @@ class GateProjection(nn.Module):
         keys: Tensor = functional.normalize(self.layers(both.flatten(-2)), dim=-1)
         return keys
 
-    def bound(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return a function that makes the key of one query, [k], at less than half the time.
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        """Return a function that makes the key of one query at less than half the time.
 
-        It takes both states of `forward`, [d], and reads the weights as they lie now, without
-        gradients. Calls of modules and products with matrices of one row take longer than the
-        arithmetic of a key does.
+        It takes both states of `forward`, one above the other, [2, d], and returns a vector in the
+        direction of the key, [k]. It reads the weights as they lie now, without gradients: calls
+        of modules, products with matrices of one row, and the division by the length take longer
+        than the rest.
         """
         inner, inner_bias, outer, outer_bias = (each.detach() for each in self.layers.parameters())
         width = (inner.shape[1] // 2,)
+        # gelu(x) = sqrt(1/2) (y + y erf(y)) with y = sqrt(1/2) x, the factors put into the weights,
+        # which lie by columns, as a product with one vector reads them best.
+        half = math.sqrt(0.5)
+        inner, outer = (half * each.T.contiguous().T for each in (inner, outer))
+        inner_bias = half * inner_bias
 
-        def key(states: Tensor, vision: Tensor) -> Tensor:
-            both = torch.layer_norm(torch.stack([states, vision]), width).flatten()
-            hidden = functional.gelu(torch.addmv(inner_bias, inner, both))
-            made = torch.addmv(outer_bias, outer, hidden)
-            unit: Tensor = made / made.norm()
-            return unit
+        def key(both: Tensor) -> Tensor:
+            states = torch.layer_norm(both, width).view(-1)
+            hidden = torch.addmv(inner_bias, inner, states)
+            return torch.addmv(outer_bias, outer, torch.addcmul(hidden, hidden, torch.erf(hidden)))
 
         return key
 

@@ -1,6 +1,8 @@
 """A gate in front of the edits that one model applies: it reads a forward's states and decides."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -8,8 +10,34 @@ from torch import Tensor
 
 from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.gate import Gate, Routing, best_edits
+from easyedit_dualedit.gate import TIE, Gate, Routing
 from easyedit_dualedit.projection import vision_mean
+from easyedit_dualedit.shortlist import Shortlist
+
+
+@dataclass(frozen=True)
+class OpenRows:
+    """The rows of a forward that edits concern."""
+
+    rows: Tensor
+    """Their indices, long [r]."""
+    edits: Tensor
+    """Index of the edit of each, long [r]."""
+
+    @classmethod
+    def of(cls, routing: Routing) -> "OpenRows":
+        """Return the open rows of a decision."""
+        rows = routing.is_open.nonzero()[:, 0]
+        return cls(rows, routing.edit_index[rows])
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+
+_NOTHING = torch.empty(0, dtype=torch.long)
+_FIRST = torch.zeros(1, dtype=torch.long)
+_NONE = OpenRows(_NOTHING, _NOTHING)
 
 
 class Router:
@@ -29,6 +57,7 @@ class Router:
         self._gate = gate
         self._keys = keys
         self._assignment = assignment
+        self._means_of: dict[int, Tensor] = {}
 
     def route(self, hidden: Tensor, layout: TokenLayout) -> Routing:
         """Return which edit applies to each row, from the text layer's states [b, s, d].
@@ -37,44 +66,85 @@ class Router:
             DataError: if the rows do not fit the assignment.
             CalibrationError: if the gate has no threshold.
         """
-        index = layout.last if self._gate.config.reads_label else layout.gate
-        if (
-            len(hidden) == 1
-            and self._is_swift
-            and not torch.is_autocast_enabled(hidden.device.type)
-        ):
-            return self._route_one(hidden, int(index), layout.vision)
-        index = index.to(hidden.device)
+        index = (layout.last if self._reads_label else layout.gate).to(hidden.device)
         rows = torch.arange(len(hidden), device=hidden.device)
         pictures = vision_mean(hidden, layout.vision) if self._gate.reads_vision else None
         return self._gate.route(
             hidden[rows, index], self._keys, self._assignment_of(len(hidden)), pictures
         )
 
-    def _route_one(self, hidden: Tensor, index: int, vision: Tensor) -> Routing:
-        """Decide for a single row among all edits, the common case of a chat, and the quickest."""
-        state = hidden[0, index].to(self._keys)
-        reads_vision = self._reads_vision
-        picture = vision_mean(hidden, vision)[0].to(self._keys) if reads_vision else state
-        key = self._key(state, picture)
-        similarity = torch.mv(self._keys, key)[None]
-        routing = best_edits(similarity, self._threshold)
-        if self._keys.device == hidden.device:
-            return routing
-        return Routing(routing.similarity.to(hidden.device), routing.edit_index.to(hidden.device))
+    def open_rows(self, hidden: Tensor, layout: TokenLayout) -> OpenRows:
+        """Return the rows that edits concern, and their edits: the decisions of `route`.
+
+        A single row on a processor, the common case of a chat, is decided by fewer operations, and
+        among many edits without looking at all of them.
+
+        Raises:
+            DataError: if the rows do not fit the assignment.
+            CalibrationError: if the gate has no threshold.
+        """
+        is_one = hidden.shape[0] == 1 and hidden.is_cpu
+        if is_one and self._is_swift and not torch.is_autocast_enabled("cpu"):
+            with torch.inference_mode():  # only a number comes out
+                edit = self._edit_of_row(hidden[0], layout)
+            return _NONE if edit < 0 else OpenRows(_FIRST, torch.tensor([edit]))
+        return OpenRows.of(self.route(hidden, layout))
+
+    def _edit_of_row(self, hidden: Tensor, layout: TokenLayout) -> int:
+        """Return the index of the edit that concerns a row, -1 for none; states [s, d]."""
+        index = layout.last if self._reads_label else layout.gate  # [1]
+        if self._reads_vision:
+            places = torch.cat((layout.vision.nonzero()[:, 1], index))
+            states = torch.mm(self._means(places.numel()), hidden.index_select(0, places).float())
+        else:
+            states = hidden[int(index)].float()
+        key = self._key(states)
+        length = math.sqrt(torch.dot(key, key).item())
+        if not 0 < length < math.inf:  # of no direction, or not a number
+            return -1
+        # Compared with what the product of a key as long as this one must reach.
+        least = self._threshold * length
+        shortlist = self._shortlist
+        blocks = None if shortlist is None else shortlist.blocks(key, length, least)
+        if blocks is None:
+            blocks = [slice(0, len(self._keys))]
+        best, chosen = -math.inf, -1
+        for block in blocks:
+            product, place = _newest_of_best(torch.mv(self._keys[block], key), least, TIE * length)
+            if place >= 0 and product >= best - TIE * length:
+                best, chosen = max(best, product), block.start + place
+        return chosen
+
+    def _means(self, count: int) -> Tensor:
+        """Return what makes the last of some states, and the mean of the others, [2, count]."""
+        found = self._means_of.get(count)
+        if found is None:
+            found = torch.zeros(2, count)
+            found[0, -1] = 1
+            found[1, :-1] = 1 / max(1, count - 1)
+            self._means_of[count] = found
+        return found
 
     @cached_property
     def _is_swift(self) -> bool:
         mean, keys = self._gate.mean, self._keys
-        alike = (mean.device, mean.dtype) == (keys.device, keys.dtype)
-        return self._assignment is None and len(keys) > 0 and alike
+        is_plain = all((each.device.type, each.dtype) == _PLAIN for each in (mean, keys))
+        return self._assignment is None and len(keys) > 0 and is_plain
+
+    @cached_property
+    def _shortlist(self) -> Shortlist | None:
+        return Shortlist.of(self._keys)
+
+    @cached_property
+    def _reads_label(self) -> bool:
+        return self._gate.config.reads_label
 
     @cached_property
     def _reads_vision(self) -> bool:
         return self._gate.reads_vision
 
     @cached_property
-    def _key(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def _key(self) -> Callable[[Tensor], Tensor]:
         return self._gate.bound_key()
 
     @cached_property
@@ -92,3 +162,24 @@ class Router:
             )
         # Beam search and sampling repeat each row of the batch in place.
         return assignment.repeat_interleave(rows // len(assignment))
+
+
+_PLAIN = ("cpu", torch.float32)
+
+
+def _newest_of_best(products: Tensor, least: float, tie: float) -> tuple[float, int]:
+    """Return the largest product and its place, -1 if it is less than `least`.
+
+    Of those that differ by less than `tie`, the last is returned.
+    """
+    best = products.amax().item()
+    if best < least:
+        return best, -1
+    if not math.isfinite(best):  # the state of an edit is not a number: it concerns no query
+        products = products.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+        best = products.amax().item()
+        if best < least or best == -math.inf:
+            return best, -1
+    if len(products) == 1:
+        return best, 0
+    return best, int((products >= best - tie).nonzero()[-1])

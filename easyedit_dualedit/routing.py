@@ -70,7 +70,7 @@ def routing_costs(
         edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(drawn)]
         memory = ActiveEdits.of_stored(edits, hidden.device)
         applied = AppliedEdits(editor.backbone, editor.adapters, editor.gate, memory)
-        routes[count] = partial(applied.route, hidden, batch.layout)
+        routes[count] = partial(applied.open_rows, hidden, batch.layout)
     taken: dict[int, list[float]] = {count: [] for count in counts}
     forwards = []
     for turn in range(repeats):

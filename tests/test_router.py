@@ -12,6 +12,7 @@ from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.gate import Gate
 from easyedit_dualedit.projection import EDIT_COUNTS, vision_mean
 from easyedit_dualedit.router import Router
+from easyedit_dualedit.shortlist import FEWEST
 
 HIDDEN, LENGTH = 16, 7
 
@@ -32,60 +33,108 @@ def layout_of(rows: int) -> TokenLayout:
     return TokenLayout(real=real, vision=vision, text=~vision, gate=last - 1, last=last)
 
 
+def edit_of(router: Router, hidden: torch.Tensor) -> int:
+    """Return what a forward of one row [1, s, d] is told; -1 for no edit."""
+    found = router.open_rows(hidden, layout_of(1))
+    assert len(found) == len(found.edits) <= 1 and found.rows.tolist() == [0] * len(found)
+    return int(found.edits[0]) if len(found) else -1
+
+
 def keys_of(gate: Gate, hidden: torch.Tensor) -> torch.Tensor:
     layout = layout_of(len(hidden))
     with torch.no_grad():
         return gate.key(hidden[:, LENGTH - 2], vision_mean(hidden, layout.vision))
 
 
-@pytest.mark.parametrize("kind", ["learned", "cosine"])
-def test_a_single_row_is_decided_as_in_a_batch(kind: GateKind):
-    gate = gate_of(kind, 0.7)
+@pytest.mark.parametrize("kind", ["learned", "cosine", "centred", "last-token"])
+@pytest.mark.parametrize("count", [1, 20, FEWEST + 5])
+def test_a_single_row_is_decided_as_in_a_batch(kind: GateKind, count: int):
+    gate = gate_of(kind, 0.95)
+    gate.mean.normal_(0.0, 0.2)
     hidden = torch.randn(40, LENGTH, HIDDEN)
-    router = Router(gate, keys_of(gate, hidden[:20]))
-    queries = hidden + 0.5 * torch.randn_like(hidden)
+    place = LENGTH - 1 if kind == "last-token" else LENGTH - 2
+    others = torch.randn(count, HIDDEN)
+    others[:20] = hidden[:count, place][:20]
+    pictures = torch.randn(count, HIDDEN)
+    pictures[:20] = vision_mean(hidden, layout_of(40).vision)[:count][:20]
+    with torch.no_grad():
+        router = Router(gate, gate.key(others, pictures))
+    assert (router._shortlist is None) == (count < FEWEST)
+    queries = hidden + 0.3 * torch.randn_like(hidden)
     together = router.route(queries, layout_of(40))
     assert 0 < int(together.is_open.sum()) < 40
-    for row in range(40):
-        alone = router.route(queries[row : row + 1], layout_of(1))
-        assert alone.edit_index.tolist() == [together.edit_index[row].item()]
-        torch.testing.assert_close(alone.similarity[0], together.similarity[row])
+    alone = [edit_of(router, queries[row : row + 1]) for row in range(40)]
+    assert alone == together.edit_index.tolist()
+    rows = router.open_rows(queries, layout_of(40))
+    assert rows.rows.tolist() == together.is_open.nonzero()[:, 0].tolist()
+    assert rows.edits.tolist() == together.edit_index[together.is_open].tolist()
 
 
-def test_the_key_of_one_query_is_that_of_the_projection():
+@pytest.mark.parametrize("sees", [True, False])
+def test_the_key_of_one_query_points_where_that_of_the_projection_does(sees: bool):
     projection = gate_of().projection
     state, vision = torch.randn(2, HIDDEN)
+    vision = vision if sees else torch.zeros(HIDDEN)
     with torch.no_grad():
-        torch.testing.assert_close(projection.bound()(state, vision), projection(state, vision))
-        without = torch.zeros(HIDDEN)
-        torch.testing.assert_close(projection.bound()(state, without), projection(state))
+        found = functional.normalize(projection.bound()(torch.stack([state, vision])), dim=0)
+        torch.testing.assert_close(found, projection(state, vision if sees else None))
 
 
-def test_an_edit_that_is_not_a_number_concerns_no_query_and_hides_no_other():
+def test_a_row_without_a_picture_is_decided_as_in_a_batch():
+    gate = gate_of()
+    hidden = torch.randn(1, LENGTH, HIDDEN)
+    layout = layout_of(1)
+    layout.vision[:] = False
+    with torch.no_grad():
+        key = gate.key(hidden[:, LENGTH - 2], None)
+    router = Router(gate, torch.cat([key, -key]))
+    assert router.route(hidden, layout).edit_index.tolist() == [0]
+    assert router.open_rows(hidden, layout).edits.tolist() == [0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_edit_that_is_not_a_number_concerns_no_query_and_hides_no_other(value: float):
     gate = gate_of()
     hidden = torch.randn(3, LENGTH, HIDDEN)
     keys = keys_of(gate, hidden)
-    keys[2] = math.nan
+    keys[2] = value
+    for router in (Router(gate, keys), Router(gate, keys.repeat(FEWEST, 1))):
+        newest = len(router._keys) - 3
+        for row, expected in enumerate((newest, newest + 1, -1)):
+            found = router.route(hidden[row : row + 1], layout_of(1))
+            assert found.edit_index.tolist() == [expected]
+            assert not bool(found.similarity.isnan())
+            assert edit_of(router, hidden[row : row + 1]) == expected
+
+
+@pytest.mark.parametrize("count", [3, FEWEST])
+def test_the_newest_of_equals_applies(count: int):
+    gate = gate_of()
+    hidden = torch.randn(1, LENGTH, HIDDEN)
+    keys = torch.zeros(count, 128)
+    keys[[0, 1, count // 2]] = keys_of(gate, hidden)
     router = Router(gate, keys)
-    for row, expected in enumerate((0, 1, -1)):
-        found = router.route(hidden[row : row + 1], layout_of(1))
-        assert found.edit_index.tolist() == [expected]
-        assert not bool(found.similarity.isnan())
+    assert router.route(hidden, layout_of(1)).edit_index.tolist() == [max(1, count // 2)]
+    assert edit_of(router, hidden) == max(1, count // 2)
 
 
-def test_the_newest_of_equals_applies():
-    gate = gate_of()
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_a_query_that_is_not_a_number_opens_nothing(value: float):
+    gate = gate_of("cosine")
     hidden = torch.randn(1, LENGTH, HIDDEN)
-    router = Router(gate, keys_of(gate, hidden).repeat(3, 1))
-    assert router.route(hidden, layout_of(1)).edit_index.tolist() == [2]
-
-
-def test_a_query_that_is_not_a_number_opens_nothing():
-    gate = gate_of()
-    hidden = torch.randn(1, LENGTH, HIDDEN)
-    router = Router(gate, keys_of(gate, hidden))
-    hidden[0, LENGTH - 2] = math.nan
+    router = Router(gate, functional.normalize(hidden[:, LENGTH - 2], dim=-1))
+    assert edit_of(router, hidden) == 0
+    hidden[0, LENGTH - 2] = value
     assert router.route(hidden, layout_of(1)).edit_index.tolist() == [-1]
+    assert edit_of(router, hidden) == -1
+
+
+def test_an_open_gate_opens_for_the_best_edit_of_many():
+    gate = gate_of("open")
+    hidden = torch.randn(1, LENGTH, HIDDEN)
+    keys = functional.normalize(torch.randn(FEWEST, HIDDEN), dim=-1)
+    router = Router(gate, keys)
+    assert [edit_of(router, hidden)] == router.route(hidden, layout_of(1)).edit_index.tolist()
 
 
 def test_rows_must_fit_the_assignment():
@@ -101,8 +150,9 @@ def test_rows_must_fit_the_assignment():
 def test_no_threshold_is_an_error_that_says_so():
     gate = Gate(HIDDEN, GateConfig("cosine"))
     router = Router(gate, functional.normalize(torch.randn(3, HIDDEN), dim=-1))
-    with pytest.raises(CalibrationError, match="no threshold"):
-        router.route(torch.randn(1, LENGTH, HIDDEN), layout_of(1))
+    for decide in (router.route, router.open_rows):
+        with pytest.raises(CalibrationError, match="no threshold"):
+            decide(torch.randn(1, LENGTH, HIDDEN), layout_of(1))
 
 
 def test_states_of_half_precision_are_compared_in_that_of_the_keys():
@@ -111,3 +161,13 @@ def test_states_of_half_precision_are_compared_in_that_of_the_keys():
     router = Router(gate, keys_of(gate, hidden))
     found = router.route(hidden, layout_of(1))
     assert found.edit_index.tolist() == [0] and found.similarity.dtype == torch.float32
+    assert edit_of(router, hidden) == 0
+
+
+def test_what_is_decided_without_gradients_can_be_used_with_them():
+    gate = gate_of()
+    hidden = torch.randn(1, LENGTH, HIDDEN)
+    found = Router(gate, keys_of(gate, hidden)).open_rows(hidden, layout_of(1))
+    changed = torch.randn(2, HIDDEN, requires_grad=True)
+    changed[found.edits].sum().backward()
+    assert changed.grad is not None and changed.grad[0].tolist() == [1.0] * HIDDEN
