@@ -1,5 +1,6 @@
 """The adapters: cross-attention from a query's states to the states that carry an edit."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,43 @@ class ProjectedEdit:
         return ProjectedEdit(keys, values, mask, self.is_full)
 
 
+@dataclass(frozen=True)
+class FoldedEdit:
+    """One edit and the adapter's own matrices in one: attention in two products.
+
+    With the queries' matrix multiplied into the keys and the output's into the values, a state
+    takes heads times edit length products of its own size, not twice the adapter's width. At
+    LLaVA-1.5-7B size and five tokens that is 40 instead of 1024.
+
+    Shapes: h heads, e edit length, d hidden size.
+    """
+
+    scores: Tensor
+    """What normalised states are multiplied with, [d, h * e]."""
+    score_bias: Tensor
+    """[h * e]."""
+    outputs: Tensor
+    """What a token adds to a state that attends to it alone, [h * e, d]."""
+    output_bias: Tensor
+    """[d]."""
+    heads: int
+    epsilon: float
+    """Of the norm of the states."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.scores.device
+
+    def change(self, hidden: Tensor) -> Tensor:
+        """Return the change to each state, [n, d], in the dtype of `hidden`."""
+        with _own_precision(self.scores):
+            states = torch.layer_norm(hidden.to(self.scores), (hidden.shape[-1],), eps=self.epsilon)
+            scores = torch.addmm(self.score_bias, states, self.scores)
+            shares = scores.view(len(hidden), self.heads, -1).softmax(-1).view(scores.shape)
+            return torch.addmm(self.output_bias, shares, self.outputs).to(hidden)
+
+
 class CrossAttentionAdapter(nn.Module):
     """Computes the change that an edit makes to hidden states (paper section 4).
 
@@ -59,6 +97,7 @@ class CrossAttentionAdapter(nn.Module):
         """Build an adapter for states of `hidden_size` with `heads` heads of `width / heads`."""
         super().__init__()
         self.heads = heads
+        self.width = width
         self.query_norm = nn.LayerNorm(hidden_size)
         self.edit_norm = nn.LayerNorm(hidden_size)
         self.query = nn.Linear(hidden_size, width)
@@ -98,6 +137,36 @@ class CrossAttentionAdapter(nn.Module):
             )
             delta: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return delta.to(hidden)
+
+    def pays_to_fold(self, edit: ProjectedEdit) -> bool:
+        """Return whether `fold` makes an edit cheaper to apply: if it is short."""
+        return (
+            len(edit.keys) == 1 and edit.is_full and self.heads * edit.keys.shape[2] <= self.width
+        )
+
+    @torch.no_grad()
+    def fold(self, edit: ProjectedEdit) -> FoldedEdit:
+        """Return one edit, all of whose positions are real, folded into this adapter as it is now.
+
+        No gradients pass.
+        """
+        norm, query, output = self.query_norm, self.query, self.output
+        with _own_precision(query.weight):
+            keys = edit.keys[0] * (self.width // self.heads) ** -0.5  # [h, e, k]
+            by_head = query.weight.view(self.heads, -1, len(norm.weight))  # [h, k, d]
+            scores = torch.einsum("hek,hkd->dhe", keys, by_head).flatten(1)
+            bias = torch.einsum("hek,hk->he", keys, query.bias.view(self.heads, -1))
+            outputs = torch.einsum(
+                "hek,dhk->hed", edit.values[0], output.weight.view(len(norm.weight), self.heads, -1)
+            )
+            return FoldedEdit(
+                (norm.weight[:, None] * scores).contiguous(),
+                torch.addmv(bias.flatten(), scores.T, norm.bias),
+                outputs.flatten(0, 1).contiguous(),
+                output.bias.detach(),
+                self.heads,
+                norm.eps,
+            )
 
     def _split(self, states: Tensor) -> Tensor:
         rows, length, width = states.shape
@@ -147,8 +216,8 @@ def add_at(
     hidden: Tensor,
     positions: Tensor,
     adapter: CrossAttentionAdapter,
-    edit: ProjectedEdit,
-    rows: Tensor,
+    edit: ProjectedEdit | FoldedEdit,
+    rows: Sequence[int],
 ) -> Tensor:
     """Return `hidden` with an adapter's change added at some positions of some rows.
 
@@ -158,10 +227,12 @@ def add_at(
         hidden: states leaving a layer, [b, s, d]; not modified.
         positions: True where the adapter may act, bool [b, s].
         adapter: computes the change.
-        edit: the edit of each of `rows`, n = len(rows).
-        rows: indices of the rows to change, long [r].
+        edit: the edit of each of `rows`, n = len(rows), or the one of all of them.
+        rows: indices of the rows to change.
     """
     positions = positions.to(hidden.device)
+    if isinstance(edit, FoldedEdit):
+        return _add_one(hidden, positions, edit, rows)
     if len(hidden) == len(rows) == 1:
         # Whole columns change: this takes half the operations, all of which a forward runs cold.
         columns = positions[0].nonzero()[:, 0]
@@ -170,7 +241,8 @@ def add_at(
         states = hidden.index_select(1, columns)
         changed = states + adapter(states.to(edit.keys.device), edit).to(hidden)
         return hidden.index_copy(1, columns, changed)
-    mask = positions[rows]  # [r, s]
+    chosen_rows = torch.tensor(rows, dtype=torch.long, device=hidden.device)
+    mask = positions[chosen_rows]  # [r, s]
     counts = mask.sum(1).tolist()
     most = max(counts, default=0)
     if most == 0:
@@ -181,9 +253,24 @@ def add_at(
     else:  # those of each row first, in order
         index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         chosen = mask.gather(1, index)  # [r, m]
-    places = (rows[:, None], index)
+    places = (chosen_rows[:, None], index)
     states = hidden[places]  # [r, m, d]
     changed = states + adapter(states.to(edit.keys.device), edit).to(hidden)
     if chosen is not None:
         changed = torch.where(chosen[..., None], changed, states)
     return hidden.index_put(places, changed)
+
+
+def _add_one(hidden: Tensor, positions: Tensor, edit: FoldedEdit, rows: Sequence[int]) -> Tensor:
+    """Return what `add_at` does, for one edit in all rows."""
+    if len(rows) < len(hidden):
+        concerned = torch.zeros(len(hidden), 1, dtype=torch.bool)
+        concerned[list(rows)] = True
+        positions = positions & concerned.to(positions.device)
+    index = positions.flatten().nonzero()[:, 0]
+    if not len(index):
+        return hidden
+    flat = hidden.flatten(0, 1)
+    states = flat.index_select(0, index)
+    changed = states + edit.change(states.to(edit.device)).to(hidden)
+    return flat.index_copy(0, index, changed).view_as(hidden)

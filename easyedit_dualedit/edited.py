@@ -16,7 +16,7 @@ from easyedit_dualedit.batch import IGNORED, Encoder, TokenLayout
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError
 from easyedit_dualedit.forward import AppliedEdits, Forward, LayoutFinder, token_ids
 from easyedit_dualedit.gate import Gate, Routing
-from easyedit_dualedit.hooks import LayerEdit, attach, before_call
+from easyedit_dualedit.hooks import attach, before_call
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
 from easyedit_dualedit.stored import StoredEdit
 
@@ -67,8 +67,11 @@ class EditedModel:
             PromptEndError: if the end of a prompt cannot be found.
             CalibrationError: if the gate has no threshold.
         """
-        find = partial(self._layout_of_call, given=layout)
-        with self._active(find):
+        if not self.edits:
+            return self.base_model(*args, **inputs)
+        forward = Forward(self._applied, partial(self._layout_of_call, given=layout))
+        forward.begin(args, inputs)
+        with attach(self._encoder.backbone.layers, forward.changes):
             return self.base_model(*args, **inputs)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
@@ -92,7 +95,7 @@ class EditedModel:
                 " whole prompt at once: leave it out"
             )
         find = partial(self._layout_of_prefill, columns=ids.shape[1])
-        with self._active(find, {**options, "input_ids": ids}):
+        with self._generating(find, {**options, "input_ids": ids}):
             if inputs is not None:
                 options["inputs"] = inputs
             return self.base_model.generate(**options)
@@ -151,19 +154,15 @@ class EditedModel:
         return method
 
     @contextmanager
-    def _active(
-        self, find_layout: LayoutFinder, prompt: Mapping[str, Any] | None = None
-    ) -> Iterator[None]:
+    def _generating(self, find_layout: LayoutFinder, prompt: Mapping[str, Any]) -> Iterator[None]:
+        """Apply the edits to all forwards inside the block, which `generate` makes."""
         if not self.edits:
             yield
             return
         forward = Forward(self._applied, find_layout, prompt)
         backbone = self._encoder.backbone
-        changes: dict[int, LayerEdit] = {
-            layer: partial(forward.edit, layer) for layer in self._applied.layers
-        }
         with ExitStack() as stack:
-            stack.enter_context(attach(backbone.layers, changes))
+            stack.enter_context(attach(backbone.layers, forward.changes))
             stack.enter_context(before_call(self.base_model, forward.begin))
             if backbone.decoder is not self.base_model:
                 stack.enter_context(before_call(backbone.decoder, forward.begin_decoder))

@@ -5,20 +5,21 @@ on one base model, or two threads, do not see each other.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.adapter import DualAdapters, add_at
+from easyedit_dualedit.adapter import DualAdapters, FoldedEdit, ProjectedEdit, add_at
 from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import TokenLayout
+from easyedit_dualedit.config import Modality
 from easyedit_dualedit.errors import ChunkedPrefillError, PromptEndError
 from easyedit_dualedit.gate import Gate, Routing
-from easyedit_dualedit.hooks import record
+from easyedit_dualedit.hooks import LayerEdit, record
 from easyedit_dualedit.memory import ActiveEdits
 from easyedit_dualedit.router import OpenRows, Router
 
@@ -37,11 +38,22 @@ class AppliedEdits:
     assignment: Tensor | None = None
     """The only edit that each row may use, long [b]; None allows all."""
 
-    @property
-    def layers(self) -> set[int]:
+    @cached_property
+    def layers(self) -> frozenset[int]:
         """Layers that an edited forward reads or changes."""
         layer_of = self.adapters.layer_of
-        return {layer_of["text"], *(layer_of[name] for name in self.adapters.modalities)}
+        return frozenset({layer_of["text"], *(layer_of[name] for name in self.modalities)})
+
+    @cached_property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Modalities in use, text first."""
+        return self.adapters.modalities
+
+    @cached_property
+    def routes_first(self) -> bool:
+        """Whether the gate reads the unedited text layer above the first change."""
+        layer_of = self.adapters.layer_of
+        return "vision" in self.modalities and layer_of["vision"] < layer_of["text"]
 
     def route(self, hidden: Tensor, layout: TokenLayout) -> Routing:
         """Return which edit applies to each row, from the text layer's states [b, s, d].
@@ -61,6 +73,25 @@ class AppliedEdits:
         """
         return self._router.open_rows(hidden, layout)
 
+    def edit_of_rows(
+        self, modality: Modality, numbers: Sequence[int]
+    ) -> ProjectedEdit | FoldedEdit:
+        """Return the edits with the given numbers, as their adapter needs them.
+
+        One edit of all rows is folded into the adapter where that pays, unless gradients are asked
+        for; what is folded is kept until the adapter changes.
+        """
+        if not torch.is_grad_enabled() and numbers.count(numbers[0]) == len(numbers):
+            folded = self._folds.get(modality, numbers[0])
+            if folded is not None:
+                return folded
+        projected = self.memory.projected[modality]
+        return projected.select(torch.tensor(numbers, device=projected.device))
+
+    @cached_property
+    def _folds(self) -> "_Folds":
+        return _Folds(self.adapters, self.memory)
+
     @cached_property
     def _router(self) -> Router:
         return Router(self.gate, self.memory.keys, self.assignment)
@@ -72,6 +103,38 @@ class AppliedEdits:
         with torch.no_grad(), record(self.backbone.layers, [layer], stop=True) as states:
             self.backbone.model(**plain, use_cache=False)
         return self.route(states[layer], layout)
+
+
+class _Folds:
+    """Edits folded into their adapters; those used last are kept."""
+
+    _MOST = 16
+
+    def __init__(self, adapters: DualAdapters, memory: ActiveEdits):
+        """Fold nothing yet."""
+        self._adapters = adapters
+        self._memory = memory
+        self._held: dict[tuple[Modality, int], tuple[FoldedEdit, list[int]]] = {}
+        self._weights = {name: tuple(adapters[name].parameters()) for name in adapters.modalities}
+
+    def get(self, modality: Modality, number: int) -> FoldedEdit | None:
+        """Return an edit folded into the adapter as it is now; None where that does not pay."""
+        weights = self._weights[modality]
+        if any(weight.is_inference() for weight in weights):  # nothing tells when they change
+            return None
+        versions = [weight._version for weight in weights]
+        held = self._held.get((modality, number))
+        if held is not None and held[1] == versions:
+            return held[0]
+        adapter, projected = self._adapters[modality], self._memory.projected[modality]
+        one = projected.select(torch.tensor([number], device=projected.device))
+        if not adapter.pays_to_fold(one):
+            return None
+        folded = adapter.fold(one)
+        while len(self._held) >= self._MOST:
+            self._held.pop(next(iter(self._held)), None)
+        self._held[modality, number] = folded, versions
+        return folded
 
 
 _NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
@@ -103,6 +166,11 @@ class Forward:
         self._is_announced = False
         self._has_begun = False
 
+    @property
+    def changes(self) -> dict[int, LayerEdit]:
+        """What to change, by layer."""
+        return {layer: partial(self.edit, layer) for layer in self._edits.layers}
+
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a call of the base model: a prompt, or a step that continues one."""
         if self._is_routing:
@@ -112,7 +180,7 @@ class Forward:
         if self._continues(inputs):
             return
         self._layout = self._find_layout(inputs)
-        if self._routes_first:
+        if self._edits.routes_first:
             self._open = OpenRows.of(self._routed(inputs, self._layout))
 
     def begin_decoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,7 +206,7 @@ class Forward:
         seen = {**tensors, "input_ids": ids, "attention_mask": _widened(mask, width, 1)}
         layout = self._find_layout(seen)
         repeats = rows // len(ids)
-        if self._routes_first:
+        if self._edits.routes_first:
             routing = self._routed(tensors, layout)
             repeated = (
                 each.repeat_interleave(repeats) for each in (routing.similarity, routing.edit_index)
@@ -152,29 +220,19 @@ class Forward:
         if layout is None or self._is_routing:
             return None
         edits = self._edits
-        layer_of = edits.adapters.layer_of
-        if self._open is None:
-            self._open = edits.open_rows(hidden, layout)
         concerned = self._open
-        if not len(concerned):
+        if concerned is None:
+            concerned = self._open = edits.open_rows(hidden, layout)
+        if not concerned.rows:
             return None
-        rows = concerned.rows.to(hidden.device)
         changed = hidden
-        for modality in edits.adapters.modalities:
-            if layer_of[modality] != layer:
-                continue
-            positions = layout.text if modality == "text" else layout.vision
-            projected = edits.memory.projected[modality]
-            chosen = projected.select(concerned.edits.to(projected.device))
-            changed = add_at(changed, positions, edits.adapters[modality], chosen, rows)
+        for modality in edits.modalities:
+            if edits.adapters.layer_of[modality] == layer:
+                positions = layout.text if modality == "text" else layout.vision
+                edit = edits.edit_of_rows(modality, concerned.edits)
+                adapter = edits.adapters[modality]
+                changed = add_at(changed, positions, adapter, edit, concerned.rows)
         return None if changed is hidden else changed
-
-    @property
-    def _routes_first(self) -> bool:
-        # The gate reads the unedited text layer, which lies above the first change.
-        layer_of = self._edits.adapters.layer_of
-        has_vision = "vision" in self._edits.adapters.modalities
-        return has_vision and layer_of["vision"] < layer_of["text"]
 
     def _routed(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing:
         self._is_routing = True

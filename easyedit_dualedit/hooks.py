@@ -1,15 +1,17 @@
 """Reads and changes the outputs of decoder layers for as long as a `with` block lasts.
 
-Nothing here knows about edits, gates or adapters. Hooks are registered one by one on an
-`ExitStack`, so a failure half-way leaves none behind, and only our own are ever removed.
+Nothing here knows about edits, gates or adapters. A failure half-way leaves no hook behind, and
+only our own are ever removed.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 LayerEdit = Callable[[Tensor], Tensor | None]
 """Takes a layer's output, shape [b, s, d]; returns what replaces it, or None to leave it."""
@@ -22,17 +24,47 @@ class _Stop(Exception):  # noqa: N818  (control flow, not an error)
     """Ends a forward once everything asked of it has been read."""
 
 
-@contextmanager
-def attach(layers: Sequence[nn.Module], edits: Mapping[int, LayerEdit]) -> Iterator[None]:
+class Hooks:
+    """Hooks that are there for as long as a `with` block lasts."""
+
+    def __init__(self, registrations: Sequence[Callable[[], RemovableHandle]]):
+        """Register nothing yet.
+
+        Args:
+            registrations: register one hook each, in order, when the block begins.
+        """
+        self._registrations = registrations
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        """Register all hooks, or none if one cannot be."""
+        try:
+            for register in self._registrations:
+                self._handles.append(register())
+        except BaseException:
+            self._remove()
+            raise
+
+    def __exit__(self, *_error: object) -> None:
+        """Remove the hooks, and none but them."""
+        self._remove()
+
+    def _remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def attach(layers: Sequence[nn.Module], edits: Mapping[int, LayerEdit]) -> Hooks:
     """Change the outputs of `layers` with `edits` (layer index -> change) inside the block.
 
-    Only forwards of the thread that opened the block are changed.
+    Only forwards of the thread that calls this are changed.
     """
-    with ExitStack() as stack:
-        for index, edit in edits.items():
-            handle = layers[index].register_forward_hook(_changing(edit))
-            stack.callback(handle.remove)
-        yield
+    return Hooks(
+        [
+            partial(layers[index].register_forward_hook, _changing(edit))
+            for index, edit in edits.items()
+        ]
+    )
 
 
 @contextmanager
@@ -50,11 +82,11 @@ def record(
     states: dict[int, Tensor] = {}
     deepest = max(indices)
     signal = _Stop()
-    with ExitStack() as stack:
-        for index in indices:
-            ending = signal if stop and index == deepest else None
-            hook = _reading(states, index, ending)
-            stack.callback(layers[index].register_forward_hook(hook).remove)
+    registrations = []
+    for index in indices:
+        hook = _reading(states, index, signal if stop and index == deepest else None)
+        registrations.append(partial(layers[index].register_forward_hook, hook))
+    with Hooks(registrations):
         try:
             yield states
         except _Stop as stopped:
@@ -62,8 +94,7 @@ def record(
                 raise
 
 
-@contextmanager
-def before_call(model: nn.Module, observe: CallObserver) -> Iterator[None]:
+def before_call(model: nn.Module, observe: CallObserver) -> Hooks:
     """Show the arguments of every call of `model` inside the block to `observe`."""
     owner = threading.get_ident()
 
@@ -71,11 +102,7 @@ def before_call(model: nn.Module, observe: CallObserver) -> Iterator[None]:
         if threading.get_ident() == owner:
             observe(args, kwargs)
 
-    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return Hooks([partial(model.register_forward_pre_hook, hook, with_kwargs=True)])
 
 
 # Factories, since a closure made in a loop would see the loop's last values.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,25 +20,20 @@ from easyedit_dualedit.shortlist import Shortlist
 class OpenRows:
     """The rows of a forward that edits concern."""
 
-    rows: Tensor
-    """Their indices, long [r]."""
-    edits: Tensor
-    """Index of the edit of each, long [r]."""
+    rows: tuple[int, ...]
+    """Their indices."""
+    edits: tuple[int, ...]
+    """Index of the edit of each."""
 
     @classmethod
     def of(cls, routing: Routing) -> "OpenRows":
         """Return the open rows of a decision."""
-        rows = routing.is_open.nonzero()[:, 0]
-        return cls(rows, routing.edit_index[rows])
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.rows)
+        numbers = routing.edit_index.tolist()
+        rows = tuple(row for row, number in enumerate(numbers) if number >= 0)
+        return cls(rows, tuple(numbers[row] for row in rows))
 
 
-_NOTHING = torch.empty(0, dtype=torch.long)
-_FIRST = torch.zeros(1, dtype=torch.long)
-_NONE = OpenRows(_NOTHING, _NOTHING)
+_NONE = OpenRows((), ())
 
 
 class Router:
@@ -83,11 +79,15 @@ class Router:
             DataError: if the rows do not fit the assignment.
             CalibrationError: if the gate has no threshold.
         """
-        is_one = hidden.shape[0] == 1 and hidden.is_cpu
-        if is_one and self._is_swift and not torch.is_autocast_enabled("cpu"):
-            with torch.inference_mode():  # only a number comes out
+        if (
+            hidden.shape[0] == 1
+            and self._is_swift
+            and hidden.is_cpu
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
                 edit = self._edit_of_row(hidden[0], layout)
-            return _NONE if edit < 0 else OpenRows(_FIRST, torch.tensor([edit]))
+            return _NONE if edit < 0 else OpenRows((0,), (edit,))
         return OpenRows.of(self.route(hidden, layout))
 
     def _edit_of_row(self, hidden: Tensor, layout: TokenLayout) -> int:
@@ -104,6 +104,9 @@ class Router:
             return -1
         # Compared with what the product of a key as long as this one must reach.
         least = self._threshold * length
+        if self._only is not None:
+            product = torch.dot(self._only, key).item()
+            return 0 if least <= product < math.inf else -1
         shortlist = self._shortlist
         blocks = None if shortlist is None else shortlist.blocks(key, length, least)
         if blocks is None:
@@ -130,6 +133,10 @@ class Router:
         mean, keys = self._gate.mean, self._keys
         is_plain = all((each.device.type, each.dtype) == _PLAIN for each in (mean, keys))
         return self._assignment is None and len(keys) > 0 and is_plain
+
+    @cached_property
+    def _only(self) -> Tensor | None:
+        return self._keys[0] if len(self._keys) == 1 else None
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
@@ -180,6 +187,4 @@ def _newest_of_best(products: Tensor, least: float, tie: float) -> tuple[float, 
         best = products.amax().item()
         if best < least or best == -math.inf:
             return best, -1
-    if len(products) == 1:
-        return best, 0
     return best, int((products >= best - tie).nonzero()[-1])

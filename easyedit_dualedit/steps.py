@@ -278,7 +278,7 @@ class SharedSteps:
         adapters = self._editor.adapters
         layout = group.started.batch.layout
         record = group.record[taken.first]
-        everywhere = torch.arange(len(record), device=record.device)
+        everywhere = range(len(record))
         positions = {"text": taken.marked(layout.text), "vision": taken.marked(layout.vision)}
         chosen = {name: edit.select(record.to(edit.device)) for name, edit in projected.items()}
 
