@@ -170,27 +170,24 @@ def _overheads(editor: DualEditor, records: Sequence[Record], repeats: int) -> d
 
 def _decode(editor: DualEditor, edited: Any, batch: Any, repeats: int) -> dict[str, float]:
     plain: Any = editor.backbone.model
-    cache = DynamicCache(config=plain.config.get_text_config())
-    with torch.no_grad():
-        plain(**batch.inputs, past_key_values=cache, use_cache=True)
-    rows = batch.size
     token = batch.inputs["input_ids"][:, -1:]
-    mask = torch.cat([batch.inputs["attention_mask"], torch.ones(rows, 1, dtype=torch.long)], 1)
+    mask = torch.cat(
+        [batch.inputs["attention_mask"], torch.ones(batch.size, 1, dtype=torch.long)], 1
+    )
 
-    def step(model: Any) -> None:
-        model(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
-        cache.crop(-1)
-
-    # `generate` hooks the model once and then steps many times, so the hooks are outside.
-    def inside() -> None:
-        step(plain)
+    def after_prompt() -> tuple[float, float]:
+        cache = DynamicCache(config=plain.config.get_text_config())
+        plain(**batch.inputs, past_key_values=cache, use_cache=True)
+        step = {"input_ids": token, "attention_mask": mask, "past_key_values": cache}
+        return _times(partial(plain, **step, use_cache=True))
 
     plain_times, edited_times = [], []
     with torch.no_grad():
         for _ in range(repeats):
-            plain_times.append(_times(inside))
-            with edited._active(lambda _inputs: batch.layout):
-                edited_times.append(_times(inside))
+            plain_times.append(after_prompt())
+            # What `generate` runs inside: the prompt is edited, and each step passes.
+            with edited._generating(lambda _inputs: batch.layout, batch.inputs):
+                edited_times.append(after_prompt())
     return _compared(plain_times, edited_times)
 
 

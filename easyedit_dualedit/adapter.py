@@ -58,29 +58,27 @@ class FoldedEdit:
     """
 
     scores: Tensor
-    """What normalised states are multiplied with, [d, h * e]."""
-    score_bias: Tensor
-    """[h * e]."""
+    """What normalised states are multiplied with, [h * e, d]."""
+    bias: Tensor
+    """Added to the scores, [h * e, 1]."""
     outputs: Tensor
-    """What a token adds to a state that attends to it alone, [h * e, d]."""
-    output_bias: Tensor
-    """[d]."""
+    """What a head of a state adds to it that attends to one token alone, [h * e, d]."""
     heads: int
     epsilon: float
     """Of the norm of the states."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where it lies."""
-        return self.scores.device
-
-    def change(self, hidden: Tensor) -> Tensor:
-        """Return the change to each state, [n, d], in the dtype of `hidden`."""
-        with _own_precision(self.scores):
-            states = torch.layer_norm(hidden.to(self.scores), (hidden.shape[-1],), eps=self.epsilon)
-            scores = torch.addmm(self.score_bias, states, self.scores)
-            shares = scores.view(len(hidden), self.heads, -1).softmax(-1).view(scores.shape)
-            return torch.addmm(self.output_bias, shares, self.outputs).to(hidden)
+    def added(self, states: Tensor) -> Tensor:
+        """Return states, [n, d], with the change of each added, in their dtype."""
+        own = self.scores
+        with _own_precision(own):
+            exact = states if _is_alike(states, own) else states.to(own)
+            normed = torch.layer_norm(exact, exact.shape[1:], eps=self.epsilon)
+            # By columns: a softmax over a few rows is many times quicker than over a few columns.
+            scores = torch.addmm(self.bias, own, normed.T)
+            shares = scores.view(self.heads, -1, len(states)).softmax(1).view_as(scores).T
+            if exact is states:
+                return torch.addmm(states, shares, self.outputs)
+            return states + torch.mm(shares, self.outputs).to(states)
 
 
 class CrossAttentionAdapter(nn.Module):
@@ -138,32 +136,36 @@ class CrossAttentionAdapter(nn.Module):
             delta: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return delta.to(hidden)
 
+    @property
+    def weights_to_fold(self) -> tuple[nn.Parameter, ...]:
+        """What `fold` puts into an edit."""
+        parts = (self.query_norm, self.query, self.output)
+        return tuple(parameter for part in parts for parameter in part.parameters())
+
     def pays_to_fold(self, edit: ProjectedEdit) -> bool:
-        """Return whether `fold` makes an edit cheaper to apply: if it is short."""
-        return (
-            len(edit.keys) == 1 and edit.is_full and self.heads * edit.keys.shape[2] <= self.width
-        )
+        """Return whether `fold` makes an edit cheaper to apply: if it is one, and short."""
+        return len(edit.keys) == 1 and self.heads * int(edit.mask.sum()) <= self.width
 
     @torch.no_grad()
     def fold(self, edit: ProjectedEdit) -> FoldedEdit:
-        """Return one edit, all of whose positions are real, folded into this adapter as it is now.
-
-        No gradients pass.
-        """
+        """Return one edit folded into this adapter as it is now. No gradients pass."""
         norm, query, output = self.query_norm, self.query, self.output
+        real = edit.mask[0]
         with _own_precision(query.weight):
-            keys = edit.keys[0] * (self.width // self.heads) ** -0.5  # [h, e, k]
+            keys = edit.keys[0][:, real] * (self.width // self.heads) ** -0.5  # [h, e, k]
             by_head = query.weight.view(self.heads, -1, len(norm.weight))  # [h, k, d]
-            scores = torch.einsum("hek,hkd->dhe", keys, by_head).flatten(1)
+            scores = torch.einsum("hek,hkd->hed", keys, by_head).flatten(0, 1)
             bias = torch.einsum("hek,hk->he", keys, query.bias.view(self.heads, -1))
             outputs = torch.einsum(
-                "hek,dhk->hed", edit.values[0], output.weight.view(len(norm.weight), self.heads, -1)
+                "hek,dhk->hed",
+                edit.values[0][:, real],
+                output.weight.view(len(norm.weight), self.heads, -1),
             )
             return FoldedEdit(
-                (norm.weight[:, None] * scores).contiguous(),
-                torch.addmv(bias.flatten(), scores.T, norm.bias),
-                outputs.flatten(0, 1).contiguous(),
-                output.bias.detach(),
+                norm.weight * scores,
+                torch.addmv(bias.flatten(), scores, norm.bias)[:, None],
+                # The shares of a head sum to one, so each brings its part of the bias.
+                (outputs + output.bias / self.heads).flatten(0, 1),
                 self.heads,
                 norm.eps,
             )
@@ -212,11 +214,15 @@ def _own_precision(weight: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()  # entering autocast takes as long as a small product
 
 
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device
+
+
 def add_at(
     hidden: Tensor,
     positions: Tensor,
     adapter: CrossAttentionAdapter,
-    edit: ProjectedEdit | FoldedEdit,
+    edit: ProjectedEdit,
     rows: Sequence[int],
 ) -> Tensor:
     """Return `hidden` with an adapter's change added at some positions of some rows.
@@ -227,12 +233,10 @@ def add_at(
         hidden: states leaving a layer, [b, s, d]; not modified.
         positions: True where the adapter may act, bool [b, s].
         adapter: computes the change.
-        edit: the edit of each of `rows`, n = len(rows), or the one of all of them.
+        edit: the edit of each of `rows`, n = len(rows).
         rows: indices of the rows to change.
     """
     positions = positions.to(hidden.device)
-    if isinstance(edit, FoldedEdit):
-        return _add_one(hidden, positions, edit, rows)
     if len(hidden) == len(rows) == 1:
         # Whole columns change: this takes half the operations, all of which a forward runs cold.
         columns = positions[0].nonzero()[:, 0]
@@ -261,16 +265,16 @@ def add_at(
     return hidden.index_put(places, changed)
 
 
-def _add_one(hidden: Tensor, positions: Tensor, edit: FoldedEdit, rows: Sequence[int]) -> Tensor:
-    """Return what `add_at` does, for one edit in all rows."""
+def add_folded(hidden: Tensor, positions: Tensor, edit: FoldedEdit, rows: Sequence[int]) -> Tensor:
+    """Return what `add_at` does, for one edit in all of some rows."""
+    positions = positions.to(hidden.device)
     if len(rows) < len(hidden):
         concerned = torch.zeros(len(hidden), 1, dtype=torch.bool)
         concerned[list(rows)] = True
         positions = positions & concerned.to(positions.device)
     index = positions.flatten().nonzero()[:, 0]
-    if not len(index):
+    if not index.numel():
         return hidden
     flat = hidden.flatten(0, 1)
-    states = flat.index_select(0, index)
-    changed = states + edit.change(states.to(edit.device)).to(hidden)
+    changed = edit.added(flat.index_select(0, index))
     return flat.index_copy(0, index, changed).view_as(hidden)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.adapter import DualAdapters
+from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.batch import IGNORED, Encoder, TokenLayout
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError
-from easyedit_dualedit.forward import AppliedEdits, Forward, LayoutFinder, token_ids
+from easyedit_dualedit.forward import Forward, LayoutFinder, token_ids
 from easyedit_dualedit.gate import Gate, Routing
-from easyedit_dualedit.hooks import attach, before_call
+from easyedit_dualedit.hooks import before_call
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
 from easyedit_dualedit.stored import StoredEdit
 
@@ -69,9 +70,8 @@ class EditedModel:
         """
         if not self.edits:
             return self.base_model(*args, **inputs)
-        forward = Forward(self._applied, partial(self._layout_of_call, given=layout))
-        forward.begin(args, inputs)
-        with attach(self._encoder.backbone.layers, forward.changes):
+        with Forward(self._applied, partial(self._layout_of_call, given=layout)) as forward:
+            forward.begin(args, inputs)
             return self.base_model(*args, **inputs)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
@@ -159,10 +159,9 @@ class EditedModel:
         if not self.edits:
             yield
             return
-        forward = Forward(self._applied, find_layout, prompt)
         backbone = self._encoder.backbone
         with ExitStack() as stack:
-            stack.enter_context(attach(backbone.layers, forward.changes))
+            forward = stack.enter_context(Forward(self._applied, find_layout, prompt))
             stack.enter_context(before_call(self.base_model, forward.begin))
             if backbone.decoder is not self.base_model:
                 stack.enter_context(before_call(backbone.decoder, forward.begin_decoder))

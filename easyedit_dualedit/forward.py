@@ -5,143 +5,30 @@ on one base model, or two threads, do not see each other.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.adapter import DualAdapters, FoldedEdit, ProjectedEdit, add_at
-from easyedit_dualedit.backbone import Backbone
+from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.batch import TokenLayout
-from easyedit_dualedit.config import Modality
 from easyedit_dualedit.errors import ChunkedPrefillError, PromptEndError
-from easyedit_dualedit.gate import Gate, Routing
-from easyedit_dualedit.hooks import LayerEdit, record
-from easyedit_dualedit.memory import ActiveEdits
-from easyedit_dualedit.router import OpenRows, Router
+from easyedit_dualedit.gate import Routing
+from easyedit_dualedit.hooks import Hooks
+from easyedit_dualedit.router import OpenRows
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
 
 
-@dataclass(frozen=True)
-class AppliedEdits:
-    """Edits with all that decides where they apply."""
-
-    backbone: Backbone
-    adapters: DualAdapters
-    gate: Gate
-    memory: ActiveEdits
-    assignment: Tensor | None = None
-    """The only edit that each row may use, long [b]; None allows all."""
-
-    @cached_property
-    def layers(self) -> frozenset[int]:
-        """Layers that an edited forward reads or changes."""
-        layer_of = self.adapters.layer_of
-        return frozenset({layer_of["text"], *(layer_of[name] for name in self.modalities)})
-
-    @cached_property
-    def modalities(self) -> tuple[Modality, ...]:
-        """Modalities in use, text first."""
-        return self.adapters.modalities
-
-    @cached_property
-    def routes_first(self) -> bool:
-        """Whether the gate reads the unedited text layer above the first change."""
-        layer_of = self.adapters.layer_of
-        return "vision" in self.modalities and layer_of["vision"] < layer_of["text"]
-
-    def route(self, hidden: Tensor, layout: TokenLayout) -> Routing:
-        """Return which edit applies to each row, from the text layer's states [b, s, d].
-
-        Raises:
-            DataError: if the rows do not fit the assignment.
-            CalibrationError: if the gate has no threshold.
-        """
-        return self._router.route(hidden, layout)
-
-    def open_rows(self, hidden: Tensor, layout: TokenLayout) -> OpenRows:
-        """Return the rows that edits concern, and which: the decisions of `route`.
-
-        Raises:
-            DataError: if the rows do not fit the assignment.
-            CalibrationError: if the gate has no threshold.
-        """
-        return self._router.open_rows(hidden, layout)
-
-    def edit_of_rows(
-        self, modality: Modality, numbers: Sequence[int]
-    ) -> ProjectedEdit | FoldedEdit:
-        """Return the edits with the given numbers, as their adapter needs them.
-
-        One edit of all rows is folded into the adapter where that pays, unless gradients are asked
-        for; what is folded is kept until the adapter changes.
-        """
-        if not torch.is_grad_enabled() and numbers.count(numbers[0]) == len(numbers):
-            folded = self._folds.get(modality, numbers[0])
-            if folded is not None:
-                return folded
-        projected = self.memory.projected[modality]
-        return projected.select(torch.tensor(numbers, device=projected.device))
-
-    @cached_property
-    def _folds(self) -> "_Folds":
-        return _Folds(self.adapters, self.memory)
-
-    @cached_property
-    def _router(self) -> Router:
-        return Router(self.gate, self.memory.keys, self.assignment)
-
-    def route_before(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing:
-        """Return which edit applies to each row, by an unedited forward that ends early."""
-        plain = {key: value for key, value in inputs.items() if key not in _NOT_FOR_ROUTING}
-        layer = self.adapters.layer_of["text"]
-        with torch.no_grad(), record(self.backbone.layers, [layer], stop=True) as states:
-            self.backbone.model(**plain, use_cache=False)
-        return self.route(states[layer], layout)
-
-
-class _Folds:
-    """Edits folded into their adapters; those used last are kept."""
-
-    _MOST = 16
-
-    def __init__(self, adapters: DualAdapters, memory: ActiveEdits):
-        """Fold nothing yet."""
-        self._adapters = adapters
-        self._memory = memory
-        self._held: dict[tuple[Modality, int], tuple[FoldedEdit, list[int]]] = {}
-        self._weights = {name: tuple(adapters[name].parameters()) for name in adapters.modalities}
-
-    def get(self, modality: Modality, number: int) -> FoldedEdit | None:
-        """Return an edit folded into the adapter as it is now; None where that does not pay."""
-        weights = self._weights[modality]
-        if any(weight.is_inference() for weight in weights):  # nothing tells when they change
-            return None
-        versions = [weight._version for weight in weights]
-        held = self._held.get((modality, number))
-        if held is not None and held[1] == versions:
-            return held[0]
-        adapter, projected = self._adapters[modality], self._memory.projected[modality]
-        one = projected.select(torch.tensor([number], device=projected.device))
-        if not adapter.pays_to_fold(one):
-            return None
-        folded = adapter.fold(one)
-        while len(self._held) >= self._MOST:
-            self._held.pop(next(iter(self._held)), None)
-        self._held[modality, number] = folded, versions
-        return folded
-
-
-_NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
-
-
 class Forward:
-    """What the forwards inside one call, or one `generate`, know."""
+    """What the forwards inside one call, or one `generate`, know; hooks layers while they run.
+
+    A block of it begins with the call and ends with it. Layers have hooks only where something may
+    change: a decode step has none, and before the gate opens only the layer that it reads has one.
+    """
 
     def __init__(
         self,
@@ -159,17 +46,20 @@ class Forward:
         self._edits = edits
         self._find_layout = find_layout
         self._prompt = prompt
-        self._layout: TokenLayout | None = None
+        self._hooks = Hooks()
         self._open: OpenRows | None = None
         """None until the gate has decided."""
         self._is_routing = False
         self._is_announced = False
         self._has_begun = False
 
-    @property
-    def changes(self) -> dict[int, LayerEdit]:
-        """What to change, by layer."""
-        return {layer: partial(self.edit, layer) for layer in self._edits.layers}
+    def __enter__(self) -> Self:
+        """Return this."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Remove the hooks of the layers."""
+        self._hooks.remove()
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a call of the base model: a prompt, or a step that continues one."""
@@ -179,9 +69,8 @@ class Forward:
         inputs = named(self._edits.backbone.model, args) | kwargs
         if self._continues(inputs):
             return
-        self._layout = self._find_layout(inputs)
-        if self._edits.routes_first:
-            self._open = OpenRows.of(self._routed(inputs, self._layout))
+        layout = self._find_layout(inputs)
+        self._start(layout, self._routed(inputs, layout) if self._edits.routes_first else None)
 
     def begin_decoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a call of the decoder that no call of the base model has announced.
@@ -206,33 +95,34 @@ class Forward:
         seen = {**tensors, "input_ids": ids, "attention_mask": _widened(mask, width, 1)}
         layout = self._find_layout(seen)
         repeats = rows // len(ids)
-        if self._edits.routes_first:
-            routing = self._routed(tensors, layout)
-            repeated = (
-                each.repeat_interleave(repeats) for each in (routing.similarity, routing.edit_index)
-            )
-            self._open = OpenRows.of(Routing(*repeated))
-        self._layout = layout.repeated(repeats)
+        routing = self._routed(tensors, layout) if self._edits.routes_first else None
+        if routing is not None:
+            parts = (routing.similarity, routing.edit_index)
+            routing = Routing(*(part.repeat_interleave(repeats) for part in parts))
+        self._start(layout.repeated(repeats), routing)
 
-    def edit(self, layer: int, hidden: Tensor) -> Tensor | None:
+    def _start(self, layout: TokenLayout, routing: Routing | None) -> None:
+        """Hook the layers of a forward that starts from a prompt."""
+        if routing is None:
+            self._attach((self._edits.gate_layer,), layout)
+            return
+        self._open = OpenRows.of(routing)
+        if self._open.rows:
+            self._attach(self._edits.modalities_of, layout)
+
+    def _attach(self, layers: Iterable[int], layout: TokenLayout) -> None:
+        for layer in layers:
+            module = self._edits.backbone.layers[layer]
+            self._hooks.change(module, partial(self._edit, layer, layout))
+
+    def _edit(self, layer: int, layout: TokenLayout, hidden: Tensor) -> Tensor | None:
         """Return the changed output of a layer, or None where nothing changes."""
-        layout = self._layout
-        if layout is None or self._is_routing:
-            return None
-        edits = self._edits
-        concerned = self._open
+        edits, concerned = self._edits, self._open
         if concerned is None:
             concerned = self._open = edits.open_rows(hidden, layout)
-        if not concerned.rows:
-            return None
-        changed = hidden
-        for modality in edits.modalities:
-            if edits.adapters.layer_of[modality] == layer:
-                positions = layout.text if modality == "text" else layout.vision
-                edit = edits.edit_of_rows(modality, concerned.edits)
-                adapter = edits.adapters[modality]
-                changed = add_at(changed, positions, adapter, edit, concerned.rows)
-        return None if changed is hidden else changed
+            if concerned.rows:
+                self._attach([each for each in edits.modalities_of if each != layer], layout)
+        return edits.changed(layer, hidden, layout, concerned) if concerned.rows else None
 
     def _routed(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing:
         self._is_routing = True
@@ -243,7 +133,8 @@ class Forward:
 
     def _continues(self, inputs: Mapping[str, Any]) -> bool:
         is_first, self._has_begun = not self._has_begun, True
-        self._layout = self._open = None
+        self._hooks.remove()
+        self._open = None
         if not _cached_tokens(inputs):
             return False
         if is_first and self._prompt is not None:

@@ -7,8 +7,7 @@ only our own are ever removed.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -25,46 +24,62 @@ class _Stop(Exception):  # noqa: N818  (control flow, not an error)
 
 
 class Hooks:
-    """Hooks that are there for as long as a `with` block lasts."""
+    """Hooks that are there until a `with` block ends, however it does."""
 
-    def __init__(self, registrations: Sequence[Callable[[], RemovableHandle]]):
-        """Register nothing yet.
-
-        Args:
-            registrations: register one hook each, in order, when the block begins.
-        """
-        self._registrations = registrations
+    def __init__(self) -> None:
+        """Register nothing yet."""
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> None:
-        """Register all hooks, or none if one cannot be."""
-        try:
-            for register in self._registrations:
-                self._handles.append(register())
-        except BaseException:
-            self._remove()
-            raise
+    def __enter__(self) -> Self:
+        """Return this."""
+        return self
 
     def __exit__(self, *_error: object) -> None:
         """Remove the hooks, and none but them."""
-        self._remove()
+        self.remove()
 
-    def _remove(self) -> None:
+    def change(self, layer: nn.Module, edit: LayerEdit) -> None:
+        """Change the output of a layer, in forwards of the thread that calls this."""
+        self._handles.append(layer.register_forward_hook(_changing(edit)))
+
+    def read(self, layer: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> None:
+        """Show each output of a layer to a hook of torch's kind."""
+        self._handles.append(layer.register_forward_hook(hook))
+
+    def before(self, model: nn.Module, observe: CallObserver) -> None:
+        """Show the arguments of every call of `model`, in the thread that calls this."""
+        owner = threading.get_ident()
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == owner:
+                observe(args, kwargs)
+
+        self._handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Remove the hooks, and none but them."""
         while self._handles:
             self._handles.pop().remove()
 
 
-def attach(layers: Sequence[nn.Module], edits: Mapping[int, LayerEdit]) -> Hooks:
+@contextmanager
+def attach(layers: Sequence[nn.Module], edits: Mapping[int, LayerEdit]) -> Iterator[None]:
     """Change the outputs of `layers` with `edits` (layer index -> change) inside the block.
 
-    Only forwards of the thread that calls this are changed.
+    Only forwards of the thread that opened the block are changed.
     """
-    return Hooks(
-        [
-            partial(layers[index].register_forward_hook, _changing(edit))
-            for index, edit in edits.items()
-        ]
-    )
+    with Hooks() as hooks:
+        for index, edit in edits.items():
+            hooks.change(layers[index], edit)
+        yield
+
+
+@contextmanager
+def before_call(model: nn.Module, observe: CallObserver) -> Iterator[None]:
+    """Show the arguments of every call of `model` inside the block to `observe`."""
+    with Hooks() as hooks:
+        hooks.before(model, observe)
+        yield
 
 
 @contextmanager
@@ -82,27 +97,15 @@ def record(
     states: dict[int, Tensor] = {}
     deepest = max(indices)
     signal = _Stop()
-    registrations = []
-    for index in indices:
-        hook = _reading(states, index, signal if stop and index == deepest else None)
-        registrations.append(partial(layers[index].register_forward_hook, hook))
-    with Hooks(registrations):
+    with Hooks() as hooks:
+        for index in indices:
+            ending = signal if stop and index == deepest else None
+            hooks.read(layers[index], _reading(states, index, ending))
         try:
             yield states
         except _Stop as stopped:
             if stopped is not signal:
                 raise
-
-
-def before_call(model: nn.Module, observe: CallObserver) -> Hooks:
-    """Show the arguments of every call of `model` inside the block to `observe`."""
-    owner = threading.get_ident()
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == owner:
-            observe(args, kwargs)
-
-    return Hooks([partial(model.register_forward_pre_hook, hook, with_kwargs=True)])
 
 
 # Factories, since a closure made in a loop would see the loop's last values.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.forward import AppliedEdits
 from easyedit_dualedit.gate_training import ScopeStates, collect
 from easyedit_dualedit.memory import ActiveEdits
 from easyedit_dualedit.projection import vision_mean

@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -16,7 +17,7 @@ from tiny_families import FAMILIES  # noqa: E402
 from tiny_models import TinyModel  # noqa: E402
 
 from easyedit_dualedit.backbone import Backbone  # noqa: E402
-from easyedit_dualedit.batch import Query  # noqa: E402
+from easyedit_dualedit.batch import Batch, Query  # noqa: E402
 from easyedit_dualedit.config import DualEditConfig  # noqa: E402
 from easyedit_dualedit.editor import DualEditor  # noqa: E402
 
@@ -97,6 +98,23 @@ def hooks_of_ours(model: torch.nn.Module) -> list[str]:
         if any(getattr(hook, "__module__", "").startswith("easyedit_dualedit") for hook in hooks):
             found.append(name)
     return found
+
+
+def entering(module: torch.nn.Module, model: Any, batch: Batch) -> torch.Tensor:
+    """Return the hidden states that a decoder layer gets in one forward."""
+    seen: list[torch.Tensor] = []
+
+    def read(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    handle = module.register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            extra = {} if isinstance(model, torch.nn.Module) else {"layout": batch.layout}
+            model(**batch.inputs, **extra)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def picture(colour: str = "red", size: tuple[int, int] = (30, 40)) -> Image.Image:

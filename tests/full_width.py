@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from conftest import hooks_of_ours, picture
+from conftest import entering, hooks_of_ours, picture
 from tiny_families import FAMILIES, ids_of
 from tiny_models import TinyModel, finish
 
@@ -29,7 +29,7 @@ from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.hooks import attach, record
+from easyedit_dualedit.hooks import attach
 from easyedit_dualedit.losses import answer_cross_entropy
 
 _BEGIN, _END = "<!-- full width: begin -->", "<!-- full width: end -->"
@@ -171,17 +171,10 @@ def checked(name: str) -> dict[str, Any]:
     assert losses[-1] < losses[0], f"training does not lower the loss: {losses}"
     with torch.no_grad():
         edited = editor.edit(request.image, request.prompt, "blue")
-        with record(editor.backbone.layers, [0]) as states:
-            tiny.model(**batch.inputs)
-        clean = states[0]
-        seen: dict[int, torch.Tensor] = {}
-        with edited._active(lambda _inputs: batch.layout):
-            handle = editor.backbone.layers[0].register_forward_hook(
-                lambda _m, _a, out: seen.update({0: out[0] if isinstance(out, tuple) else out})
-            )
-            tiny.model(**batch.inputs)
-            handle.remove()
-        assert torch.equal((seen[0] != clean).any(-1), batch.layout.text), "other positions change"
+        clean, seen = (
+            entering(editor.backbone.layers[1], each, batch) for each in (tiny.model, edited)
+        )
+        assert torch.equal((seen != clean).any(-1), batch.layout.text), "other positions change"
         prompt = editor.encoder.encode([request], with_target=False)
         made = edited.generate(**prompt.inputs, max_new_tokens=1, do_sample=False)
         first = edited(layout=prompt.layout, **prompt.inputs).logits[0, -1].argmax()

@@ -8,7 +8,15 @@ from typing import Any
 import full_width
 import pytest
 import torch
-from conftest import hooks_of_ours, picture, request_of, shared, tiny_config, trained_editor
+from conftest import (
+    entering,
+    hooks_of_ours,
+    picture,
+    request_of,
+    shared,
+    tiny_config,
+    trained_editor,
+)
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
@@ -16,7 +24,6 @@ from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ChunkedPrefillError
-from easyedit_dualedit.hooks import record
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 TEXT_ONLY = Query("Where is the star?", None, "top left")
@@ -220,27 +227,17 @@ def test_only_the_masked_positions_change(tiny: TinyModel, layer: int, last_prom
     editor = trained_editor(tiny, last_prompt_token=last_prompt_token)
     edited = editor.edited(editor.read([request_of()]), gate=editor.open_gate())
     batch = editor.encoder.encode([request_of(), TEXT_ONLY])
-    with record(editor.backbone.layers, [layer]) as plain:
-        logits(tiny.model, batch)
     # Other layers' adapters are left out, so that the difference is this layer's alone.
     modality = "text" if layer == 1 else "vision"
     other = "vision" if layer == 1 else "text"
     with torch.no_grad():
         for parameter in editor.adapters[other].output.parameters():
             parameter.zero_()
-    seen: dict[int, torch.Tensor] = {}
-
-    def read(_module: Any, _args: Any, output: Any) -> None:
-        seen[layer] = output[0] if isinstance(output, tuple) else output
-
-    with torch.no_grad(), edited._active(lambda _inputs: batch.layout):
-        handle = editor.backbone.layers[layer].register_forward_hook(read)
-        try:
-            tiny.model(**batch.inputs)
-        finally:
-            handle.remove()
+    # What the next layer gets: a hook on the layer itself would run before ours.
+    following = editor.backbone.layers[layer + 1]
+    plain, seen = (entering(following, model, batch) for model in (tiny.model, edited))
     mask = batch.layout.text if modality == "text" else batch.layout.vision
-    differs = (seen[layer] != plain[layer]).any(-1)
+    differs = (seen != plain).any(-1)
     assert torch.equal(differs, mask)
     gate = batch.layout.text[torch.arange(2), batch.layout.gate]
     assert bool(gate.all()) == last_prompt_token
