@@ -179,6 +179,8 @@ def _decode(editor: DualEditor, edited: Any, batch: Any, repeats: int) -> dict[s
         cache = DynamicCache(config=plain.config.get_text_config())
         plain(**batch.inputs, past_key_values=cache, use_cache=True)
         step = {"input_ids": token, "attention_mask": mask, "past_key_values": cache}
+        plain(**step, use_cache=True)  # the first step clears away what the prompt needed
+        cache.crop(-1)
         return _times(partial(plain, **step, use_cache=True))
 
     plain_times, edited_times = [], []

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -17,7 +17,6 @@ from easyedit_dualedit.batch import IGNORED, Encoder, TokenLayout
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError
 from easyedit_dualedit.forward import Forward, LayoutFinder, token_ids
 from easyedit_dualedit.gate import Gate, Routing
-from easyedit_dualedit.hooks import before_call
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
 from easyedit_dualedit.stored import StoredEdit
 
@@ -159,12 +158,8 @@ class EditedModel:
         if not self.edits:
             yield
             return
-        backbone = self._encoder.backbone
-        with ExitStack() as stack:
-            forward = stack.enter_context(Forward(self._applied, find_layout, prompt))
-            stack.enter_context(before_call(self.base_model, forward.begin))
-            if backbone.decoder is not self.base_model:
-                stack.enter_context(before_call(backbone.decoder, forward.begin_decoder))
+        with Forward(self._applied, find_layout, prompt) as forward:
+            forward.listen()
             yield
 
     def _layout_of_call(self, inputs: dict[str, Any], given: TokenLayout | None) -> TokenLayout:

@@ -47,10 +47,11 @@ class Forward:
         self._find_layout = find_layout
         self._prompt = prompt
         self._hooks = Hooks()
+        self._calls = Hooks()
+        self._decoder_calls = Hooks()
         self._open: OpenRows | None = None
         """None until the gate has decided."""
         self._is_routing = False
-        self._is_announced = False
         self._has_begun = False
 
     def __enter__(self) -> Self:
@@ -58,32 +59,39 @@ class Forward:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Remove the hooks of the layers."""
-        self._hooks.remove()
+        """Remove the hooks."""
+        for hooks in (self._hooks, self._calls, self._decoder_calls):
+            hooks.remove()
+
+    def listen(self) -> None:
+        """Begin with each call of the base model in this block, or of the decoder alone."""
+        backbone = self._edits.backbone
+        self._calls.before(backbone.model, self.begin)
+        if backbone.decoder is not backbone.model:
+            self._decoder_calls.before(backbone.decoder, self._begin_decoder)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a call of the base model: a prompt, or a step that continues one."""
         if self._is_routing:
             return
-        self._is_announced = True
-        inputs = named(self._edits.backbone.model, args) | kwargs
+        self._decoder_calls.remove()  # it is this call that calls the decoder
+        inputs = named(self._edits.backbone.model, args) | kwargs if args else kwargs
         if self._continues(inputs):
             return
         layout = self._find_layout(inputs)
         self._start(layout, self._routed(inputs, layout) if self._edits.routes_first else None)
 
-    def begin_decoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of a call of the decoder that no call of the base model has announced.
+    def _begin_decoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of a call of the decoder without one of the base model.
 
         BLIP-2 generates with its language model alone: the token ids of the prompt never reach
         the base model, and rows may be repeated by then, as beam search does.
         """
         if self._is_routing:
             return
-        if self._is_announced or self._prompt is None:
-            self._is_announced = False
+        if self._prompt is None:
             return
-        inputs = named(self._edits.backbone.decoder, args) | kwargs
+        inputs = named(self._edits.backbone.decoder, args) | kwargs if args else kwargs
         if self._continues(inputs):
             return
         tensors = {name: v for name, v in self._prompt.items() if isinstance(v, Tensor)}
