@@ -5,8 +5,10 @@ from typing import Any
 
 from easyedit_dualedit.projection import KEY_WIDTH
 from easyedit_dualedit.records import METRICS
-from easyedit_dualedit.routing import shares_of
 from easyedit_dualedit.scope import HARD, IN_SCOPE, SCOPE
+from easyedit_dualedit.shortlist import FEWEST
+
+_OF = ("seconds", "share")
 
 _COMMAND = "EASYEDIT_HOME=/path/to/EasyEdit python run_multimodal_edit.py many"
 
@@ -92,24 +94,36 @@ def _bits(found: Mapping[str, int]) -> str:
 
 def _costs(costs: Mapping[str, Any]) -> str:
     forward = 1e3 * costs["forward_seconds"]
-    seconds, shares = costs["seconds"], shares_of(costs)
-    rows = [
-        [f"{int(count):,}", f"{1e6 * float(taken):.0f}", f"{shares[int(count)]:.2f}"]
-        for count, taken in seconds.items()
-    ]
-    first, last = min(shares), max(shares)
-    more = shares[last] - shares[first]
+    counts = sorted(map(int, costs["closed"]["seconds"]))
+    rows = [[f"{count:,}"] for count in counts]
+    shares = {}
+    for name in ("closed", "open"):
+        seconds, share = ({int(k): float(v) for k, v in costs[name][each].items()} for each in _OF)
+        shares[name] = {count: 100 * share[count] for count in counts}
+        for row, count in zip(rows, counts, strict=True):
+            row += [f"{1e6 * seconds[count]:.0f}", f"{shares[name][count]:.2f}"]
+    first, last = counts[0], counts[-1]
+    more = shares["closed"][last] - shares["closed"][first]
     return (
         f"One query at batch 1, medians; a forward of the unedited model takes {forward:.1f} ms."
         " Routing is everything that the gate adds to it: the mean over the image tokens, the"
-        f" query's key, the product with all keys, the choice. {last:,} edits cost {more:.2f} % of"
-        f" a forward more than {first:,}.\n\n"
-        + _table(["edits", "microseconds", "% of a forward"], rows)
-        + "\n\nWhat bounds it: the product reads every key once, "
-        f"{4 * KEY_WIDTH * last / 1e6:.1f} MB for {last:,} edits, and the rest is two dozen"
-        " operations on small tensors, a few microseconds each however large the model is."
-        " Against the testbed's forward they weigh; against that of a model a thousand times as"
-        " large, not."
+        f" query's key, the products, the choice. For a query that no edit concerns, {last:,} edits"
+        f" cost {more:.2f} % of a forward more than {first:,}.\n\n"
+        + _table(
+            [
+                "edits",
+                "no edit concerns it: microseconds",
+                "% of a forward",
+                "one does: microseconds",
+                "% of a forward",
+            ],
+            rows,
+        )
+        + f"\n\nFrom {FEWEST:,} edits on, keys of eight bits say which edits may reach the"
+        f" threshold at all: {KEY_WIDTH * last / 1e6:.1f} MB for {last:,} edits instead of"
+        f" {4 * KEY_WIDTH * last / 1e6:.1f}. Their error has a bound, and what is left is compared"
+        " in full, so that the decision is that of the whole product. The rest is two dozen"
+        " operations on small tensors, one or two microseconds each however large the model is."
     )
 
 

@@ -1,7 +1,7 @@
 """How well a gate tells many edits apart, and what that costs: no adapter runs here."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -46,45 +46,48 @@ def routing_costs(
 ) -> dict[str, Any]:
     """Return what a decision among many edits costs, on one row and one thread of a processor.
 
-    Keys are random; what is compared does not depend on them. The forward is that of the unedited
-    model on the record's request, without its target.
+    Keys and states are random, but for the edit of the query that an edit concerns: the last one.
+    The forward is that of the unedited model on the record's request, without its target.
 
     Returns:
-        `forward_seconds`, and by number of edits `seconds` (everything that routing adds to a
-        forward: the mean over the image tokens, the query's key, the products, the choice) and
-        `share` of the forward; all medians, taken in turns so that a busy machine slows both.
+        `forward_seconds`; and, for a query that no edit concerns (`closed`) and one that an edit
+        does (`open`), by number of edits `seconds` (everything that routing adds to a forward: the
+        mean over the image tokens, the query's key, the products, the choice) and `share` of the
+        forward; all medians, taken in turns so that a busy machine slows all.
     """
     batch = editor.encoder.encode([record.request], with_target=False)
-    model, layer = editor.backbone.model, editor.config.text_layer
-    hidden = torch.randn(
-        1,
-        batch.inputs["input_ids"].shape[1],
-        editor.backbone.hidden_size,
-        device=editor.backbone.device,
+    model, device = editor.backbone.model, editor.backbone.device
+    source = torch.Generator().manual_seed(editor.config.text_layer)
+    shape = (1, batch.inputs["input_ids"].shape[1], editor.backbone.hidden_size)
+    queries = {name: torch.randn(shape, generator=source).to(device) for name in ("closed", "open")}
+    gate = batch.layout.gate.to(device)
+    own = editor.gate.key(
+        queries["open"][:, gate[0]], vision_mean(queries["open"], batch.layout.vision)
     )
-    width = editor.gate.key(hidden[:, 0], vision_mean(hidden, batch.layout.vision)).shape[-1]
-    source = torch.Generator().manual_seed(layer)
-    routes: dict[int, Callable[[], object]] = {}
+    routes: dict[tuple[str, int], Callable[[], object]] = {}
     for count in counts:
-        drawn = functional.normalize(torch.randn(count, width, generator=source), dim=-1)
-        edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(drawn)]
-        memory = ActiveEdits.of_stored(edits, hidden.device)
+        drawn = torch.randn(count, own.shape[-1], generator=source).to(device)
+        keys = torch.cat([functional.normalize(drawn[1:], dim=-1), own])
+        edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(keys)]
+        memory = ActiveEdits.of_stored(edits, device)
         applied = AppliedEdits(editor.backbone, editor.adapters, editor.gate, memory)
-        routes[count] = partial(applied.open_rows, hidden, batch.layout)
-    taken: dict[int, list[float]] = {count: [] for count in counts}
+        for name, hidden in queries.items():
+            routes[name, count] = partial(applied.open_rows, hidden, batch.layout)
+    taken: dict[tuple[str, int], list[float]] = {case: [] for case in routes}
     forwards = []
     for turn in range(repeats):
         if turn % max(1, repeats // _FORWARDS) == 0:
             forwards.append(_seconds(lambda: model(**batch.inputs, use_cache=False)))
-        for count, route in routes.items():
+        for case, route in routes.items():
             route()  # what a forward has left in the caches is not the same for all
-            taken[count].append(_seconds(route))
+            taken[case].append(_seconds(route))
     forward = median(forwards)
-    return {
-        "forward_seconds": forward,
-        "seconds": {count: median(each) for count, each in taken.items()},
-        "share": {count: median(each) / forward for count, each in taken.items()},
-    }
+    found: dict[str, Any] = {"forward_seconds": forward}
+    for name in queries:
+        seconds = {count: median(taken[name, count]) for count in counts}
+        shares = {count: each / forward for count, each in seconds.items()}
+        found[name] = {"seconds": seconds, "share": shares}
+    return found
 
 
 def _rates(editor: DualEditor, states: ScopeStates, count: int) -> dict[str, float]:
@@ -112,8 +115,3 @@ def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def shares_of(costs: Mapping[str, Any]) -> dict[int, float]:
-    """Return the share of a forward, in percent, by number of edits."""
-    return {int(count): 100 * float(share) for count, share in costs["share"].items()}

@@ -8,11 +8,14 @@ from conftest import trained_editor
 from test_training import write_data
 from tiny_models import TinyModel
 
+from easyedit_dualedit.applied import AppliedEdits
+from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.config import GateConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.projection import EDIT_COUNTS
 from easyedit_dualedit.records import METRICS, Record, load_records
-from easyedit_dualedit.routing import routing_costs, routing_rates, shares_of
+from easyedit_dualedit.router import OpenRows
+from easyedit_dualedit.routing import routing_costs, routing_rates
 from easyedit_dualedit.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 
 
@@ -60,7 +63,26 @@ def test_costs_are_told_for_each_number_of_edits(
         editor.gate.projection.thresholds.copy_(torch.linspace(0.5, 0.9, len(EDIT_COUNTS)))
     found = routing_costs(editor, records[0], (1, 50), repeats=5)
     assert found["forward_seconds"] > 0
-    assert set(found["seconds"]) == {1, 50}
-    assert shares_of(found)[50] == pytest.approx(
-        100 * found["seconds"][50] / found["forward_seconds"]
-    )
+    for case in ("closed", "open"):
+        assert set(found[case]["seconds"]) == {1, 50}
+        share = found[case]["seconds"][50] / found["forward_seconds"]
+        assert found[case]["share"][50] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_what_is_timed_is_a_query_of_no_edit_and_one_of_the_last(
+    llava: TinyModel, records: list[Record], count: int, monkeypatch: pytest.MonkeyPatch
+):
+    decided: dict[int, set[tuple[int, ...]]] = {}
+    real = AppliedEdits.open_rows
+
+    def deciding(self: AppliedEdits, hidden: torch.Tensor, layout: TokenLayout) -> OpenRows:
+        found = real(self, hidden, layout)
+        decided.setdefault(id(hidden), set()).add(found.edits)
+        return found
+
+    monkeypatch.setattr(AppliedEdits, "open_rows", deciding)
+    editor = trained_editor(llava, gate=GateConfig("learned", threshold=0.9))
+    editor.gate.projection.thresholds.fill_(0.9)
+    routing_costs(editor, records[0], (count,), repeats=2)
+    assert list(decided.values()) == [{()}, {(count - 1,)}]
