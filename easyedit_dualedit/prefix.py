@@ -5,7 +5,6 @@ queries; `Started.resume` has the model's own decoder go on above it, so that ma
 the final norm are the model's.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import Batch, Encoder, Query
+from easyedit_dualedit.cache import TensorCache
 from easyedit_dualedit.config import CACHE_BYTES
 from easyedit_dualedit.features import (
     PIXELS,
-    FeatureCache,
     Features,
     UnknownFeaturesError,
     divided,
@@ -155,32 +154,6 @@ def _chained(wraps: Sequence[Callable[[Forward], Forward]]) -> list[Callable[[Fo
     return [wrap] if wraps else []
 
 
-class StateCache:
-    """States of sequences, [s, d], the least recently used forgotten first."""
-
-    def __init__(self, budget: int):
-        """Keep at most `budget` bytes."""
-        self.budget = budget
-        self.size = 0
-        self._held: OrderedDict[Hashable, Tensor] = OrderedDict()
-
-    def get(self, key: Hashable) -> Tensor | None:
-        """Return what is held for a key, or None."""
-        if key in self._held:
-            self._held.move_to_end(key)
-        return self._held.get(key)
-
-    def put(self, key: Hashable, states: Tensor) -> None:
-        """Hold states, if they fit at all."""
-        if states.nbytes > self.budget or key in self._held:
-            return
-        # A part of a larger tensor would keep all of it alive.
-        self._held[key] = states.clone()
-        self.size += states.nbytes
-        while self.size > self.budget:
-            self.size -= self._held.popitem(last=False)[1].nbytes
-
-
 class Prefix:
     """Reads queries up to a layer, each picture through the vision tower once."""
 
@@ -202,8 +175,8 @@ class Prefix:
         """
         self._encoder = encoder
         self._layer = layer
-        self.features = FeatureCache(budget)
-        self._states = StateCache(state_budget)
+        self.features = TensorCache(budget)
+        self._states = TensorCache(state_budget)
         self._prompts: dict[Hashable, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self.shares = True
         """Whether rows that begin alike are laid into one."""
@@ -214,7 +187,7 @@ class Prefix:
 
     def forget_states(self) -> None:
         """Hold no state any longer."""
-        self._states = StateCache(self._states.budget)
+        self._states = TensorCache(self._states.budget)
 
     @torch.no_grad()
     def read(
@@ -335,7 +308,7 @@ class Prefix:
         for query, key in zip(queries, keys, strict=True):
             sees = bool(query.pictures) or needed
             if sees and key not in pictures and (kept := self.features.get(key)) is not None:
-                pictures[key] = kept
+                pictures[key] = Features(*kept)
             missing = sees and key not in pictures and key not in unread
             place = (query.prompt, key)
             held = self._prompts.get(place)
@@ -351,7 +324,7 @@ class Prefix:
             rows.append((held, key, sees))
         for key, features in zip(unread, self._looked(list(unread.values())), strict=True):
             pictures[key] = features
-            self.features.put(key, features)
+            self.features.put(key, (features.kind, features.values))
         return [(*held, pictures[key] if sees else None) for held, key, sees in rows]
 
     def _looked(
