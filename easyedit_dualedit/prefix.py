@@ -176,7 +176,7 @@ class Prefix:
         self._encoder = encoder
         self._layer = layer
         self.features = TensorCache(budget)
-        self._states = TensorCache(state_budget)
+        self.states = TensorCache(state_budget)
         self._prompts: dict[Hashable, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         self.shares = True
         """Whether rows that begin alike are laid into one."""
@@ -187,7 +187,7 @@ class Prefix:
 
     def forget_states(self) -> None:
         """Hold no state any longer."""
-        self._states = TensorCache(self._states.budget)
+        self.states = TensorCache(self.states.budget)
 
     @torch.no_grad()
     def read(
@@ -271,7 +271,7 @@ class Prefix:
         """Return the output of the layer for all rows, [b, s, d]."""
         backbone = self._encoder.backbone
         width, device = call["inputs_embeds"].shape[1], call["inputs_embeds"].device
-        held = {key: self._states.get(key) for key in keys}
+        held = {key: self.states.get(key) for key in keys}
         # A query that stands in two rows is run in the first of them.
         fresh = [
             row for row, key in enumerate(keys) if held[key] is None and keys.index(key) == row
@@ -293,7 +293,7 @@ class Prefix:
                 if held[keys[row]] is None:
                     own = states[place, width - beginnings.lengths[row] :]
                     held[keys[row]] = own
-                    self._states.put(keys[row], own)
+                    self.states.put(keys[row], own)
         known = [one for key in keys if (one := held[key]) is not None]
         return pad_sequence(known, batch_first=True, padding_side="left")
 
