@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,12 +24,24 @@ PIXELS = ("pixel_values", "pixel_attention_mask")
 _KEPT = ("pooler_output", "deepstack_features")
 
 
+Form = dict[str, Any]
+"""Shapes and dtypes of features by name, plain values that JSON can hold."""
+
+
 class UnknownFeaturesError(Exception):
     """The model's features are of no form that can be kept; never leaves the package."""
 
 
 class _Read(Exception):  # noqa: N818  (control flow, not an error)
     """Ends a forward once the features are known."""
+
+
+class _Blank(SimpleNamespace):
+    """An answer of `get_image_features` without what no decoder is called with."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,17 @@ def merged(parts: Sequence[Features]) -> Any:
         else:
             values[name] = _joined(each)
     return parts[0].kind(**values)
+
+
+def form_of(features: Features) -> Form:
+    """Return the form of features, which `blank` makes features of again."""
+    return {name: _form(value) for name, value in features.values.items()}
+
+
+def blank(form: Form, device: torch.device) -> Features:
+    """Return features of a form, all zero: for a call in which nothing reads them."""
+    values = {name: _blank(value, device) for name, value in form.items()}
+    return Features(_Blank, values)
 
 
 def divided(features: Features, tokens: Sequence[int]) -> list[Features] | None:
@@ -179,3 +203,16 @@ def _known(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_known(item) for item in value]
     raise UnknownFeaturesError(f"features hold a {type(value).__name__}")
+
+
+def _form(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    return [_form(item) for item in value]
+
+
+def _blank(form: Any, device: torch.device) -> Any:
+    if isinstance(form, list):
+        return [_blank(item, device) for item in form]
+    zero = torch.zeros((), dtype=getattr(torch, form["dtype"]), device=device)
+    return zero.expand(form["shape"])
