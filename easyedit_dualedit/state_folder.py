@@ -9,7 +9,10 @@ needs it first, and a damaged one costs one query.
 
 States are kept in half precision. Those of a model in bfloat16 or float16 are exact; those of a
 float32 model become float16, in the run that computes them too, so that its losses are those of
-every later run, but not those of a run without a folder: they differ by about a thousandth.
+every later run, but not those of a run without a folder: they differ by less than a thousandth.
+
+A query that is found needs neither the vision tower nor a layer up to the first edited one; its
+picture is still opened and prepared once a run, since what the model would read is its name.
 
 A token takes two bytes a number: on LLaVA-1.5-7B 8 kB, a query with a picture (576 image tokens and
 30 others) 5.0 MB, and the five queries of a record 20 MB. The published code writes 58 MB.

@@ -124,14 +124,14 @@ def test_a_step_of_known_and_new_queries_is_as_one_of_new_ones(
     assert got.by_metric == pytest.approx(expected.by_metric, rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2-vl", "gemma3"])
-def test_half_precision_changes_the_losses_by_about_a_thousandth(
+@pytest.mark.parametrize("family", ["llava", "qwen2-vl", "gemma3", "idefics3"])
+def test_half_precision_changes_the_losses_by_less_than_a_thousandth(
     family: str, records: list[Record], folder: Path
 ):
     editor = trained_editor(shared(family))
     exact = SharedSteps(editor).losses(records[:4], with_folder(folder)).by_metric
     got, _ = losses_of(editor, records[:4], with_folder(folder))
-    assert got.by_metric == pytest.approx(exact, rel=2e-3)
+    assert got.by_metric == pytest.approx(exact, rel=1e-3)
     assert got.by_metric != exact, "otherwise nothing is rounded"
 
 
