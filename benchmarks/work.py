@@ -1,9 +1,12 @@
 """Counts the work of a piece of code: what does not depend on how busy a machine is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from easyedit_dualedit.backbone import Backbone
 
@@ -53,3 +56,20 @@ def counted(backbone: Backbone) -> Iterator[Work]:
         hook = model.model.vision_tower.register_forward_pre_hook(tower, with_kwargs=True)
         stack.callback(hook.remove)
         yield work
+
+
+def kept_for_backward(work: Callable[[], object], model: nn.Module) -> int:
+    """Return the bytes that autograd keeps of a piece of code, the model's weights aside."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = work()  # held, since a place that is free again would be counted once for two
+    del result
+    return sum(kept.values())

@@ -238,6 +238,8 @@ class TrainingConfig:
     """Bytes of picture features to keep between steps, on the model's device."""
     state_cache_bytes: int = CACHE_BYTES
     """Bytes of states below the first edit to keep between steps, on the model's device."""
+    state_cache_folder: str | None = None
+    """Folder that keeps those states on disk, in half precision, for later steps and runs."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -264,6 +266,9 @@ class TrainingConfig:
         for name in ("seed", "gate_steps", "feature_cache_bytes", "state_cache_bytes"):
             if not is_whole(getattr(self, name), 0):
                 found.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
+        folder = self.state_cache_folder
+        if folder is not None and not (isinstance(folder, str) and folder.strip()):
+            found.append(f"state_cache_folder = {folder!r}: a folder as text, or null for none")
         return found
 
     @classmethod
@@ -290,7 +295,8 @@ class TrainingConfig:
             ConfigError: naming every unknown key and value that is not allowed.
         """
         raise_if(unknown_keys(values, (f.name for f in dataclasses.fields(cls)), source))
-        return cls(**{key: as_number(value) for key, value in values.items()})
+        numbers = {k: as_number(v) for k, v in values.items() if k != "state_cache_folder"}
+        return cls(**{**values, **numbers})
 
 
 def gate_from(value: Any, *, source: str = "the configuration") -> GateConfig:

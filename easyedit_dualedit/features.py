@@ -1,4 +1,4 @@
-"""What the vision tower makes of a picture, computed once and kept within a budget of bytes.
+"""What the vision tower makes of a picture, computed once and given again.
 
 A model of transformers asks its own `get_image_features` for the features of a picture and merges
 them into the embeddings itself. Only the answer of that method is kept and given again.
@@ -6,11 +6,11 @@ them into the embeddings itself. Only the answer of that method is kept and give
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,12 +24,24 @@ PIXELS = ("pixel_values", "pixel_attention_mask")
 _KEPT = ("pooler_output", "deepstack_features")
 
 
+Form = dict[str, Any]
+"""Shapes and dtypes of features by name, plain values that JSON can hold."""
+
+
 class UnknownFeaturesError(Exception):
     """The model's features are of no form that can be kept; never leaves the package."""
 
 
 class _Read(Exception):  # noqa: N818  (control flow, not an error)
     """Ends a forward once the features are known."""
+
+
+class _Blank(SimpleNamespace):
+    """An answer of `get_image_features` without what no decoder is called with."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 @dataclass(frozen=True)
@@ -39,46 +51,10 @@ class Features:
     kind: type
     values: dict[str, Any]
 
-    @property
-    def size(self) -> int:
-        """Bytes that it takes."""
-        return sum(_bytes(value) for value in self.values.values())
-
 
 def key_of(query: Query) -> Hashable:
     """Return what tells the pictures of a query from others: contents, or file, time and size."""
     return tuple(_picture_key(picture) for picture in query.pictures)
-
-
-class FeatureCache:
-    """Features by picture, the least recently used forgotten first."""
-
-    def __init__(self, budget: int):
-        """Keep at most `budget` bytes."""
-        self.budget = budget
-        self.size = 0
-        self._held: OrderedDict[Hashable, Features] = OrderedDict()
-
-    def get(self, key: Hashable) -> Features | None:
-        """Return what is held for a key, or None."""
-        found = self._held.get(key)
-        if found is not None:
-            self._held.move_to_end(key)
-        return found
-
-    def put(self, key: Hashable, features: Features) -> None:
-        """Hold features, if they fit at all."""
-        if features.size > self.budget or key in self._held:
-            return
-        self._held[key] = features
-        self.size += features.size
-        while self.size > self.budget:
-            _, old = self._held.popitem(last=False)
-            self.size -= old.size
-
-    def __len__(self) -> int:
-        """Return the number of keys held."""
-        return len(self._held)
 
 
 def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
@@ -103,7 +79,7 @@ def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
         raise UnknownFeaturesError(f"{type(model).__name__} gives no pooler_output")
     output = found[0]
     values = {name: getattr(output, name, None) for name in _KEPT}
-    return Features(type(output), {k: _own(v) for k, v in values.items() if v is not None})
+    return Features(type(output), {k: _known(v) for k, v in values.items() if v is not None})
 
 
 @contextmanager
@@ -133,6 +109,17 @@ def merged(parts: Sequence[Features]) -> Any:
     return parts[0].kind(**values)
 
 
+def form_of(features: Features) -> Form:
+    """Return the form of features, which `blank` makes features of again."""
+    return {name: _form(value) for name, value in features.values.items()}
+
+
+def blank(form: Form, device: torch.device) -> Features:
+    """Return features of a form, all zero: for a call in which nothing reads them."""
+    values = {name: _blank(value, device) for name, value in form.items()}
+    return Features(_Blank, values)
+
+
 def divided(features: Features, tokens: Sequence[int]) -> list[Features] | None:
     """Return the features of each of several queries, or None if it is not plain which are whose.
 
@@ -151,7 +138,7 @@ def divided(features: Features, tokens: Sequence[int]) -> list[Features] | None:
         if shares is None:
             return None
         for part, share in zip(parts, shares, strict=True):
-            part[name] = _own(share)
+            part[name] = share
     return [Features(features.kind, part) for part in parts]
 
 
@@ -210,16 +197,22 @@ def _picture_key(picture: Any) -> Hashable:
     return picture.mode, picture.size, digest
 
 
-def _own(value: Any) -> Any:
-    # A part of a larger tensor would keep all of it alive.
+def _known(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value
     if isinstance(value, list | tuple):
-        return [_own(item) for item in value]
+        return [_known(item) for item in value]
     raise UnknownFeaturesError(f"features hold a {type(value).__name__}")
 
 
-def _bytes(value: Any) -> int:
+def _form(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    return sum(_bytes(item) for item in value)
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    return [_form(item) for item in value]
+
+
+def _blank(form: Any, device: torch.device) -> Any:
+    if isinstance(form, list):
+        return [_blank(item, device) for item in form]
+    zero = torch.zeros((), dtype=getattr(torch, form["dtype"]), device=device)
+    return zero.expand(form["shape"])

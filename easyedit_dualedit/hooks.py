@@ -106,6 +106,10 @@ def record(
         except _Stop as stopped:
             if stopped is not signal:
                 raise
+        finally:
+            # Its frames hold it and the tensors of whole forwards: a cycle that only the garbage
+            # collector would undo, many steps later.
+            signal.__traceback__ = None
 
 
 # Factories, since a closure made in a loop would see the loop's last values.

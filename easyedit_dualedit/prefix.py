@@ -5,7 +5,6 @@ queries; `Started.resume` has the model's own decoder go on above it, so that ma
 the final norm are the model's.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -17,13 +16,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.batch import Batch, Encoder, Query
+from easyedit_dualedit.cache import TensorCache
 from easyedit_dualedit.config import CACHE_BYTES
 from easyedit_dualedit.features import (
     PIXELS,
-    FeatureCache,
     Features,
     UnknownFeaturesError,
+    blank,
     divided,
+    form_of,
     given_features,
     key_of,
     read_features,
@@ -38,6 +39,7 @@ from easyedit_dualedit.sharing import (
     require_shareable,
 )
 from easyedit_dualedit.standing import Forward, recomputed, replaced, skipped, trimmed
+from easyedit_dualedit.state_folder import Known, StateFolder, digest_of_tensors
 
 _PROMPTS = 20_000
 """Tokenised prompts that a run of training keeps."""
@@ -155,32 +157,6 @@ def _chained(wraps: Sequence[Callable[[Forward], Forward]]) -> list[Callable[[Fo
     return [wrap] if wraps else []
 
 
-class StateCache:
-    """States of sequences, [s, d], the least recently used forgotten first."""
-
-    def __init__(self, budget: int):
-        """Keep at most `budget` bytes."""
-        self.budget = budget
-        self.size = 0
-        self._held: OrderedDict[Hashable, Tensor] = OrderedDict()
-
-    def get(self, key: Hashable) -> Tensor | None:
-        """Return what is held for a key, or None."""
-        if key in self._held:
-            self._held.move_to_end(key)
-        return self._held.get(key)
-
-    def put(self, key: Hashable, states: Tensor) -> None:
-        """Hold states, if they fit at all."""
-        if states.nbytes > self.budget or key in self._held:
-            return
-        # A part of a larger tensor would keep all of it alive.
-        self._held[key] = states.clone()
-        self.size += states.nbytes
-        while self.size > self.budget:
-            self.size -= self._held.popitem(last=False)[1].nbytes
-
-
 class Prefix:
     """Reads queries up to a layer, each picture through the vision tower once."""
 
@@ -197,14 +173,15 @@ class Prefix:
         Args:
             encoder: encodes the queries of the model.
             layer: the first edited one.
-            budget: bytes of picture features to keep.
-            state_budget: bytes of states of the first edited layer to keep.
+            budget: bytes of picture features to keep in memory.
+            state_budget: bytes of states of the first edited layer to keep in memory.
         """
         self._encoder = encoder
         self._layer = layer
-        self.features = FeatureCache(budget)
-        self._states = StateCache(state_budget)
-        self._prompts: dict[Hashable, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        self.features = TensorCache(budget)
+        self.states = TensorCache(state_budget)
+        self._folder: StateFolder | None = None
+        self._prompts: dict[Hashable, _Prompt] = {}
         self.shares = True
         """Whether rows that begin alike are laid into one."""
         self.trims = True
@@ -213,8 +190,14 @@ class Prefix:
         """Whether edited layers run again for their gradient."""
 
     def forget_states(self) -> None:
-        """Hold no state any longer."""
-        self._states = StateCache(self._states.budget)
+        """Hold no state in memory any longer."""
+        self.states = TensorCache(self.states.budget)
+
+    def keep_in(self, folder: StateFolder) -> None:
+        """Keep states on disk too, and give all of them as the disk does from now on."""
+        self._folder = folder
+        self.forget_states()
+        self._prompts.clear()  # their digests are missing
 
     @torch.no_grad()
     def read(
@@ -236,20 +219,53 @@ class Prefix:
             UnsupportedModelError: if the model cannot be continued from there.
         """
         backbone = self._encoder.backbone
-        pictures = [key_of(query) for query in queries]
-        found = self._rows(queries, pictures)
-        prompts = [prompt for prompt, _, _ in found]
-        merged = {name: torch.cat([other[name] for _, other, _ in found]) for name in found[0][1]}
-        batch = self._encoder.assemble(queries, prompts, merged, ends=ends)
-        call = self._call(batch, [seen for _, _, seen in found if seen is not None])
+        # Under autocast features and states are others.
+        casts = torch.is_autocast_enabled(backbone.device.type)
+        pictures = [(key_of(query), casts) for query in queries]
+        loaded: dict[Hashable, _Loaded] = {}
+        prompts = [self._prompt(*pair, loaded) for pair in zip(queries, pictures, strict=True)]
+        tokens = [prompt.tokens for prompt in prompts]
+        merged = {n: torch.cat([p.small[n] for p in prompts]) for n in prompts[0].small}
+        batch = self._encoder.assemble(queries, tokens, merged, ends=ends)
         answers = [(query.target, end) for query, end in zip(queries, ends, strict=True)]
         keys = list(zip([query.prompt for query in queries], pictures, answers, strict=True))
+        known = self._recalled(keys, batch, prompts)
+        features = self._features(queries, pictures, [known.get(key) for key in keys], loaded)
+        call = self._call(batch, [seen for seen in features if seen is not None])
         alike = None if owners is None else list(zip(owners, pictures, strict=True))
-        beginnings = self._beginnings(prompts, batch, alike, call)
-        states = self._start(keys, call, beginnings)
+        beginnings = self._beginnings(tokens, batch, alike, call)
+        # A query that stands in two rows is run in the first of them.
+        fresh = [row for row, key in enumerate(keys) if key not in known and keys.index(key) == row]
+        for row, states in zip(fresh, self._run(fresh, call, beginnings), strict=True):
+            seen = features[row]
+            form = None if seen is None else form_of(seen)
+            if self._folder is not None:
+                states = self._folder.put(_name_of(batch, row, prompts[row]), states, form)
+            known[keys[row]] = (states, form)
+            self.states.put(keys[row], known[keys[row]])
+        states = pad_sequence(
+            [known[key][0] for key in keys], batch_first=True, padding_side="left"
+        )
         return Started(
             backbone, batch, self._layer, states, call, beginnings, self.trims, self.recomputes
         )
+
+    def _recalled(
+        self, keys: Sequence[Hashable], batch: Batch, prompts: Sequence["_Prompt"]
+    ) -> dict[Hashable, Known]:
+        """Return what is kept of some queries, in memory or on disk."""
+        known: dict[Hashable, Known] = {}
+        for row, key in enumerate(keys):
+            if key in known:
+                continue
+            found = self.states.get(key)
+            if found is None and self._folder is not None:
+                found = self._folder.get(_name_of(batch, row, prompts[row]))
+                if found is not None:
+                    self.states.put(key, found)
+            if found is not None:
+                known[key] = found
+        return known
 
     def _call(self, batch: Batch, features: Sequence[Features]) -> dict[str, Any]:
         """Return what the model calls its decoder with; no layer runs."""
@@ -292,71 +308,80 @@ class Prefix:
             return Beginnings(lengths, groups, common)
         return Beginnings(lengths, range(len(lengths)), [0] * len(lengths))
 
-    def _start(
-        self, keys: Sequence[Hashable], call: Mapping[str, Any], beginnings: Beginnings
-    ) -> Tensor:
-        """Return the output of the layer for all rows, [b, s, d]."""
+    def _run(
+        self, rows: Sequence[int], call: Mapping[str, Any], beginnings: Beginnings
+    ) -> list[Tensor]:
+        """Return the output of the layer for some rows of all, each unpadded, [s, d]."""
+        if not rows:
+            return []
         backbone = self._encoder.backbone
-        width, device = call["inputs_embeds"].shape[1], call["inputs_embeds"].device
-        held = {key: self._states.get(key) for key in keys}
-        # A query that stands in two rows is run in the first of them.
-        fresh = [
-            row for row, key in enumerate(keys) if held[key] is None and keys.index(key) == row
-        ]
-        if fresh:
-            if call.get("visual_pos_masks") is not None:
-                fresh = list(range(len(keys)))
-            sharing = Sharing.of(fresh, beginnings, width).to(device)
-            made = dict(call)
-            if sharing.saves:
-                made = sharing.call(call, backbone, done=False)
-            elif len(fresh) < len(keys):
-                rows = torch.tensor(fresh, device=device)
-                made = {n: _rows_of(n, value, rows, len(keys)) for n, value in call.items()}
-            with record(backbone.layers, [self._layer], stop=True) as found:
-                backbone.decoder(**made)
-            states = sharing.unpack(found[self._layer])
-            for place, row in enumerate(fresh):
-                if held[keys[row]] is None:
-                    own = states[place, width - beginnings.lengths[row] :]
-                    held[keys[row]] = own
-                    self._states.put(keys[row], own)
-        known = [one for key in keys if (one := held[key]) is not None]
-        return pad_sequence(known, batch_first=True, padding_side="left")
+        count, width = call["inputs_embeds"].shape[:2]
+        device = call["inputs_embeds"].device
+        run = list(range(count)) if call.get("visual_pos_masks") is not None else rows
+        sharing = Sharing.of(run, beginnings, width).to(device)
+        made = dict(call)
+        if sharing.saves:
+            made = sharing.call(call, backbone, done=False)
+        elif len(run) < count:
+            index = torch.tensor(run, device=device)
+            made = {n: _rows_of(n, value, index, count) for n, value in call.items()}
+        with record(backbone.layers, [self._layer], stop=True) as found:
+            backbone.decoder(**made)
+        states = sharing.unpack(found[self._layer])
+        return [states[run.index(row), width - beginnings.lengths[row] :] for row in rows]
 
-    def _rows(
-        self, queries: Sequence[Query], keys: Sequence[Hashable]
-    ) -> list[tuple[dict[str, Tensor], dict[str, Tensor], Features | None]]:
-        """Return of each query its tokens, its small inputs, and the features of its pictures."""
+    def _prompt(
+        self, query: Query, key: tuple[Hashable, bool], loaded: dict[Hashable, "_Loaded"]
+    ) -> "_Prompt":
+        """Return what the model reads of a query; what is tokenised for it goes to `loaded`."""
+        place = (query.prompt, key)
+        held = self._prompts.get(place)
+        if held is None:
+            tokens, other = self._encoder.tokenised(query)
+            loaded.setdefault(key, (query, tokens, other))
+            small = {name: value for name, value in other.items() if name not in PIXELS}
+            digest = "" if self._folder is None else digest_of_tensors(other, str(key[1]))
+            held = _Prompt(tokens, small, digest)
+            if len(self._prompts) >= _PROMPTS:
+                self._prompts.pop(next(iter(self._prompts)))
+            self._prompts[place] = held
+        return held
+
+    def _features(
+        self,
+        queries: Sequence[Query],
+        keys: Sequence[Hashable],
+        known: Sequence[Known | None],
+        loaded: Mapping[Hashable, "_Loaded"],
+    ) -> list[Features | None]:
+        """Return of each query the features of its pictures, if it sees any.
+
+        Where the states of all queries of a picture are known nothing reads its features, and they
+        are blank.
+        """
         needed = self._encoder.backbone.family.needs_picture
         pictures: dict[Hashable, Features] = {}  # one call may need more than the budget holds
-        unread: dict[Hashable, tuple[Query, dict[str, Tensor], dict[str, Tensor]]] = {}
-        rows = []
-        for query, key in zip(queries, keys, strict=True):
-            sees = bool(query.pictures) or needed
-            if sees and key not in pictures and (kept := self.features.get(key)) is not None:
-                pictures[key] = kept
-            missing = sees and key not in pictures and key not in unread
-            place = (query.prompt, key)
-            held = self._prompts.get(place)
-            if held is None or missing:
-                prompt, other = self._encoder.tokenised(query)
-                if missing:
-                    unread[key] = (query, prompt, other)
-                small = {name: value for name, value in other.items() if name not in PIXELS}
-                held = (prompt, small)
-                if len(self._prompts) >= _PROMPTS:
-                    self._prompts.pop(next(iter(self._prompts)))
-                self._prompts[place] = held
-            rows.append((held, key, sees))
+        unread: dict[Hashable, _Loaded] = {}
+        sees = [bool(query.pictures) or needed for query in queries]
+        for query, key, seen, one in zip(queries, keys, sees, known, strict=True):
+            if not seen or one is not None or key in pictures or key in unread:
+                continue
+            if (kept := self.features.get(key)) is not None:
+                pictures[key] = Features(*kept)
+            else:
+                unread[key] = loaded.get(key) or (query, *self._encoder.tokenised(query))
         for key, features in zip(unread, self._looked(list(unread.values())), strict=True):
             pictures[key] = features
-            self.features.put(key, features)
-        return [(*held, pictures[key] if sees else None) for held, key, sees in rows]
+            self.features.put(key, (features.kind, features.values))
+        found = []
+        for key, seen, one in zip(keys, sees, known, strict=True):
+            form = None if one is None else one[1]
+            if seen and key not in pictures and form is not None:
+                pictures[key] = blank(form, self._encoder.backbone.device)
+            found.append(pictures[key] if seen else None)
+        return found
 
-    def _looked(
-        self, unread: Sequence[tuple[Query, dict[str, Tensor], dict[str, Tensor]]]
-    ) -> list[Features]:
+    def _looked(self, unread: Sequence["_Loaded"]) -> list[Features]:
         """Return the features of the pictures of some queries, through the vision tower at once."""
         if not unread:
             return []
@@ -379,6 +404,29 @@ class Prefix:
         if parts is None:
             return [features for one in unread for features in self._looked([one])]
         return parts
+
+
+_Loaded = tuple[Query, dict[str, Tensor], dict[str, Tensor]]
+"""A query, the tokens of its prompt, and the inputs that are not one number a token."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What the model reads of a query before its answer, without its pixels."""
+
+    tokens: dict[str, Tensor]
+    small: dict[str, Tensor]
+    """Inputs that are not one number a token."""
+    digest: str
+    """Of those, of the pixels, and of whether it is read under autocast; empty where nothing is
+    kept on disk."""
+
+
+def _name_of(batch: Batch, row: int, prompt: _Prompt) -> str:
+    """Return a digest of all that the model reads of a row, answer included, and of how."""
+    real = batch.layout.real[row]
+    own = {name: batch.inputs[name][row][real] for name in prompt.tokens}
+    return digest_of_tensors(own, prompt.digest)
 
 
 def head_of(model: Any) -> Any:

@@ -113,19 +113,31 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; several processes may write the same one.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all.
 
     Raises:
         DataError: if the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

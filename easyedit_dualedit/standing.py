@@ -56,17 +56,18 @@ def kept(layer: nn.Module, index: Tensor) -> Iterator[None]:
 
         return forward
 
-    def of(module: nn.Module) -> Iterator[nn.Module]:
-        for name, part in module.named_children():
-            if name in _BY_POSITION:
-                yield part
-            else:
-                yield from of(part)
-
     with ExitStack() as stack:
-        for part in of(layer):
+        for part in _by_position(layer):
             stack.enter_context(replaced(part, at_index))
         yield
+
+
+def _by_position(module: nn.Module) -> Iterator[nn.Module]:
+    for name, part in module.named_children():
+        if name in _BY_POSITION:
+            yield part
+        else:
+            yield from _by_position(part)
 
 
 def recomputed(real: Forward) -> Forward:

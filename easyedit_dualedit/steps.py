@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -37,10 +38,12 @@ from easyedit_dualedit.prefix import (
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.records import METRICS, Record, queries_of
 from easyedit_dualedit.scope import IN_SCOPE
+from easyedit_dualedit.state_folder import StateFolder
 
 logger = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-4
+_SHORTCUTS = ("shares", "trims")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class SharedSteps:
         *,
         budget: int = CACHE_BYTES,
         state_budget: int = CACHE_BYTES,
+        folder: Path | None = None,
     ):
         """Keep nothing yet.
 
@@ -91,11 +95,14 @@ class SharedSteps:
             budget: bytes of picture features to keep between steps.
             state_budget: bytes of frozen states to keep between steps; steps of which all queries
                 are kept run no frozen layer.
+            folder: where to keep frozen states on disk, in half precision, for later runs; None
+                keeps none there.
         """
         self._editor = editor
         adapters = editor.adapters
         self._first = min(adapters.layer_of[name] for name in adapters.modalities)
         self.prefix = Prefix(editor.encoder, self._first, budget=budget, state_budget=state_budget)
+        self._folder = folder
         self._is_checked = False
         self.is_plain = False
         """Whether the model cannot be continued from a layer, so that whole forwards run."""
@@ -103,8 +110,13 @@ class SharedSteps:
     @classmethod
     def within(cls, editor: DualEditor, config: TrainingConfig) -> Self:
         """Return steps that keep as much between them as a configuration allows."""
-        budget, state_budget = config.feature_cache_bytes, config.state_cache_bytes
-        return cls(editor, budget=budget, state_budget=state_budget)
+        folder = config.state_cache_folder
+        return cls(
+            editor,
+            budget=config.feature_cache_bytes,
+            state_budget=config.state_cache_bytes,
+            folder=None if folder is None else Path(folder).expanduser(),
+        )
 
     def losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
         """Return the losses of one batch of edits, with the gate held open."""
@@ -166,20 +178,36 @@ class SharedSteps:
         self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
     ) -> list[_Group]:
         """Return the rows of a step, once all shortcuts that the model does not bear are off."""
+        folder = None
+        if self._folder is not None and not self._is_checked:
+            folder = StateFolder.of(self._folder, self._editor.backbone, self._first)
+            if folder.shortcuts is not None:
+                self._keep_in(folder)
         try:
             groups = self._read(records, metrics, config)
         except UnshareableError as reason:
             self._without("shares", str(reason))
             groups = self._read(records, metrics, config)
-        for shortcut in ("shares", "trims"):
+        for shortcut in _SHORTCUTS:
             if self._is_checked or self._agrees(groups):
                 break
             self._without(shortcut, "its logits are then not those of a whole forward")
             groups = self._read(records, metrics, config)
         if not self._is_checked and not self._agrees(groups):
             raise UnsupportedModelError("the logits differ from those of a whole forward")
+        if folder is not None and not self._is_checked:
+            folder.confirm({name: getattr(self.prefix, name) for name in _SHORTCUTS})
+            self._keep_in(folder)
+            groups = self._read(records, metrics, config)
         self._is_checked = True
         return groups
+
+    def _keep_in(self, folder: StateFolder) -> None:
+        """Keep states in a folder whose shortcuts are known to be right."""
+        for name in _SHORTCUTS:
+            setattr(self.prefix, name, (folder.shortcuts or {}).get(name, False))
+        self.prefix.keep_in(folder)
+        self._is_checked = True
 
     def _without(self, shortcut: str, reason: str) -> None:
         logger.warning("training runs without a shortcut (%s): %s", shortcut, reason)

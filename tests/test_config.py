@@ -230,6 +230,8 @@ def test_unknown_presets_and_changes_are_refused():
         ("text_locality_weight", None),
         ("schedule", "cosine"),
         ("seed", -1),
+        ("state_cache_folder", " "),
+        ("state_cache_folder", 3),
     ],
 )
 def test_each_bad_training_value_is_named(name: str, value: Any):
@@ -240,6 +242,11 @@ def test_each_bad_training_value_is_named(name: str, value: Any):
 def test_bad_training_values_are_reported_together():
     with pytest.raises(ConfigError, match=r"steps = 0.*batch_size = -1.*learning_rate = 0.*seed"):
         TrainingConfig(steps=0, batch_size=-1, learning_rate=0, seed=-3)
+
+
+def test_a_folder_that_looks_like_a_number_is_a_folder():
+    assert TrainingConfig().state_cache_folder is None
+    assert TrainingConfig.from_dict({"state_cache_folder": "2024"}).state_cache_folder == "2024"
 
 
 def test_weights_of_zero_and_other_schedules_are_allowed():

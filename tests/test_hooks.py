@@ -1,6 +1,8 @@
 """Hooks read and change layers only inside their block, and leave nothing behind."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -191,3 +193,14 @@ def test_other_threads_are_untouched(stack: Stack):
         thread.join()
         assert states == {} and seen == []
     assert torch.equal(results["output"], ZERO + 111)
+
+
+def test_a_stopped_forward_keeps_nothing_alive(stack: Stack):
+    gc.disable()  # reference counts alone must do it
+    try:
+        with record(stack.layers, [1], stop=True) as states:
+            stack(ZERO.clone())
+        seen = weakref.ref(states.pop(1))
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -67,6 +67,19 @@ def test_they_give_the_configuration_of_the_training() -> None:
     assert not found.end_of_answer
 
 
+def test_they_give_what_a_training_keeps() -> None:
+    assert (
+        DualEditMultimodalTrainingHparams.from_dict(settings()).training_config().state_cache_folder
+        is None
+    )
+    read = DualEditMultimodalTrainingHparams.from_dict(
+        settings(feature_cache_bytes=1, state_cache_bytes=2, state_cache_folder="states")
+    )
+    found = read.training_config()
+    assert (found.feature_cache_bytes, found.state_cache_bytes) == (1, 2)
+    assert found.state_cache_folder == "states"
+
+
 def test_the_published_preset_trains_no_text_locality_unless_asked() -> None:
     read = DualEditMultimodalTrainingHparams.from_dict(settings(preset="published"))
     assert read.training_config().text_locality_weight == 0

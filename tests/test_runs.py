@@ -166,13 +166,13 @@ def test_an_interruption_while_writing_leaves_the_old_file(
 ):
     path = tmp_path / "value.json"
     write_json(path, {"old": True})
-    real = Path.write_text
+    real = Path.write_bytes
 
-    def half(self: Path, text: str, **options: Any) -> int:
-        real(self, text[: len(text) // 2], **options)
+    def half(self: Path, content: bytes) -> int:
+        real(self, content[: len(content) // 2])
         raise error
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises((KeyboardInterrupt, DataError)):
         write_json(path, {"new": [1, 2, 3]})
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """The shared step gives the losses of whole forwards, and runs no part twice."""
 
+import gc
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from test_training import editor_of, fast, write_data
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
-from easyedit_dualedit.features import FeatureCache, Features
 from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.steps import SharedSteps, plain_losses
 
@@ -104,11 +104,23 @@ def test_pictures_beyond_the_budget_are_read_again(llava: TinyModel, records: li
     assert len(steps.prefix.features) == 0
 
 
-def test_the_least_recently_used_is_forgotten_first():
-    cache = FeatureCache(budget=800)
-    for key in "ab":
-        cache.put(key, Features(dict, {"pooler_output": torch.zeros(100)}))
-    cache.get("a")
-    cache.put("c", Features(dict, {"pooler_output": torch.zeros(100)}))
-    assert [cache.get(key) is not None for key in "abc"] == [True, False, True]
-    assert cache.size == 800
+def test_a_step_leaves_no_tensor_to_the_garbage_collector(every: TinyModel, records: list[Record]):
+    editor = trained_editor(every)
+    steps = SharedSteps(editor)
+    every.model.requires_grad_(False)
+    chosen = [records[:2], records[2:4], records[:2]]
+    steps.losses(records[4:6], fast()).total.backward()  # compares itself with whole forwards
+    gc.collect()
+    gc.disable()
+    try:
+        for part in chosen:
+            steps.losses(part, fast()).total.backward()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [tuple(item.shape) for item in gc.garbage if isinstance(item, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+        every.model.requires_grad_(True)
+    assert not left

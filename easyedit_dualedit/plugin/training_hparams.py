@@ -70,6 +70,8 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     """Picture features kept between steps; EasyEdit's own trainer keeps none."""
     state_cache_bytes: int = CACHE_BYTES
     """States below the first edit kept between steps; EasyEdit's own trainer keeps none."""
+    state_cache_folder: str | None = None
+    """Folder that keeps those states for later runs; EasyEdit's own trainer takes no notice."""
 
     dropout: float | None = None
     train_base: bool = False
@@ -107,6 +109,7 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
             "checkpoint_activations": self.checkpoint_activations,
             "feature_cache_bytes": self.feature_cache_bytes,
             "state_cache_bytes": self.state_cache_bytes,
+            "state_cache_folder": self.state_cache_folder,
         }
         if self.preset == "published":
             del values["text_locality_weight"]
