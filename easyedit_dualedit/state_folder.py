@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 ABOUT_FILE = "about.json"
 FORMAT = 1
 
+_DAMAGE = (AttributeError, LookupError, TypeError, ValueError)
+"""What content raises that is not as it was written."""
+
 Known = tuple[Tensor, Form | None]
 """States of one query, [s, d], and the form of its pictures' features, if it sees any."""
 
@@ -123,7 +126,7 @@ class StateFolder:
             return states.to(self._device, getattr(torch, about["dtype"])), form
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (*_DAMAGE, SafetensorError, OSError) as error:
             logger.warning("%s is damaged (%s); its states are computed again", path, error)
             return None
 
