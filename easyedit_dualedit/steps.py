@@ -9,11 +9,12 @@ answer, and so does most of the last layer.
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -75,6 +76,12 @@ class _Group:
     def rows(self, metrics: Sequence[str]) -> list[int]:
         """Return the rows of some metrics."""
         return [row for row, metric in enumerate(self.metrics) if metric in metrics]
+
+
+class _Row(NamedTuple):
+    metric: str
+    record: int
+    query: Query
 
 
 class SharedSteps:
@@ -218,23 +225,41 @@ class SharedSteps:
         self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
     ) -> list[_Group]:
         rows = [
-            (metric, place, query)
+            _Row(metric, place, query)
             for metric in metrics
             for place, query in enumerate(queries_of(records, metric))
         ]
         groups = []
-        for seeing in (True, False):
-            chosen = [row for row in rows if bool(row[2].pictures) == seeing]
-            if not chosen:
-                continue
+        for chosen in self._parts(rows):
             names, places, queries = zip(*chosen, strict=True)
             ends = [config.end_of_answer and name in IN_SCOPE for name in names]
-            started = self.prefix.read(queries, ends, places if seeing else None)
+            owners = places if queries[0].pictures else None
+            started = self.prefix.read(queries, ends, owners)
             device = started.states.device
             numbers = torch.tensor([METRICS.index(name) for name in names], device=device)
             record = torch.tensor(places, device=device)
             groups.append(_Group(started, numbers, record, queries, ends, names))
         return groups
+
+    def _parts(self, rows: Sequence[_Row]) -> list[list[_Row]]:
+        """Return the rows of each forward.
+
+        Rows that share their beginning are longer than others, which would be padded to them.
+        """
+        seeing = [row for row in rows if row.query.pictures]
+        # Told apart by object: a look at what they show would take longer than it could save.
+        shown = [
+            (row.record, *(p if isinstance(p, Path) else id(p) for p in row.query.pictures))
+            for row in seeing
+        ]
+        count = Counter(shown)
+        shared = [self.prefix.shares and count[each] > 1 for each in shown]
+        parts = [
+            [row for row, is_shared in zip(seeing, shared, strict=True) if is_shared],
+            [row for row, is_shared in zip(seeing, shared, strict=True) if not is_shared],
+            [row for row in rows if not row.query.pictures],
+        ]
+        return [part for part in parts if part]
 
     @torch.no_grad()
     def _agrees(self, groups: Sequence[_Group]) -> bool:
