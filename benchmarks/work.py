@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.backbone import Backbone
@@ -20,6 +21,8 @@ class Work:
     lm_head_positions: int = 0
     vision: int = 0
     """Pictures through the vision tower."""
+    bytes_written: int | None = None
+    """That this process sent to storage; None where the system does not tell."""
 
 
 @contextmanager
@@ -52,4 +55,21 @@ def counted(backbone: Backbone) -> Iterator[Work]:
         stack.callback(model.get_output_embeddings().register_forward_pre_hook(head).remove)
         hook = model.model.vision_tower.register_forward_pre_hook(tower, with_kwargs=True)
         stack.callback(hook.remove)
+        before = bytes_written()
         yield work
+        after = bytes_written()
+    if before is not None and after is not None:
+        work.bytes_written = after - before
+
+
+def bytes_written(table: Path = Path("/proc/self/io")) -> int | None:
+    """Return how many bytes this process has sent to storage, or None if the system hides it.
+
+    Pipes, to which a warning or a progress bar goes, do not count; nor do files in memory.
+    """
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return None
+    found = dict(line.split(": ", 1) for line in lines)
+    return int(found["write_bytes"]) if "write_bytes" in found else None
