@@ -1,11 +1,14 @@
-"""The model that is measured: a LLaVA of random weights, in the shapes of the published figures."""
+"""The model that is measured: a LLaVA of random weights, in one of several shapes."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 import easyedit_dualedit.testbed as testbed
 from easyedit_dualedit.batch import Query
@@ -21,6 +24,16 @@ _CHAT = (
 )
 
 
+_PROCESS_BYTES = 2**30
+"""What a process with torch and transformers takes without a model, about."""
+
+NARROW = 32
+"""Width of models that serve to count alone."""
+
+_DRAWN = 1_000_003
+"""Random numbers that fill all weights again and again; a prime, so that no two rows are alike."""
+
+
 @dataclass(frozen=True)
 class Shapes:
     """Sizes of a model and of its adapters."""
@@ -31,21 +44,91 @@ class Shapes:
     heads: int = 8
     side: int = 112
     """Pixels; 14 of them a patch."""
+    tower_hidden: int = 256
+    tower_inner: int = 512
     tower_layers: int = 4
+    tower_heads: int = 8
     text_layer: int = 4
     vision_layer: int = 5
     width: int = 64
+    vocabulary: int | None = None
+    """Rows of the embeddings; None means as many as the testbed's tokenizer has tokens."""
+    dtype: torch.dtype = torch.float32
+    batch: int = 4
+    """Records of a timed training step."""
+    repeats: int = 40
+    """How often edits and forwards are timed."""
+    steps: int = 40
+    """How many training steps are timed; 0 where a processor would take too long or too much."""
 
     @property
     def image_tokens(self) -> int:
         """Positions that a picture takes."""
         return (self.side // 14) ** 2
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, close to exact: norms and biases are left out."""
+        tower = self.tower_layers * (4 * self.tower_hidden + 2 * self.tower_inner)
+        decoder = self.layers * (4 * self.hidden + 3 * self.inner) + 2 * (self.vocabulary or 0)
+        between = self.tower_hidden + self.hidden
+        weights = tower * self.tower_hidden + (decoder + between) * self.hidden
+        return weights * self.dtype.itemsize
+
+    def needed_bytes(self, batch: int, *, trains: bool = True) -> int:
+        """Return about how many bytes forwards take, or a training step of so many records."""
+        if not trains:
+            return self.weight_bytes + 2 * _PROCESS_BYTES
+        # Three rows of a record run with gradient; the text rephrase stands in one of them.
+        positions = 3 * batch * (self.image_tokens + 32)
+        kept = 10 * self.hidden + 4 * self.inner  # what a layer keeps of a position, about
+        layers = self.layers - 1 - min(self.text_layer, self.vision_layer)
+        return self.weight_bytes + layers * positions * kept * self.dtype.itemsize + _PROCESS_BYTES
+
+    def narrow(self) -> "Shapes":
+        """Return shapes of the same depth and as many tokens, for which any machine has room."""
+        return replace(
+            self,
+            hidden=NARROW,
+            inner=NARROW,
+            heads=1,
+            tower_hidden=NARROW,
+            tower_inner=NARROW,
+            tower_heads=1,
+            width=NARROW,
+            vocabulary=None,
+            dtype=torch.float32,
+        )
+
 
 PUBLISHED = Shapes()
 
+SHAPES: dict[str, Shapes] = {
+    "published": PUBLISHED,
+    "llava-1.5-7b": Shapes(
+        hidden=4096,
+        inner=11008,
+        layers=32,
+        heads=32,
+        side=336,
+        tower_hidden=1024,
+        tower_inner=4096,
+        tower_layers=24,
+        tower_heads=16,
+        text_layer=16,
+        vision_layer=19,
+        width=1024,
+        vocabulary=32064,
+        dtype=torch.bfloat16,
+        batch=4,
+        repeats=3,
+        steps=0,
+    ),
+}
+"""Shapes by name: those of the published measurements, and those of a model that people edit."""
 
-def editor_of(shapes: Shapes = PUBLISHED) -> DualEditor:
+
+def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") -> DualEditor:
     """Return an editor on a fresh model, its adapters changing something."""
     define_missing_operators()
     from transformers import (
@@ -57,6 +140,7 @@ def editor_of(shapes: Shapes = PUBLISHED) -> DualEditor:
         LlavaForConditionalGeneration,
         LlavaProcessor,
     )
+    from transformers.initialization import no_init_weights
 
     folder = Path(testbed.__file__).parent / "llava-onevision-testbed"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -65,15 +149,15 @@ def editor_of(shapes: Shapes = PUBLISHED) -> DualEditor:
     torch.manual_seed(0)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=shapes.hidden,
-            intermediate_size=2 * shapes.hidden,
+            hidden_size=shapes.tower_hidden,
+            intermediate_size=shapes.tower_inner,
             num_hidden_layers=shapes.tower_layers,
-            num_attention_heads=shapes.heads,
+            num_attention_heads=shapes.tower_heads,
             image_size=shapes.side,
             patch_size=14,
         ),
         text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=shapes.vocabulary or len(tokenizer),
             hidden_size=shapes.hidden,
             intermediate_size=shapes.inner,
             num_hidden_layers=shapes.layers,
@@ -85,7 +169,7 @@ def editor_of(shapes: Shapes = PUBLISHED) -> DualEditor:
         image_token_id=image,
         image_token_index=image,
     )
-    processor = LlavaProcessor(
+    processor: Any = LlavaProcessor(  # type: ignore[no-untyped-call]
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": shapes.side},
             crop_size={"height": shapes.side, "width": shapes.side},
@@ -96,7 +180,10 @@ def editor_of(shapes: Shapes = PUBLISHED) -> DualEditor:
         vision_feature_select_strategy="default",
         chat_template=_CHAT,
     )
-    model = LlavaForConditionalGeneration(config).eval().requires_grad_(False)
+    with torch.device(device), _weights_of(shapes.dtype), no_init_weights():
+        model: Any = LlavaForConditionalGeneration(config)
+    model.eval().requires_grad_(False)
+    _fill(model)
     settings = DualEditConfig.preset(
         "default",
         text_layer=shapes.text_layer,
@@ -113,14 +200,41 @@ def editor_of(shapes: Shapes = PUBLISHED) -> DualEditor:
     return editor
 
 
-def records_of(count: int) -> list[Record]:
-    """Return records, every picture another colour."""
-    return [_record(index) for index in range(count)]
+@contextmanager
+def _weights_of(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
-def _record(index: int) -> Record:
+@torch.no_grad()
+def _fill(model: nn.Module) -> None:
+    """Give weights small random values; to draw each of billions would take minutes."""
+    drawn = torch.randn(_DRAWN).mul_(0.02)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            values = drawn.to(parameter)
+            for part in torch.split(parameter.view(-1), _DRAWN):
+                part.copy_(values[: len(part)])
+        elif name.endswith("bias"):
+            parameter.zero_()
+        elif name.endswith("weight"):  # of a norm
+            parameter.fill_(1.0)
+        else:  # one token's embedding
+            parameter.copy_(drawn[: len(parameter)])
+
+
+def records_of(count: int, side: int = PUBLISHED.side) -> list[Record]:
+    """Return records, every picture another colour, of so many pixels a side."""
+    return [_record(index, side) for index in range(count)]
+
+
+def _record(index: int, side: int) -> Record:
     def picture(shade: int) -> Image.Image:
-        return Image.new("RGB", (112, 112), (40 * index % 256, shade, 9 * index % 256))
+        return Image.new("RGB", (side, side), (40 * index % 256, shade, 9 * index % 256))
 
     own = picture(10)
     return Record(

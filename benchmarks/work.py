@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from easyedit_dualedit.backbone import Backbone
 
@@ -23,6 +25,8 @@ class Work:
     lm_head_positions: int = 0
     vision: int = 0
     """Pictures through the vision tower."""
+    bytes_written: int | None = None
+    """That this process sent to storage; None where the system does not tell."""
 
 
 @contextmanager
@@ -55,7 +59,24 @@ def counted(backbone: Backbone) -> Iterator[Work]:
         stack.callback(model.get_output_embeddings().register_forward_pre_hook(head).remove)
         hook = model.model.vision_tower.register_forward_pre_hook(tower, with_kwargs=True)
         stack.callback(hook.remove)
+        before = bytes_written()
         yield work
+        after = bytes_written()
+    if before is not None and after is not None:
+        work.bytes_written = after - before
+
+
+def bytes_written(table: Path = Path("/proc/self/io")) -> int | None:
+    """Return how many bytes this process has sent to storage, or None if the system hides it.
+
+    Pipes, to which a warning or a progress bar goes, do not count; nor do files in memory.
+    """
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return None
+    found = dict(line.split(": ", 1) for line in lines)
+    return int(found["write_bytes"]) if "write_bytes" in found else None
 
 
 def kept_for_backward(work: Callable[[], object], model: nn.Module) -> int:
@@ -73,3 +94,22 @@ def kept_for_backward(work: Callable[[], object], model: nn.Module) -> int:
         result = work()  # held, since a place that is free again would be counted once for two
     del result
     return sum(kept.values())
+
+
+def operations_of(work: Callable[[], object]) -> int:
+    """Return how many operations on tensors a piece of code runs, views of them included."""
+    with _Operations() as operations:
+        work()
+    return operations.count
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))

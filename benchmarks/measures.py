@@ -1,0 +1,207 @@
+"""The measurements, each meant for a process of its own, so that its peak memory is its own."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from benchmarks.clock import Clock, Time, gflop_of, medians_of
+from benchmarks.memory import peak_mib
+from benchmarks.shares import parts_of_an_edit, shares_of
+from benchmarks.subject import Shapes, editor_of, records_of
+from benchmarks.tasks import STATE_BUDGETS, TRAINING
+from benchmarks.work import kept_for_backward, operations_of
+from easyedit_dualedit.batch import Query
+from easyedit_dualedit.config import GateConfig
+from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.records import Record
+from easyedit_dualedit.steps import SharedSteps
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Measures models of some shapes on a device."""
+
+    shapes: Shapes
+    clock: Clock
+    repeats: int
+    """Timed edits and forwards."""
+    steps: int
+    """Timed training steps."""
+    batch: int
+    """Records of a training step."""
+
+    def edits(self) -> dict[str, Any]:
+        """Return what an edit takes, and what forwards take with one and without."""
+        peaks = {"imports": peak_mib(self.clock.device)}
+        editor = editor_of(self.shapes, self.clock.device)
+        peaks["model and processor"] = peak_mib(self.clock.device)
+        records = records_of(self.batch, self.shapes.side)
+        rate = self.clock.rate(self.shapes.dtype)
+        request = records[0].request
+        edit = partial(editor.edit, request.image, request.prompt, request.target or "")
+        gflop = gflop_of(edit)
+        for _ in range(self._unmeasured - 1):
+            edit()
+        times = [self.clock.time(edit) for _ in range(self.repeats)]
+        forwards = self._forwards(editor, records, rate)
+        peaks["all"] = peak_mib(self.clock.device)
+        runs = min(self.repeats, 10)
+        return {
+            "gflop_per_second": rate,
+            "times": {"edit": self.clock.figures(times, gflop, rate, 1)},
+            "forwards": forwards,
+            "parts": parts_of_an_edit(editor, edit, self.clock, runs),
+            "shares": {"edit": shares_of(edit, self.clock, runs)},
+            "peak_mib": peaks,
+        }
+
+    def training(self, seen: str) -> dict[str, Any]:
+        """Return what training steps take.
+
+        Args:
+            seen: what steps have seen before; key of `STATE_BUDGETS`.
+        """
+        peaks = {"imports": peak_mib(self.clock.device)}
+        editor = editor_of(self.shapes, self.clock.device)
+        peaks["model and processor"] = peak_mib(self.clock.device)
+        rate = self.clock.rate(self.shapes.dtype)
+        batches = min(self.steps, 8)
+        records = records_of((batches + 1) * self.batch, self.shapes.side)
+        steps = SharedSteps(editor, state_budget=STATE_BUDGETS[seen])
+        optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=1e-4)
+
+        def step(index: int) -> None:
+            start = index * self.batch
+            losses = steps.losses(records[start : start + self.batch], TRAINING)
+            optimiser.zero_grad(set_to_none=True)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+        first = [self.clock.time(partial(step, index)) for index in range(batches)]
+        again = [self.clock.time(partial(step, index % batches)) for index in range(self.steps)]
+        peaks["all"] = peak_mib(self.clock.device)
+        held = steps.prefix.features.size + steps.prefix.states.size
+        peaks["of it caches"] = round(held / 2**20, 1)
+        model = editor.backbone.model
+        kept = kept_for_backward(lambda: steps.losses(records[: self.batch], TRAINING), model)
+        peaks["of it kept for a backward pass"] = round(kept / 2**20, 1)
+        name = f"training step, {seen} seen before"
+        kinds = {name: (again, 0)}
+        if seen == "pictures" and batches > 1:
+            # The very first step compares itself with whole forwards.
+            kinds = {"training step, new pictures": (first[1:], batches)} | kinds
+        times = {
+            kind: self.clock.figures(found, gflop_of(partial(step, index)), rate, self.batch)
+            for kind, (found, index) in kinds.items()
+        }
+        found: dict[str, Any] = {"times": times, "peak_mib": peaks}
+        if seen == "pictures":
+            runs = min(self.steps, 5)
+            found["shares"] = {name: shares_of(partial(step, 0), self.clock, runs)}
+        return found
+
+    @property
+    def _unmeasured(self) -> int:
+        return 3 if self.repeats >= 10 else 1
+
+    def _forwards(
+        self, editor: DualEditor, records: Sequence[Record], rate: float
+    ) -> dict[str, dict[str, float]]:
+        found = {}
+        plain: Any = editor.backbone.model
+        for rows in sorted({1, self.batch}):
+            batch = editor.encoder.encode([record.request for record in records[:rows]])
+            signals = editor.read([records[0].request])
+            for name, threshold in (("open", -1.0), ("closed", 1.0)):
+                gate = editor.gate.with_config(GateConfig("cosine", threshold))
+                if name == "closed":
+                    signals = editor.read([Query("Where is the star?", None, "left")])
+                edited = editor.edited(signals, gate=gate)
+                found[f"forward, batch {rows}, {name}"] = self._pairs(
+                    partial(plain, **batch.inputs, use_cache=False),
+                    partial(edited, **batch.inputs, use_cache=False, layout=batch.layout),
+                    rate,
+                )
+            found[f"decode step, batch {rows}"] = self._decode(editor, edited, batch, rate)
+        return found
+
+    @torch.no_grad()
+    def _decode(self, editor: DualEditor, edited: Any, batch: Any, rate: float) -> dict[str, float]:
+        plain: Any = editor.backbone.model
+        token = batch.inputs["input_ids"][:, -1:]
+        given = batch.inputs["attention_mask"]
+        mask = torch.cat([given, given.new_ones(len(given), 1)], 1)
+
+        def after_prompt() -> tuple[Callable[[], Any], DynamicCache]:
+            cache = DynamicCache(config=plain.config.get_text_config())
+            plain(**batch.inputs, past_key_values=cache, use_cache=True)
+            step = {"input_ids": token, "attention_mask": mask, "past_key_values": cache}
+            plain(**step, use_cache=True)  # the first step clears away what the prompt needed
+            cache.crop(-1)
+            return partial(plain, **step, use_cache=True), cache
+
+        operations: list[int] = []
+        gflop = 0.0
+
+        def measured(times: list[Time]) -> None:
+            nonlocal gflop
+            step, cache = after_prompt()
+            if not times:
+                operations.append(operations_of(step))
+                cache.crop(-1)
+                gflop = gflop_of(step)
+                cache.crop(-1)
+            times.append(self.clock.time(step))
+
+        before: list[Time] = []
+        after: list[Time] = []
+        for _ in range(self.repeats):
+            measured(before)
+            # What `generate` runs inside: the prompt is edited, and each step passes.
+            with edited._generating(lambda _inputs: batch.layout, batch.inputs):
+                measured(after)
+        return self._compared(before, after, operations, gflop, rate)
+
+    @torch.no_grad()
+    def _pairs(
+        self, plain: Callable[[], Any], edited: Callable[[], Any], rate: float
+    ) -> dict[str, float]:
+        gflop = gflop_of(edited)
+        operations = [operations_of(plain), operations_of(edited)]
+        for _ in range(self._unmeasured):
+            plain()
+        before: list[Time] = []
+        after: list[Time] = []
+        for index in range(self.repeats):
+            for call, times in ((plain, before), (edited, after))[:: 1 if index % 2 else -1]:
+                times.append(self.clock.time(call))
+        return self._compared(before, after, operations, gflop, rate)
+
+    def _compared(
+        self,
+        before: Sequence[Time],
+        after: Sequence[Time],
+        operations: Sequence[int],
+        gflop: float,
+        rate: float,
+    ) -> dict[str, float]:
+        # Neighbours in time share the machine's noise.
+        busy = self.clock.busy
+        ratios = [busy(two) / busy(one) for one, two in zip(before, after, strict=True)]
+        plain, edited = medians_of(before), medians_of(after)
+        milliseconds = statistics.median(busy(time) for time in after)
+        return {
+            "plain_cpu_ms": plain["cpu_ms"],
+            "plain_wall_ms": plain["wall_ms"],
+            "edited_cpu_ms": edited["cpu_ms"],
+            "edited_wall_ms": edited["wall_ms"],
+            "plain_operations": operations[0],
+            "added_operations": operations[1] - operations[0],
+            "median_overhead_percent": round(100 * (statistics.median(ratios) - 1), 2),
+            "limit_percent": round(1e5 * gflop / rate / milliseconds, 1),
+        }
