@@ -16,7 +16,7 @@ from benchmarks.subject import Shapes, editor_of, records_of
 from benchmarks.tasks import STATE_BUDGETS, TRAINING
 from benchmarks.work import kept_for_backward, operations_of
 from easyedit_dualedit.batch import Query
-from easyedit_dualedit.config import GateConfig
+from easyedit_dualedit.config import GateConfig, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.records import Record
 from easyedit_dualedit.steps import SharedSteps
@@ -60,11 +60,12 @@ class Measures:
             "peak_mib": peaks,
         }
 
-    def training(self, seen: str) -> dict[str, Any]:
+    def training(self, seen: str, config: TrainingConfig = TRAINING) -> dict[str, Any]:
         """Return what training steps take.
 
         Args:
             seen: what steps have seen before; key of `STATE_BUDGETS`.
+            config: how to train.
         """
         peaks = {"imports": peak_mib(self.clock.device)}
         editor = editor_of(self.shapes, self.clock.device)
@@ -77,7 +78,7 @@ class Measures:
 
         def step(index: int) -> None:
             start = index * self.batch
-            losses = steps.losses(records[start : start + self.batch], TRAINING)
+            losses = steps.losses(records[start : start + self.batch], config)
             optimiser.zero_grad(set_to_none=True)
             losses.total.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -88,7 +89,7 @@ class Measures:
         held = steps.prefix.features.size + steps.prefix.states.size
         peaks["of it caches"] = round(held / 2**20, 1)
         model = editor.backbone.model
-        kept = kept_for_backward(lambda: steps.losses(records[: self.batch], TRAINING), model)
+        kept = kept_for_backward(lambda: steps.losses(records[: self.batch], config), model)
         peaks["of it kept for a backward pass"] = round(kept / 2**20, 1)
         name = f"training step, {seen} seen before"
         kinds = {name: (again, 0)}

@@ -7,8 +7,10 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from benchmarks.measures import Measures
 from benchmarks.memory import free_bytes
 from benchmarks.page import folder_of, section_of, write_page
 from benchmarks.subject import NARROW, PUBLISHED, SHAPES, Shapes
-from benchmarks.tasks import STATE_BUDGETS, count_work
+from benchmarks.tasks import STATE_BUDGETS, TRAINING, count_work
 from easyedit_dualedit.runs import write_json
 
 _EDITS = "edits and forwards"
@@ -60,9 +62,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     elif given.device == "cpu":
         one = _measured_apart(parts[-1], given, **_TRIMMING)
         found["peak_mib"][f"the same, {_TRIMMED}"] = one["peak_mib"]
-        (name, time), *_ = one["times"].items()
-        found["times"][f"{name}, {_TRIMMED}"] = time
+        found["times"] |= _renamed(one["times"], _TRIMMED)
+        if shutil.which("g++"):
+            one = _measured_apart(parts[-1], given, "--compiled")
+            found["times"] |= _renamed(one["times"], "compile_layers: true")
     return found
+
+
+def _renamed(times: dict[str, Any], condition: str) -> dict[str, Any]:
+    return {f"{name}, {condition}": time for name, time in times.items()}
 
 
 def _computed(shapes: Shapes, given: argparse.Namespace, rate: float) -> dict[str, Any]:
@@ -72,8 +80,10 @@ def _computed(shapes: Shapes, given: argparse.Namespace, rate: float) -> dict[st
     }
 
 
-def _measured_apart(part: str, given: argparse.Namespace, **environment: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.speed", "--part", part]
+def _measured_apart(
+    part: str, given: argparse.Namespace, *flags: str, **environment: str
+) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.speed", "--part", part, *flags]
     for name in ("shapes", "device", "repeats", "steps", "batch"):
         command += [f"--{name}", str(getattr(given, name))]
     output = subprocess.run(
@@ -132,6 +142,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--write", type=Path, metavar="PAGE", help="store the figures, and make the page of all"
     )
     parser.add_argument("--part", choices=(_EDITS, *STATE_BUDGETS), help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     found = parser.parse_args(given)
     for name in ("repeats", "steps", "batch"):
         value = getattr(found, name)
@@ -169,7 +180,11 @@ def main() -> None:
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if given.part is not None:
         measures = Measures(shapes, Clock(device), given.repeats, given.steps, given.batch)
-        found = measures.edits() if given.part == _EDITS else measures.training(given.part)
+        if given.part == _EDITS:
+            found = measures.edits()
+        else:
+            config = replace(TRAINING, compile_layers=given.compiled)
+            found = measures.training(given.part, config)
         sys.stdout.write(json.dumps(found) + "\n")
         return
     require_memory(shapes, given.batch, given.steps, device)

@@ -234,6 +234,8 @@ class TrainingConfig:
     checkpoint_activations: bool = False
     """Whether layers above the first edit keep their inputs alone for the gradient, and run again
     for the rest: less memory, more time, the same result."""
+    compile_layers: bool = False
+    """Whether torch.compile makes code of its own for the layers above the first edit."""
     feature_cache_bytes: int = CACHE_BYTES
     """Bytes of picture features to keep between steps, on the model's device."""
     state_cache_bytes: int = CACHE_BYTES
@@ -261,8 +263,9 @@ class TrainingConfig:
             found.append(not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
         if self.autocast not in ("none", "bfloat16"):
             found.append(not_one_of("autocast", self.autocast, ("none", "bfloat16")))
-        if not isinstance(self.checkpoint_activations, bool):
-            found.append(f"checkpoint_activations = {self.checkpoint_activations!r}: true or false")
+        for name in ("checkpoint_activations", "compile_layers"):
+            if not isinstance(getattr(self, name), bool):
+                found.append(f"{name} = {getattr(self, name)!r}: true or false")
         for name in ("seed", "gate_steps", "feature_cache_bytes", "state_cache_bytes"):
             if not is_whole(getattr(self, name), 0):
                 found.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")

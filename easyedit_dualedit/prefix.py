@@ -38,7 +38,7 @@ from easyedit_dualedit.sharing import (
     common_beginning,
     require_shareable,
 )
-from easyedit_dualedit.standing import Forward, recomputed, replaced, skipped, trimmed
+from easyedit_dualedit.standing import Forward, compiled, recomputed, replaced, skipped, trimmed
 from easyedit_dualedit.state_folder import Known, StateFolder, digest_of_tensors
 
 _PROMPTS = 20_000
@@ -67,6 +67,8 @@ class Started:
     beginnings: Beginnings
     trims: bool = True
     """Whether the last layer that is asked for runs only at the positions asked for."""
+    compiles: bool = False
+    """Whether layers that run at all positions are compiled."""
     recomputes: bool = False
     """Whether layers run again for their gradient instead of keeping what they computed."""
 
@@ -137,6 +139,8 @@ class Taken:
                 wraps: list[Callable[[Forward], Forward]] = []
                 if index == last and at is not None and start.trims:
                     wraps.append(trimmed(layers[index], at[0] * states.shape[1] + at[1]))
+                elif start.compiles:
+                    wraps.append(compiled)
                 if start.recomputes and torch.is_grad_enabled():
                     wraps.append(recomputed)
                 for wrap in _chained(wraps):
@@ -186,6 +190,8 @@ class Prefix:
         """Whether rows that begin alike are laid into one."""
         self.trims = True
         """Whether the last layer runs only where its output is read."""
+        self.compiles = False
+        """Whether edited layers are compiled."""
         self.recomputes = False
         """Whether edited layers run again for their gradient."""
 
@@ -247,7 +253,15 @@ class Prefix:
             [known[key][0] for key in keys], batch_first=True, padding_side="left"
         )
         return Started(
-            backbone, batch, self._layer, states, call, beginnings, self.trims, self.recomputes
+            backbone,
+            batch,
+            self._layer,
+            states,
+            call,
+            beginnings,
+            trims=self.trims,
+            compiles=self.compiles,
+            recomputes=self.recomputes,
         )
 
     def _recalled(

@@ -1,14 +1,16 @@
 """Training: losses fall, only adapters change, runs continue where they stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import picture, tiny_config
 from tiny_models import TinyModel
+from torch._dynamo.exc import TorchDynamoException
 
-from easyedit_dualedit import training
+from easyedit_dualedit import standing, training
 from easyedit_dualedit.config import TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
@@ -63,8 +65,8 @@ def fast(**changes: object) -> TrainingConfig:
     return TrainingConfig.from_dict(values | changes)
 
 
-def editor_of(tiny: TinyModel) -> DualEditor:
-    return DualEditor(tiny.model, tiny.processor, tiny_config(gate="cosine"))
+def editor_of(tiny: TinyModel, **changes: int) -> DualEditor:
+    return DualEditor(tiny.model, tiny.processor, tiny_config(gate="cosine", **changes))
 
 
 def test_training_lowers_the_loss_and_leaves_the_model_alone(
@@ -99,10 +101,10 @@ def test_gradients_reach_every_adapter_parameter(every: TinyModel, records: list
     assert not missing
 
 
-def stirred(tiny: TinyModel) -> DualEditor:
+def stirred(tiny: TinyModel, **changes: int) -> DualEditor:
     """Return an editor whose adapters change something."""
     torch.manual_seed(0)
-    editor = editor_of(tiny)
+    editor = editor_of(tiny, **changes)
     with torch.no_grad():
         for name, parameter in editor.adapters.named_parameters():
             if "output" in name:
@@ -147,6 +149,52 @@ def test_checkpointed_activations_change_no_gradient(every: TinyModel, records: 
     again = gradients(editor, records[:2], fast(checkpoint_activations=True))
     for one, two in zip(kept, again, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> set[str]:
+    own = [record for record in caplog.records if record.name.startswith("easyedit_dualedit")]
+    return {record.getMessage() for record in own}
+
+
+NO_COMPILER = "no C++ compiler, without which torch.compile makes no code for a processor"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason=NO_COMPILER)
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_layers_change_no_gradient(
+    llava: TinyModel, records: list[Record], checkpointed: bool, caplog: pytest.LogCaptureFixture
+):
+    editor = stirred(llava, text_layer=0, vision_layer=1)
+    plain = gradients(editor, records[:2], fast())
+    before = [layer.forward for layer in editor.backbone.layers]
+    options = {"compile_layers": True, "checkpoint_activations": checkpointed}
+    compiled = gradients(editor, records[:2], fast(**options))
+    assert not warnings_in(caplog), "a fallback would warn"
+    assert [layer.forward for layer in editor.backbone.layers] == before
+    for one, two in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_compiler_layers_run_as_they_are(
+    llava: TinyModel,
+    records: list[Record],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    def compile_nothing(_function: object, **_options: object) -> object:
+        def fail(*_args: object, **_kwargs: object) -> None:
+            raise TorchDynamoException("no compiler\nhere")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(standing, "_COMPILED", {})
+    editor = stirred(llava, text_layer=0, vision_layer=1)
+    plain = gradients(editor, records[:2], fast())
+    fallen = gradients(editor, records[:2], fast(compile_layers=True))
+    assert warnings_in(caplog) == {"layers run as they are, not compiled: no compiler here"}
+    for one, two in zip(plain, fallen, strict=True):
+        assert torch.equal(one, two)
 
 
 def test_checkpointed_layers_run_again_for_the_gradient(llava: TinyModel, records: list[Record]):

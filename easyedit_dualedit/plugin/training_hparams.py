@@ -66,6 +66,8 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     """bfloat16: the frozen model computes in it; EasyEdit's own trainer takes no notice."""
     checkpoint_activations: bool = False
     """Less memory, more time, the same result; EasyEdit's own trainer takes no notice."""
+    compile_layers: bool = False
+    """torch.compile for the layers above the first edit; EasyEdit's own trainer takes no notice."""
     feature_cache_bytes: int = CACHE_BYTES
     """Picture features kept between steps; EasyEdit's own trainer keeps none."""
     state_cache_bytes: int = CACHE_BYTES
@@ -107,6 +109,7 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
             "accumulate": self.accumulate_bs,
             "autocast": self.autocast,
             "checkpoint_activations": self.checkpoint_activations,
+            "compile_layers": self.compile_layers,
             "feature_cache_bytes": self.feature_cache_bytes,
             "state_cache_bytes": self.state_cache_bytes,
             "state_cache_folder": self.state_cache_folder,
