@@ -15,12 +15,14 @@ from benchmarks import speed  # noqa: E402
 from benchmarks.clock import Clock, gflop_of  # noqa: E402
 from benchmarks.depth import step_gflop  # noqa: E402
 from benchmarks.memory import free_bytes, peak_mib  # noqa: E402
+from benchmarks.page import folder_of, page_of, write_page  # noqa: E402
 from benchmarks.shares import parts_of_an_edit, shares_of  # noqa: E402
 from benchmarks.subject import PUBLISHED, SHAPES, editor_of, records_of  # noqa: E402
 from benchmarks.tasks import count_work, tasks  # noqa: E402
 from benchmarks.work import bytes_written, counted, operations_of  # noqa: E402
 from easyedit_dualedit.batch import Query  # noqa: E402
 from easyedit_dualedit.records import Record  # noqa: E402
+from easyedit_dualedit.runs import write_json  # noqa: E402
 
 CPU = Clock(torch.device("cpu"))
 
@@ -177,3 +179,38 @@ def test_shares_name_what_takes_the_time():
     assert max(parts, key=lambda name: parts[name]) == "decoder"
     assert min(parts.values()) > 0
     assert "forward" not in vars(editor.backbone.decoder)
+
+
+PAGE = ROOT / "docs" / "performance.md"
+
+
+@pytest.mark.skipif(not folder_of(PAGE).is_dir(), reason="no figures are stored beside the page")
+def test_the_page_is_what_the_stored_figures_give():
+    assert PAGE.read_text() == page_of(PAGE), "python -m benchmarks.speed --write makes it"
+
+
+def test_a_page_has_a_section_of_each_stored_run_the_published_first(tmp_path: Path):
+    page = tmp_path / "performance.md"
+    for name in ("llava-1.5-7b", "published"):
+        run = {
+            "shapes": name,
+            "device": "cpu",
+            "command": f"the command of {name}",
+            "machine": {"cpu": "some"},
+            "model": {"batch": 4},
+            "counted batch": 4,
+            "counted hidden size": 32,
+            "counts": {"edit": {"decoder_layers": 6, "bytes_written": None}},
+            "gflop_per_second": 100.0,
+            "times": {"edit": {"cpu_ms": 12.5}},
+            "forwards": {"forward, batch 1, open": {"plain_cpu_ms": 25.0}},
+            "shares": {"edit": {"matrix products": 60.0}},
+            "parts": {"decoder": 61.0},
+            "peak_mib": {"edits and forwards": {"imports": 250.0}},
+        }
+        write_json(folder_of(page) / f"{name}.json", run)
+    write_page(page)
+    text = page.read_text()
+    assert text == page_of(page)
+    assert text.index("`the command of published`") < text.index("`the command of llava-1.5-7b`")
+    assert "| edit | 6 | - | - | - | - | - |" in text, "what the system does not tell is a dash"
