@@ -118,6 +118,19 @@ def test_the_newest_of_equals_applies(count: int):
     assert edit_of(router, hidden) == max(1, count // 2)
 
 
+def test_the_best_of_many_applies_however_new_others_are():
+    gate = gate_of()
+    hidden = torch.randn(1, LENGTH, HIDDEN)
+    key = keys_of(gate, hidden)[0]
+    keys = torch.zeros(FEWEST, 128)
+    aside = functional.normalize(torch.randn(128), dim=0)
+    near = functional.normalize(key + 0.5 * aside, dim=0)
+    keys[3], keys[FEWEST - 1] = key, near
+    assert 0.6 < float(near @ key) < 0.99
+    router = Router(gate, keys)
+    assert edit_of(router, hidden) == 3 == int(router.route(hidden, layout_of(1)).edit_index)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
 def test_a_query_that_is_not_a_number_opens_nothing(value: float):
     gate = gate_of("cosine")
