@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,7 +84,10 @@ class Router:
             and hidden.is_cpu
             and not torch.is_autocast_enabled("cpu")
         ):
-            with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    edit = self._edit_of_row(hidden[0], layout)
+            else:
                 edit = self._edit_of_row(hidden[0], layout)
             return _NONE if edit < 0 else OpenRows((0,), (edit,))
         return OpenRows.of(self.route(hidden, layout))
