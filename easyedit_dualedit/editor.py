@@ -1,6 +1,7 @@
 """The editor: reads edits from a model and gives back the model with them applied."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from easyedit_dualedit.gate import Gate
 from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
 from easyedit_dualedit.projection import vision_mean
+from easyedit_dualedit.standing import replaced, trimmed
 
 
 class DualEditor(
@@ -89,7 +91,14 @@ class DualEditor(
         if not bool(batch.target.any(1).all()):
             rows = (~batch.target.any(1)).nonzero().flatten().tolist()
             raise DataError(f"rows {rows} have no target; give each request its new answer")
-        with record(self.backbone.layers, self.config.layers, stop=True) as states:
+        layers, deepest = self.backbone.layers, max(self.config.layers)
+        with ExitStack() as stack:
+            states = stack.enter_context(record(layers, self.config.layers, stop=True))
+            if deepest != self.config.text_layer:
+                # There, nothing but the states that carry the edit is read.
+                carrying = self._carrying(batch.layout, batch.target).flatten()
+                wrap = trimmed(layers[deepest], carrying.nonzero()[:, 0])
+                stack.enter_context(replaced(layers[deepest], wrap))
             self.backbone.model(**batch.inputs, use_cache=False)
         return self.signals_of(states, batch.layout, batch.target, requests)
 
@@ -108,11 +117,7 @@ class DualEditor(
             target: True at target tokens, bool [b, s].
             requests: what each row asked for, if known.
         """
-        carrying = target
-        if self.config.signal == "prompt+target":
-            carrying = target | layout.text
-        elif self.config.signal == "all":
-            carrying = layout.real
+        carrying = self._carrying(layout, target)
         text_states = states[self.config.text_layer]
         pictures = vision_mean(text_states, layout.vision)
         signals = []
@@ -130,6 +135,12 @@ class DualEditor(
                 )
             )
         return signals
+
+    def _carrying(self, layout: TokenLayout, target: Tensor) -> Tensor:
+        """Return which positions carry an edit, bool [b, s]."""
+        if self.config.signal == "prompt+target":
+            return target | layout.text
+        return layout.real if self.config.signal == "all" else target
 
     def edited(
         self,

@@ -53,10 +53,11 @@ def kept(layer: nn.Module, index: Tensor) -> Iterator[None]:
     def at_index(real: Forward) -> Forward:
         def forward(states: Tensor, *args: Any, **kwargs: Any) -> Any:
             flat = states.flatten(0, -2)
-            part = real(flat[None, index], *args, **kwargs)
+            here = index.to(flat.device)  # a model may be spread over devices
+            part = real(flat[None, here], *args, **kwargs)
             if not isinstance(part, Tensor):
                 return real(states, *args, **kwargs)
-            whole = part.new_zeros(len(flat), part.shape[-1]).index_copy(0, index, part[0])
+            whole = part.new_zeros(len(flat), part.shape[-1]).index_copy(0, here, part[0])
             return whole.view(*states.shape[:-1], -1)
 
         return forward
@@ -140,19 +141,50 @@ def trimmed(layer: nn.Module, index: Tensor) -> Callable[[Forward], Forward]:
 
 @contextmanager
 def replaced(module: Any, wrap: Callable[[Forward], Forward]) -> Iterator[None]:
-    """Give a module another forward inside the block, for the thread that opened it."""
+    """Give a module another forward inside the block, for the thread that opened it.
+
+    Blocks of several threads may overlap: each sees its own, and the last to end leaves the module
+    as the first found it.
+    """
     thread = threading.get_ident()
-    real, own = module.forward, vars(module).get("forward")
-    wrapped = wrap(real)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return (wrapped if threading.get_ident() == thread else real)(*args, **kwargs)
-
-    module.forward = forward
+    with _LOCK:
+        standing = vars(module).get("forward")
+        if not isinstance(standing, _ByThread):
+            standing = _ByThread(module.forward, standing)
+        before = standing.of.get(thread)
+        standing.of[thread] = wrap(before or standing.real)
+        module.forward = standing
     try:
         yield
     finally:
-        if own is None:
-            del module.forward
-        else:  # accelerate has put its own there
-            module.forward = own
+        with _LOCK:
+            if before is not None:
+                standing.of[thread] = before
+            else:
+                del standing.of[thread]
+            if not standing.of and standing.own is None:
+                del module.forward
+            elif not standing.of:  # accelerate has put its own there
+                module.forward = standing.own
+
+
+_LOCK = threading.Lock()
+
+
+class _ByThread:
+    """The forward of a module, which may be another in some threads."""
+
+    def __init__(self, real: Forward, own: Forward | None):
+        """Stand in for a forward.
+
+        Args:
+            real: what all other threads run.
+            own: what the module itself holds of it, other than its class.
+        """
+        self.real = real
+        self.own = own
+        self.of: dict[int, Forward] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward of this thread."""
+        return self.of.get(threading.get_ident(), self.real)(*args, **kwargs)
