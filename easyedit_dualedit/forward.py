@@ -87,9 +87,7 @@ class Forward:
         BLIP-2 generates with its language model alone: the token ids of the prompt never reach
         the base model, and rows may be repeated by then, as beam search does.
         """
-        if self._is_routing:
-            return
-        if self._prompt is None:
+        if self._is_routing or self._prompt is None:
             return
         inputs = named(self._edits.backbone.decoder, args) | kwargs if args else kwargs
         if self._continues(inputs):
