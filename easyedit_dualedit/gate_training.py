@@ -107,7 +107,7 @@ def calibrate(
     chosen = records[:CALIBRATION_RECORDS]
     gate, last = {}, {}
     for metric in METRICS:
-        gate[metric], last[metric], _ = _states(editor, queries_of(chosen, metric), batch_size)
+        gate[metric], last[metric], _ = gate_states(editor, queries_of(chosen, metric), batch_size)
     count = len(METRICS)
     in_scope = torch.tensor([metric in IN_SCOPE for metric in METRICS])
     return editor.gate.calibrate(
@@ -170,7 +170,7 @@ def collect(
     queries = scope_queries(records, seed=seed)
     gate, vision = {}, {}
     for kind in tqdm(SCOPE, desc="reading states", unit="kind", disable=not progress):
-        gate[kind], _, vision[kind] = _states(editor, queries[kind], batch_size)
+        gate[kind], _, vision[kind] = gate_states(editor, queries[kind], batch_size)
     everywhere = torch.ones(len(records), dtype=torch.bool, device=gate["reliability"].device)
     counts = dict.fromkeys(SCOPE, everywhere)
     own = first_answer_tokens(editor.encoder, queries["reliability"], batch_size)
@@ -180,7 +180,9 @@ def collect(
     return ScopeStates(gate, vision, counts, partners)
 
 
-def _states(editor: DualEditor, queries: Sequence[Query], batch_size: int) -> tuple[Tensor, ...]:
+def gate_states(
+    editor: DualEditor, queries: Sequence[Query], batch_size: int = 32
+) -> tuple[Tensor, ...]:
     """Return states of last prompt tokens, of last tokens, and means of image tokens, [n, d]."""
     layer = editor.config.text_layer
     found: list[tuple[Tensor, ...]] = []

@@ -60,7 +60,7 @@ SIZES_AT = 100
 _GATE_FILE = "gate.json"
 
 ROUTED_COUNTS = (1, 100, 1000, 10_000)
-"""Numbers of edits whose routing is timed."""
+"""Numbers of edits whose routing is timed, as far as there are records for them."""
 
 
 def many(arguments: argparse.Namespace) -> None:
@@ -108,7 +108,9 @@ def many(arguments: argparse.Namespace) -> None:
         found["untouched"] = dict(untouched(editor, records[: counts[-1]], DEFAULT_PRECISION))
         write_json(cases / _GATE_FILE, found)
     if "costs" not in found:
-        found["costs"] = routing_costs(editor, records[0], ROUTED_COUNTS)
+        routed = _routed(arguments, records, folder / "routed")
+        among = [count for count in ROUTED_COUNTS if count <= len(routed)]
+        found["costs"] = routing_costs(editor, routed, among)
         write_json(cases / _GATE_FILE, found)
     _finish(arguments, folder, groups, sized, {**common, "machine": _machine()})
 
@@ -210,6 +212,15 @@ def _records(arguments: argparse.Namespace, model: str, folder: Path, count: int
         raise ConfigError("--data needs --images")
     limit = arguments.limit
     return load_records(arguments.data, arguments.images, template=arguments.template, limit=limit)
+
+
+def _routed(
+    arguments: argparse.Namespace, records: Sequence[Record], folder: Path
+) -> Sequence[Record]:
+    """Return the records whose edits are routed among: of the testbed, more than are edited."""
+    if arguments.data is not None:
+        return records
+    return demo_records(folder, "train", ROUTED_COUNTS[-1])
 
 
 def _machine() -> str:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from easyedit_dualedit.batch import TokenLayout
@@ -96,29 +98,35 @@ class Router:
         """Return the index of the edit that concerns a row, -1 for none; states [s, d]."""
         index = layout.last if self._reads_label else layout.gate  # [1]
         if self._reads_vision:
-            places = torch.cat((layout.vision.nonzero()[:, 1], index))
-            states = torch.mm(self._means(places.numel()), hidden.index_select(0, places).float())
+            pictured = layout.vision.numpy()[0].nonzero()[0]
+            places = np.empty(len(pictured) + 1, np.int64)
+            places[:-1], places[-1] = pictured, index.item()
+            states = hidden.index_select(0, torch.from_numpy(places)).float()
+            states = torch.mm(self._means(len(places)), states)
         else:
             states = hidden[int(index)].float()
-        key = self._key(states)
-        length = math.sqrt(torch.dot(key, key).item())
+        # On vectors as small as this, numpy takes half as long to begin.
+        key = self._key(states).numpy()
+        length = math.sqrt(key.dot(key))
         if not 0 < length < math.inf:  # of no direction, or not a number
             return -1
         # Compared with what the product of a key as long as this one must reach.
         least = self._threshold * length
         if self._only is not None:
-            product = torch.dot(self._only, key).item()
-            return 0 if least <= product < math.inf else -1
+            return 0 if self._only.dot(key) >= least else -1
+        tie = TIE * length
         shortlist = self._shortlist
-        blocks = None if shortlist is None else shortlist.blocks(key, length, least)
-        if blocks is None:
-            blocks = [slice(0, len(self._keys))]
-        best, chosen = -math.inf, -1
-        for block in blocks:
-            product, place = _newest_of_best(torch.mv(self._keys[block], key), least, TIE * length)
-            if place >= 0 and product >= best - TIE * length:
-                best, chosen = max(best, product), block.start + place
-        return chosen
+        found = None if shortlist is None else shortlist.candidates(key, length, least, tie)
+        if found is None:
+            products = torch.mv(self._keys, torch.from_numpy(key)).numpy()
+            return _newest_of_best(products, least, tie)
+        if len(found) == 0:
+            return -1
+        if len(found) == 1:
+            place = int(found[0])
+            return place if self._rows[place].dot(key) >= least else -1
+        place = _newest_of_best(self._rows[found].dot(key), least, tie)
+        return -1 if place < 0 else int(found[place])
 
     def _means(self, count: int) -> Tensor:
         """Return what makes the last of some states, and the mean of the others, [2, count]."""
@@ -137,8 +145,13 @@ class Router:
         return self._assignment is None and len(keys) > 0 and is_plain
 
     @cached_property
-    def _only(self) -> Tensor | None:
-        return self._keys[0] if len(self._keys) == 1 else None
+    def _rows(self) -> NDArray[np.float32]:
+        return self._keys.detach().numpy()
+
+    @cached_property
+    def _only(self) -> NDArray[np.float32] | None:
+        rows = self._rows
+        return rows[0] if len(rows) == 1 and bool(np.isfinite(rows).all()) else None
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
@@ -176,17 +189,17 @@ class Router:
 _PLAIN = ("cpu", torch.float32)
 
 
-def _newest_of_best(products: Tensor, least: float, tie: float) -> tuple[float, int]:
-    """Return the largest product and its place, -1 if it is less than `least`.
+def _newest_of_best(products: NDArray[np.float32], least: float, tie: float) -> int:
+    """Return the place of the largest product, -1 if it is less than `least`.
 
     Of those that differ by less than `tie`, the last is returned.
     """
-    best = products.amax().item()
+    best = float(products[products.argmax()])
     if best < least:
-        return best, -1
+        return -1
     if not math.isfinite(best):  # the state of an edit is not a number: it concerns no query
-        products = products.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
-        best = products.amax().item()
+        products = np.where(np.isfinite(products), products, np.float32(-math.inf))
+        best = float(products[products.argmax()])
         if best < least or best == -math.inf:
-            return best, -1
-    return best, int((products >= best - tie).nonzero()[-1])
+            return -1
+    return int((products >= best - tie).nonzero()[0][-1])

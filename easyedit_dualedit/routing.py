@@ -7,20 +7,24 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch import Tensor
 
 from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.gate_training import ScopeStates, collect
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.gate_training import ScopeStates, collect, gate_states
+from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits
-from easyedit_dualedit.projection import vision_mean
 from easyedit_dualedit.records import METRICS, Record
+from easyedit_dualedit.router import OpenRows
 from easyedit_dualedit.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.stored import Provenance, StoredEdit
 
 _NOWHERE = Provenance("", "", "", ())
 REPEATS = 300
 _FORWARDS = 60
+_QUERIES = 16
+_ASKED = {"closed": "image_locality", "open": "text_rephrase"}
 
 
 @torch.no_grad()
@@ -42,51 +46,76 @@ def routing_rates(
 
 @torch.no_grad()
 def routing_costs(
-    editor: DualEditor, record: Record, counts: Sequence[int], repeats: int = REPEATS
+    editor: DualEditor, records: Sequence[Record], counts: Sequence[int], repeats: int = REPEATS
 ) -> dict[str, Any]:
     """Return what a decision among many edits costs, on one row and one thread of a processor.
 
-    Keys and states are random, but for the edit of the query that an edit concerns: the last one.
-    The forward is that of the unedited model on the record's request, without its target.
+    The edits are those of the first records, and the queries are rephrases of some of them, which
+    an edit concerns, and their image localities, which none does. The forward is that of the
+    unedited model on the first request, without its target.
+
+    Args:
+        editor: whose gate decides.
+        records: as many as the largest count.
+        counts: numbers of edits.
+        repeats: decisions among each number of edits.
 
     Returns:
-        `forward_seconds`; and, for a query that no edit concerns (`closed`) and one that an edit
+        `forward_seconds`; and, for queries that no edit concerns (`closed`) and ones that an edit
         does (`open`), by number of edits `seconds` (everything that routing adds to a forward: the
         mean over the image tokens, the query's key, the products, the choice) and `share` of the
         forward; all medians, taken in turns so that a busy machine slows all.
+
+        A query that the gate decides wrongly is not timed; a count without any is left out.
+
+    Raises:
+        DataError: if there are fewer records than edits.
     """
-    batch = editor.encoder.encode([record.request], with_target=False)
-    model, device = editor.backbone.model, editor.backbone.device
-    source = torch.Generator().manual_seed(editor.config.text_layer)
-    shape = (1, batch.inputs["input_ids"].shape[1], editor.backbone.hidden_size)
-    queries = {name: torch.randn(shape, generator=source).to(device) for name in ("closed", "open")}
-    gate = batch.layout.gate.to(device)
-    own = editor.gate.key(
-        queries["open"][:, gate[0]], vision_mean(queries["open"], batch.layout.vision)
-    )
-    routes: dict[tuple[str, int], Callable[[], object]] = {}
-    for count in counts:
-        drawn = torch.randn(count, own.shape[-1], generator=source).to(device)
-        keys = torch.cat([functional.normalize(drawn[1:], dim=-1), own])
-        edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(keys)]
-        memory = ActiveEdits.of_stored(edits, device)
-        applied = AppliedEdits(editor.backbone, editor.adapters, editor.gate, memory)
-        for name, hidden in queries.items():
-            routes[name, count] = partial(applied.open_rows, hidden, batch.layout)
-    taken: dict[tuple[str, int], list[float]] = {case: [] for case in routes}
+    if len(records) < max(counts):
+        raise DataError(
+            f"{max(counts)} edits to route among need as many records, not {len(records)}"
+        )
+    states, _, pictures = gate_states(editor, [record.request for record in records[: max(counts)]])
+    keys = editor.gate.key(states, pictures)
+    cases = [(name, count) for name in _ASKED for count in counts]
+    decisions = {case: _decisions(editor, records, keys, *case) for case in cases}
+    batch = editor.encoder.encode([records[0].request], with_target=False)
+    model = editor.backbone.model
+    taken: dict[tuple[str, int], list[float]] = {case: [] for case in decisions}
     forwards = []
     for turn in range(repeats):
         if turn % max(1, repeats // _FORWARDS) == 0:
             forwards.append(_seconds(lambda: model(**batch.inputs, use_cache=False)))
-        for case, route in routes.items():
-            route()  # what a forward has left in the caches is not the same for all
-            taken[case].append(_seconds(route))
+        for case, ways in decisions.items():
+            if not ways:
+                continue
+            decide = ways[turn % len(ways)]
+            decide()  # what a forward has left in the caches is not the same for all
+            taken[case].append(_seconds(decide))
     forward = median(forwards)
     found: dict[str, Any] = {"forward_seconds": forward}
-    for name in queries:
-        seconds = {count: median(taken[name, count]) for count in counts}
+    for name in _ASKED:
+        seconds = {count: median(taken[name, count]) for count in counts if taken[name, count]}
         shares = {count: each / forward for count, each in seconds.items()}
         found[name] = {"seconds": seconds, "share": shares}
+    return found
+
+
+def _decisions(
+    editor: DualEditor, records: Sequence[Record], keys: Tensor, name: str, count: int
+) -> list[Callable[[], OpenRows]]:
+    """Return decisions about some queries among the first edits, those that are right."""
+    edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(keys[:count])]
+    memory = ActiveEdits.of_stored(edits, editor.backbone.device)
+    applied = AppliedEdits(editor.backbone, editor.adapters, editor.gate, memory)
+    found: list[Callable[[], OpenRows]] = []
+    for place, one in enumerate(records[: min(_QUERIES, count)]):
+        batch = editor.encoder.encode([getattr(one, _ASKED[name])], with_target=False)
+        with record(editor.backbone.layers, [applied.gate_layer], stop=True) as seen:
+            editor.backbone.model(**batch.inputs, use_cache=False)
+        decide = partial(applied.open_rows, seen[applied.gate_layer], batch.layout)
+        if decide().edits == (() if name == "closed" else (place,)):
+            found.append(decide)
     return found
 
 

@@ -1,47 +1,59 @@
-"""Which of many edits a query may be similar enough to, found with keys of eight bits.
+"""Which of many edits a query may be similar enough to, found with few numbers of eight bits.
 
-A product with eight-bit keys reads a quarter of the bytes, and its error has a bound. An edit whose
-product falls short of the threshold by more than that cannot apply; the others are compared again
-in full precision. So the shortlist is quicker, and its outcome is that of the whole product.
+A key is kept as what it is along the directions in which keys differ most, and the length of the
+rest. The product of two such vectors is never less than that of the keys (Cauchy and Schwarz), and
+the error of eight bits has a bound. An edit whose product still falls short of the threshold cannot
+apply; the others are compared in full. So the shortlist reads an eighth of the bytes, and its
+outcome is that of the whole product.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 _LARGEST = 127
 """Of a signed byte, the same on both sides of zero."""
 
-_BLOCK = 128
-"""Edits whose products are looked at together."""
+WIDTH = 64
+"""Numbers that are kept of a key, at most."""
 
-FEWEST = 2048
+FEWEST = 1024
 """Edits from which a shortlist is quicker than the whole product."""
 
-_LONGEST = 16
-"""Blocks at most; with more, the whole product is quicker."""
+_LONGEST = 512
+"""Edits at most; with more, the whole product is quicker."""
+
+_SHARES = 4
+"""Numbers that the length of the rest is spread over: eight bits suit numbers of like size."""
+
+_SQUARED = 1e-6
+"""Room for the rounding of a difference of squares, as a share of the squares."""
 
 _ROUNDING = 1e-4
 """Room for the rounding of the products in single precision, as a share of both lengths."""
 
+_NOBODY = np.empty(0, np.intp)
+
 
 @dataclass(frozen=True)
 class Shortlist:
-    """Keys of eight bits. Shapes: n edits, k width, m edits in whole blocks."""
+    """Keys of eight bits. Shapes: n edits, k width, w numbers that are kept."""
 
+    keys: NDArray[np.float32]
+    """The keys themselves, [n, k]."""
+    directions: NDArray[np.float32]
+    """Unit vectors and, in the last places, zeros, [w, k]."""
     columns: Tensor
-    """Bytes of the keys as columns, [k, m]; zeros after the last edit."""
-    scale: float
-    """What bytes are multiplied with."""
-    error: float
-    """Length of the largest difference between a key and its bytes."""
-    reach: float
-    """Length of the longest key in bytes."""
-    count: int
-    """n."""
+    """Bytes of the keys as columns, [w, n]."""
+    unit: float
+    """A product of bytes that stands for one."""
+    room: float
+    """How far at most the product of a key and a query of length one is above that of bytes."""
 
     @classmethod
     def of(cls, keys: Tensor) -> Self | None:
@@ -51,49 +63,76 @@ class Shortlist:
         """
         if keys.device.type != "cpu" or keys.dtype != torch.float32 or len(keys) < FEWEST:
             return None
-        sound = torch.where(keys.isfinite().all(1, keepdim=True), keys, 0.0)
-        scale = float(sound.abs().amax()) / _LARGEST
+        sound = torch.where(keys.isfinite().all(1, keepdim=True), keys, 0.0).double()
+        directions = _main_directions(sound, min(WIDTH - _SHARES, keys.shape[1]))
+        along = sound @ directions.T
+        rest = (sound - along @ directions).norm(dim=1, keepdim=True)
+        kept = torch.cat([along, rest.expand(-1, _SHARES) / math.sqrt(_SHARES)], 1)
+        scale = float(kept.abs().amax()) / _LARGEST
         if not scale > torch.finfo(torch.float32).tiny:
             return None
-        levels = (sound / scale).round()
-        rows = -(-len(keys) // _BLOCK) * _BLOCK
-        padded = torch.zeros(rows, keys.shape[1], dtype=torch.int8)
-        padded[: len(keys)] = levels.to(torch.int8)
-        if not _multiplies_exactly(padded):
+        levels = (kept / scale).round()
+        rows = levels.to(torch.int8)
+        if not _multiplies_exactly(rows):
             return None
-        error = float((sound - levels * scale).norm(dim=1).amax())
+        error = float((kept - levels * scale).norm(dim=1).amax())
         reach = float((levels * scale).norm(dim=1).amax())
-        return cls(padded.T, scale, error, reach, len(keys))
+        half_steps = math.sqrt(kept.shape[1]) / (2 * _LARGEST)  # a query's bytes are off by as much
+        return cls(
+            keys.detach().numpy(),
+            nn.functional.pad(directions, (0, 0, 0, _SHARES)).float().numpy(),
+            rows.T,
+            _LARGEST / scale,
+            error + reach * (half_steps + _ROUNDING),
+        )
 
-    def blocks(self, query: Tensor, length: float, least: float) -> list[slice] | None:
-        """Return where the edits lie whose product with a query may reach `least`.
+    def candidates(
+        self, query: NDArray[np.float32], length: float, least: float, tie: float
+    ) -> NDArray[np.intp] | None:
+        """Return the edits among which that of the largest product with a query is.
 
         Args:
-            query: float32 [k], finite.
+            query: [k], finite.
             length: of the query.
-            least: a product, in the units of keys and query.
+            least: a product below which an edit does not matter.
+            tie: how much less than the largest a product may be and matter as well.
 
         Returns:
-            Slices of the edits, in order; None if there are too many for it to be of use.
+            Indices of edits, in order, [m]; none if no product reaches `least`; None if there are
+            too many for them to be of use.
         """
-        largest = torch.linalg.vector_norm(query, math.inf).item()
-        if not largest > 0:
-            return None
-        step = largest / _LARGEST
-        # Cut off, not rounded, which is quicker: each number is off by less than a step.
-        missing = math.sqrt(len(query)) * step
-        room = self.error * length + self.reach * (missing + _ROUNDING * length)
-        limit = (least - room) / (self.scale * step)
+        kept = self.directions.dot(query)
+        square = length * length
+        # Rounded up: of a query that lies along the directions, what is left is all rounding.
+        rest = max(0.0, square - float(kept.dot(kept))) + _SQUARED * square
+        kept[-_SHARES:] = math.sqrt(rest / _SHARES)
+        limit = self._limit(least / length)
         if not limit > 0:
             return None
-        products = torch._int_mm((query * (1 / step)).char().view(1, -1), self.columns)
-        if products.amax().item() < limit:
-            return []
-        best = products.view(-1, _BLOCK).amax(1).tolist()
-        chosen = [place for place, value in enumerate(best) if value >= limit]
-        if len(chosen) > _LONGEST:
-            return None
-        return [slice(p * _BLOCK, min((p + 1) * _BLOCK, self.count)) for p in chosen]
+        levels = np.rint(kept * (_LARGEST / length)).astype(np.int8)
+        products = torch._int_mm(torch.from_numpy(levels).view(1, -1), self.columns).numpy()[0]
+        best = products.argmax()
+        value = products[best]
+        if value < limit:
+            return _NOBODY
+        # To see that the second is too far below the first is quicker than to look for all.
+        least = max(least, float(self.keys[best].dot(query)) - tie)
+        limit = self._limit(least / length)
+        products[best] = 0
+        if products[products.argmax()] < limit:
+            return np.array([best])
+        products[best] = value
+        found: NDArray[np.intp] = (products >= np.int32(math.ceil(limit))).nonzero()[0]
+        return None if len(found) > _LONGEST else found
+
+    def _limit(self, cosine: float) -> float:
+        return (cosine - self.room) * self.unit
+
+
+def _main_directions(keys: Tensor, count: int) -> Tensor:
+    """Return the unit vectors along which keys [n, k] are longest, [count, k]."""
+    vectors: Tensor = torch.linalg.eigh(keys.T @ keys).eigenvectors
+    return vectors[:, -count:].T
 
 
 def _multiplies_exactly(levels: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """What a gate does among many edits, and what a decision costs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.config import GateConfig
 from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.projection import EDIT_COUNTS
 from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.router import OpenRows
@@ -54,35 +56,58 @@ def test_a_gate_that_never_or_always_opens_has_the_rates_of_one(
     assert all(always[kind] == 1.0 for kind in SCOPE if kind != OTHER_QUESTION)
 
 
+def easy_editor(tiny: TinyModel, kind: str) -> DualEditor:
+    """Return an editor whose gate opens for the request alone."""
+    editor = trained_editor(tiny, gate=GateConfig(kind, threshold=0.99999))
+    editor.gate.projection.thresholds.copy_(torch.linspace(0.5, 0.9, len(EDIT_COUNTS)))
+    return editor
+
+
+def easy(records: list[Record]) -> list[Record]:
+    return [replace(record, text_rephrase=record.request) for record in records]
+
+
 @pytest.mark.parametrize("kind", ["cosine", "learned"])
 def test_costs_are_told_for_each_number_of_edits(
     llava: TinyModel, records: list[Record], kind: str
 ):
-    editor = trained_editor(llava, gate=GateConfig(kind, threshold=0.9))
-    if kind == "learned":
-        editor.gate.projection.thresholds.copy_(torch.linspace(0.5, 0.9, len(EDIT_COUNTS)))
-    found = routing_costs(editor, records[0], (1, 50), repeats=5)
+    found = routing_costs(easy_editor(llava, kind), easy(records), (1, 12), repeats=5)
     assert found["forward_seconds"] > 0
     for case in ("closed", "open"):
-        assert set(found[case]["seconds"]) == {1, 50}
-        share = found[case]["seconds"][50] / found["forward_seconds"]
-        assert found[case]["share"][50] == pytest.approx(share)
+        assert set(found[case]["seconds"]) == {1, 12}
+        share = found[case]["seconds"][12] / found["forward_seconds"]
+        assert found[case]["share"][12] == pytest.approx(share)
 
 
-@pytest.mark.parametrize("count", [1, 50])
-def test_what_is_timed_is_a_query_of_no_edit_and_one_of_the_last(
+@pytest.mark.parametrize("count", [1, 12])
+def test_what_is_timed_are_queries_of_no_edit_and_queries_of_their_own(
     llava: TinyModel, records: list[Record], count: int, monkeypatch: pytest.MonkeyPatch
 ):
-    decided: dict[int, set[tuple[int, ...]]] = {}
+    decided: dict[int, tuple[torch.Tensor, list[tuple[int, ...]]]] = {}
     real = AppliedEdits.open_rows
 
     def deciding(self: AppliedEdits, hidden: torch.Tensor, layout: TokenLayout) -> OpenRows:
         found = real(self, hidden, layout)
-        decided.setdefault(id(hidden), set()).add(found.edits)
+        decided.setdefault(id(hidden), (hidden, []))[1].append(found.edits)
         return found
 
     monkeypatch.setattr(AppliedEdits, "open_rows", deciding)
-    editor = trained_editor(llava, gate=GateConfig("learned", threshold=0.9))
-    editor.gate.projection.thresholds.fill_(0.9)
-    routing_costs(editor, records[0], (count,), repeats=2)
-    assert list(decided.values()) == [{()}, {(count - 1,)}]
+    routing_costs(easy_editor(llava, "cosine"), easy(records), (count,), repeats=24)
+    seen = [set(edits) for _, edits in decided.values()]
+    assert seen == [{()}] * count + [{(place,)} for place in range(count)]
+    assert all(len(edits) == 1 + 2 * 24 // count for _, edits in decided.values())
+
+
+def test_a_query_that_is_decided_wrongly_is_not_timed(llava: TinyModel, records: list[Record]):
+    never = trained_editor(llava, gate=GateConfig("learned"))
+    never.gate.projection.thresholds.fill_(1.5)
+    found = routing_costs(never, records, (1, 12), repeats=2)
+    assert set(found["closed"]["seconds"]) == {1, 12} and found["open"]["seconds"] == {}
+    always = trained_editor(llava, gate=GateConfig("cosine", threshold=-1.0))
+    found = routing_costs(always, easy(records), (1, 12), repeats=2)
+    assert found["closed"]["share"] == {} and set(found["open"]["share"]) == {1, 12}
+
+
+def test_costs_need_as_many_records_as_edits(llava: TinyModel, records: list[Record]):
+    with pytest.raises(DataError, match="13 edits to route among need as many records, not 12"):
+        routing_costs(trained_editor(llava), records, (1, 13))
