@@ -37,6 +37,9 @@ _SQUARED = 1e-6
 _ROUNDING = 1e-4
 """Room for the rounding of the products in single precision, as a share of both lengths."""
 
+_SAMPLE = 512
+"""Keys at most that the directions are chosen by: wide ones take long."""
+
 _NOBODY = np.empty(0, np.intp)
 
 
@@ -63,8 +66,8 @@ class Shortlist:
         """
         if keys.device.type != "cpu" or keys.dtype != torch.float32 or len(keys) < FEWEST:
             return None
-        sound = torch.where(keys.isfinite().all(1, keepdim=True), keys, 0.0).double()
-        directions = _main_directions(sound, min(WIDTH - _SHARES, keys.shape[1]))
+        sound = torch.where(keys.isfinite().all(1, keepdim=True), keys, 0.0)
+        directions = _main_directions(sound, WIDTH - _SHARES)
         along = sound @ directions.T
         rest = (sound - along @ directions).norm(dim=1, keepdim=True)
         kept = torch.cat([along, rest.expand(-1, _SHARES) / math.sqrt(_SHARES)], 1)
@@ -80,7 +83,7 @@ class Shortlist:
         half_steps = math.sqrt(kept.shape[1]) / (2 * _LARGEST)  # a query's bytes are off by as much
         return cls(
             keys.detach().numpy(),
-            nn.functional.pad(directions, (0, 0, 0, _SHARES)).float().numpy(),
+            nn.functional.pad(directions, (0, 0, 0, _SHARES)).numpy(),
             rows.T,
             _LARGEST / scale,
             error + reach * (half_steps + _ROUNDING),
@@ -130,9 +133,10 @@ class Shortlist:
 
 
 def _main_directions(keys: Tensor, count: int) -> Tensor:
-    """Return the unit vectors along which keys [n, k] are longest, [count, k]."""
-    vectors: Tensor = torch.linalg.eigh(keys.T @ keys).eigenvectors
-    return vectors[:, -count:].T
+    """Return unit vectors along which keys [n, k] are long, at right angles, [count, k]."""
+    some = keys[:: -(-len(keys) // _SAMPLE)]  # any directions are right, these are good
+    directions: Tensor = torch.linalg.svd(some, full_matrices=False).Vh[:count]
+    return directions
 
 
 def _multiplies_exactly(levels: Tensor) -> bool:
