@@ -101,7 +101,7 @@ class Measures:
             for kind, (found, index) in kinds.items()
         }
         found: dict[str, Any] = {"times": times, "peak_mib": peaks}
-        if seen == "pictures":
+        if seen == "pictures" and self.steps > 1:  # of one step, a profile tells nothing new
             runs = min(self.steps, 5)
             found["shares"] = {name: shares_of(partial(step, 0), self.clock, runs)}
         return found

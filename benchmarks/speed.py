@@ -11,20 +11,23 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+import easyedit_dualedit
 from benchmarks.clock import Clock
 from benchmarks.depth import step_gflop
 from benchmarks.measures import Measures
 from benchmarks.memory import free_bytes
 from benchmarks.page import folder_of, section_of, write_page
+from benchmarks.parts import Parts
 from benchmarks.subject import NARROW, PUBLISHED, SHAPES, Shapes
 from benchmarks.tasks import STATE_BUDGETS, TRAINING, count_work
-from easyedit_dualedit.runs import write_json
+from easyedit_dualedit.runs import digest_of, write_json
 
 _EDITS = "edits and forwards"
 _TRIMMING = {"MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -32,8 +35,11 @@ _TRIMMING = {"MALLOC_TRIM_THRESHOLD_": "131072"}
 _TRIMMED = "MALLOC_TRIM_THRESHOLD_=131072"
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Return all figures; a process of its own measures each part."""
+def measure(given: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
+    """Return all figures, and their parts, each measured by a process of its own.
+
+    Parts that an interrupted run of the same command has kept are not measured again.
+    """
     shapes = SHAPES[given.shapes]
     found: dict[str, Any] = {
         "shapes": given.shapes,
@@ -48,25 +54,37 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "shares": {},
         "peak_mib": {},
     }
-    parts = (_EDITS, *(STATE_BUDGETS if given.steps else ()))
-    for part in parts:
-        one = _measured_apart(part, given)
-        found["peak_mib"][part if part == _EDITS else f"training, {part} seen before"] = one.pop(
-            "peak_mib"
-        )
-        for name in ("times", "shares"):
-            found[name] |= one.pop(name, {})
+    code = digest_of(Path(easyedit_dualedit.__file__).parent)
+    settings = {"code": code, **{name: found[name] for name in ("command", "machine", "model")}}
+    parts = Parts(_kept_in(given), settings)
+    names = (_EDITS, *(STATE_BUDGETS if given.steps else ()))
+    for name in names:
+        one = parts.get(name, partial(_measured_apart, name, given))
+        title = name if name == _EDITS else f"training, {name} seen before"
+        found["peak_mib"][title] = one.pop("peak_mib")
+        for kind in ("times", "shares"):
+            found[kind] |= one.pop(kind, {})
         found |= one
     if not given.steps:
-        found["computed"] = _computed(shapes, given, found["gflop_per_second"])
-    elif given.device == "cpu":
-        one = _measured_apart(parts[-1], given, **_TRIMMING)
+        rate = found["gflop_per_second"]
+        found["computed"] = parts.get("computed", partial(_computed, shapes, given, rate))
+    elif given.device == "cpu" and shapes is PUBLISHED:
+        one = parts.get("trimmed", partial(_measured_apart, names[-1], given, **_TRIMMING))
         found["peak_mib"][f"the same, {_TRIMMED}"] = one["peak_mib"]
         found["times"] |= _renamed(one["times"], _TRIMMED)
         if shutil.which("g++"):
-            one = _measured_apart(parts[-1], given, "--compiled")
+            one = parts.get("compiled", partial(_measured_apart, names[-1], given, "--compiled"))
             found["times"] |= _renamed(one["times"], "compile_layers: true")
-    return found
+    return found, parts
+
+
+def _kept_in(given: argparse.Namespace) -> Path | None:
+    return given.write and folder_of(given.write) / f".parts-{_name(given)}"
+
+
+def _name(given: argparse.Namespace) -> str:
+    kind = torch.device(given.device).type
+    return given.shapes if kind == "cpu" else f"{given.shapes}-{kind}"
 
 
 def _renamed(times: dict[str, Any], condition: str) -> dict[str, Any]:
@@ -188,12 +206,12 @@ def main() -> None:
         sys.stdout.write(json.dumps(found) + "\n")
         return
     require_memory(shapes, given.batch, given.steps, device)
-    found = measure(given)
+    found, parts = measure(given)
     sys.stdout.write(json.dumps(found, indent=2) + "\n\n" + section_of(found))
     if given.write:
-        suffix = "" if device.type == "cpu" else f"-{device.type}"
-        write_json(folder_of(given.write) / f"{given.shapes}{suffix}.json", found)
+        write_json(folder_of(given.write) / f"{_name(given)}.json", found)
         write_page(given.write)
+        parts.forget()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,6 +180,38 @@ def test_shares_name_what_takes_the_time():
     assert max(parts, key=lambda name: parts[name]) == "decoder"
     assert min(parts.values()) > 0
     assert "forward" not in vars(editor.backbone.decoder)
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeypatch):
+    page = tmp_path / "performance.md"
+    given = speed.arguments(
+        ["--repeats", "1", "--steps", "1", "--batch", "1", "--write", str(page)]
+    )
+    measured: list[str] = []
+
+    def apart(part: str, *_rest: object, **_environment: str) -> dict[str, Any]:
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(part)
+        return {"peak_mib": {"all": len(measured)}, "times": {part: {"cpu_ms": 1.0}}, "parts": {}}
+
+    monkeypatch.setattr(speed, "_measured_apart", apart)
+    monkeypatch.setattr(speed, "count_work", lambda _shapes: {})
+    with pytest.raises(KeyboardInterrupt):
+        speed.measure(given)
+    assert measured == ["edits and forwards", "pictures"] and not list(tmp_path.glob("*/*.json"))
+    measured.clear()
+    monkeypatch.setattr(speed.shutil, "which", lambda _name: None)
+    found, parts = speed.measure(given)
+    assert measured == ["queries", "queries"], "with its heap as it is, and trimmed"
+    assert found["peak_mib"]["edits and forwards"] == {"all": 1}
+    assert set(found["times"]) >= {"edits and forwards", "pictures", "queries"}
+    again, _ = speed.measure(given)
+    assert again == found and len(measured) == 2, "nothing is measured again"
+    with pytest.raises(KeyboardInterrupt):
+        speed.measure(speed.arguments(["--repeats", "2", "--write", str(page)]))
+    parts.forget()
+    assert not list(page.with_suffix("").iterdir())
 
 
 PAGE = ROOT / "docs" / "performance.md"
