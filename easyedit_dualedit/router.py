@@ -14,7 +14,7 @@ from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.gate import TIE, Gate, Routing
 from easyedit_dualedit.projection import vision_mean
-from easyedit_dualedit.shortlist import Shortlist
+from easyedit_dualedit.shortlist import Shortlist, newest_of_best
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,11 @@ class Router:
             return 0 if self._only.dot(key) >= least else -1
         tie = TIE * length
         shortlist = self._shortlist
-        found = None if shortlist is None else shortlist.candidates(key, length, least, tie)
-        if found is None:
+        chosen = None if shortlist is None else shortlist.best(key, length, least, tie)
+        if chosen is None:
             products = torch.mv(self._keys, torch.from_numpy(key)).numpy()
-            return _newest_of_best(products, least, tie)
-        if len(found) == 0:
-            return -1
-        if len(found) == 1:
-            place = int(found[0])
-            return place if self._rows[place].dot(key) >= least else -1
-        place = _newest_of_best(self._rows[found].dot(key), least, tie)
-        return -1 if place < 0 else int(found[place])
+            chosen = newest_of_best(products, least, tie)
+        return chosen
 
     def _means(self, count: int) -> Tensor:
         """Return what makes the last of some states, and the mean of the others, [2, count]."""
@@ -187,19 +181,3 @@ class Router:
 
 
 _PLAIN = ("cpu", torch.float32)
-
-
-def _newest_of_best(products: NDArray[np.float32], least: float, tie: float) -> int:
-    """Return the place of the largest product, -1 if it is less than `least`.
-
-    Of those that differ by less than `tie`, the last is returned.
-    """
-    best = float(products[products.argmax()])
-    if best < least:
-        return -1
-    if not math.isfinite(best):  # the state of an edit is not a number: it concerns no query
-        products = np.where(np.isfinite(products), products, np.float32(-math.inf))
-        best = float(products[products.argmax()])
-        if best < least or best == -math.inf:
-            return -1
-    return int((products >= best - tie).nonzero()[0][-1])

@@ -40,8 +40,6 @@ _ROUNDING = 1e-4
 _SAMPLE = 512
 """Keys at most that the directions are chosen by: wide ones take long."""
 
-_NOBODY = np.empty(0, np.intp)
-
 
 @dataclass(frozen=True)
 class Shortlist:
@@ -89,20 +87,19 @@ class Shortlist:
             error + reach * (half_steps + _ROUNDING),
         )
 
-    def candidates(
+    def best(
         self, query: NDArray[np.float32], length: float, least: float, tie: float
-    ) -> NDArray[np.intp] | None:
-        """Return the edits among which that of the largest product with a query is.
+    ) -> int | None:
+        """Return the edit of the largest product with a query, as `newest_of_best` does.
 
         Args:
             query: [k], finite.
             length: of the query.
-            least: a product below which an edit does not matter.
-            tie: how much less than the largest a product may be and matter as well.
+            least: a product below which no edit applies.
+            tie: products that differ by less are equal.
 
         Returns:
-            Indices of edits, in order, [m]; none if no product reaches `least`; None if there are
-            too many for them to be of use.
+            Its index; -1 if no product reaches `least`; None if too many may be the largest.
         """
         kept = self.directions.dot(query)
         square = length * length
@@ -112,21 +109,25 @@ class Shortlist:
         limit = self._limit(least / length)
         if not limit > 0:
             return None
-        levels = np.rint(kept * (_LARGEST / length)).astype(np.int8)
-        products = torch._int_mm(torch.from_numpy(levels).view(1, -1), self.columns).numpy()[0]
-        best = products.argmax()
-        value = products[best]
-        if value < limit:
-            return _NOBODY
-        # To see that the second is too far below the first is quicker than to look for all.
-        least = max(least, float(self.keys[best].dot(query)) - tie)
-        limit = self._limit(least / length)
-        products[best] = 0
-        if products[products.argmax()] < limit:
-            return np.array([best])
-        products[best] = value
-        found: NDArray[np.intp] = (products >= np.int32(math.ceil(limit))).nonzero()[0]
-        return None if len(found) > _LONGEST else found
+        levels = torch.from_numpy(np.rint(kept * (_LARGEST / length)).astype(np.int8))
+        bounds = torch._int_mm(levels.view(1, -1), self.columns).numpy()[0]
+        first = int(bounds.argmax())
+        bound = bounds[first]
+        if bound < limit:
+            return -1
+        product = float(self.keys[first].dot(query))
+        if product - tie > least:  # others have to come near this one
+            limit = self._limit((product - tie) / length)
+        # Few are near two edits, and to look at the second is quicker than to look for all.
+        bounds[first] = 0
+        if bounds[bounds.argmax()] < limit:
+            return first if product >= least else -1
+        bounds[first] = bound
+        found = (bounds >= np.int32(math.ceil(limit))).nonzero()[0]
+        if len(found) > _LONGEST:
+            return None
+        place = newest_of_best(self.keys[found].dot(query), least, tie)
+        return -1 if place < 0 else int(found[place])
 
     def _limit(self, cosine: float) -> float:
         return (cosine - self.room) * self.unit
@@ -147,3 +148,19 @@ def _multiplies_exactly(levels: Tensor) -> bool:
     except (AttributeError, RuntimeError):  # not in this build of torch
         return False
     return torch.equal(found.long(), probe.long() @ levels.long().T)
+
+
+def newest_of_best(products: NDArray[np.float32], least: float, tie: float) -> int:
+    """Return the place of the largest product, -1 if it is less than `least`.
+
+    Of those that differ by less than `tie`, the last is returned.
+    """
+    best = float(products[products.argmax()])
+    if best < least:
+        return -1
+    if not math.isfinite(best):  # the state of an edit is not a number: it concerns no query
+        products = np.where(np.isfinite(products), products, np.float32(-math.inf))
+        best = float(products[products.argmax()])
+        if best < least or best == -math.inf:
+            return -1
+    return int((products >= best - tie).nonzero()[0][-1])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import easyedit_dualedit.shortlist as shortlist
-from easyedit_dualedit.shortlist import FEWEST, Shortlist
+from easyedit_dualedit.shortlist import FEWEST, Shortlist, newest_of_best
 
 
 def keys_of(count: int, width: int, outliers: bool = False) -> Tensor:
@@ -30,10 +31,21 @@ def spread_keys(count: int = 10_000) -> Tensor:
     return functional.normalize(states, dim=-1)
 
 
-def listed(made_of: Shortlist, query: Tensor, least: float) -> list[int]:
-    found = made_of.candidates(query.numpy(), float(query.norm()), least, TIE)
-    assert found is not None
-    return found.tolist()
+def best_of(made_of: Shortlist, query: Tensor, least: float) -> int | None:
+    return made_of.best(query.numpy(), float(query.norm()), least, TIE)
+
+
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which the number of edits is added whose products are compared in full."""
+    found: list[int] = []
+    real = shortlist.newest_of_best
+
+    def counting(products: Any, least: float, tie: float) -> int:
+        found.append(len(products))
+        return real(products, least, tie)
+
+    monkeypatch.setattr(shortlist, "newest_of_best", counting)
+    return found
 
 
 def made(keys: Tensor) -> Shortlist:
@@ -44,44 +56,43 @@ def made(keys: Tensor) -> Shortlist:
 
 @pytest.mark.parametrize("width", [16, 128, 100])
 @pytest.mark.parametrize("outliers", [False, True])
-def test_no_edit_of_the_largest_product_is_left_out(width: int, outliers: bool):
+def test_the_edit_is_that_of_the_whole_product(width: int, outliers: bool):
     count = FEWEST + 37
     keys = keys_of(count, width, outliers)
     keys[900:903] = keys[97]  # ties
+    aside = functional.normalize(torch.randn(width), dim=0)
+    keys[905] = functional.normalize(keys[97] + 0.02 * aside, dim=0)  # close, and no tie
     made_of = made(keys)
     useful = 0
     for index in range(0, count, 97):
         query = 3.0 * (keys[index] + 0.02 * torch.randn(width))
         products, length = keys @ query, float(query.norm())
-        best = float(products.amax())
-        # The hardest case: a threshold that the best product only just reaches.
-        for least in (best, 0.9 * length, 0.7 * length):
-            found = made_of.candidates(query.numpy(), length, least, TIE * length)
+        largest = float(products.amax())
+        # The hardest cases: a threshold that the best product only just reaches, or misses.
+        for least in (largest * (1 - 1e-5), largest * (1 + 1e-5), 0.9 * length, 0.7 * length):
+            found = best_of(made_of, query, least)
             if found is not None:
-                wanted = (products >= max(least, best - TIE * length)).nonzero()[:, 0]
-                assert set(wanted.tolist()) <= set(found.tolist())
-                assert found.tolist() == sorted(found.tolist())
+                assert found == newest_of_best(products.numpy(), least, TIE * length)
                 useful += 1
-    assert useful >= 15
+    assert useful >= 20
 
 
-def test_a_query_that_no_edit_concerns_is_compared_with_none_again():
+def test_few_edits_are_compared_in_full(monkeypatch: pytest.MonkeyPatch):
     keys = spread_keys(10_050)
-    made_of = made(keys[:10_000])
-    none = [listed(made_of, query, 0.8) == [] for query in keys[10_000:]]
-    assert sum(none) >= 45
-    assert listed(made_of, keys[9_999], 0.8) == [9_999]
-
-
-def test_edits_short_of_the_best_are_not_compared_again():
-    keys = spread_keys()
     for place, share in enumerate((0.5, 0.6, 0.7)):
         keys[place] = functional.normalize(keys[5_000] + share * keys[place], dim=0)
     assert int((keys @ keys[5_000] >= 0.7).sum()) >= 4
-    assert listed(made(keys), keys[5_000], 0.7) == [5_000]
+    made_of = made(keys[:10_000])
+    compared = looked_at(monkeypatch)
+    assert all(best_of(made_of, query, 0.8) == -1 for query in keys[10_000:])
+    assert len(compared) <= 5 and sum(compared) < 20
+    compared.clear()
+    assert best_of(made_of, keys[9_999], 0.8) == 9_999
+    # Edits that may reach the threshold, but not the best of them, are not compared either.
+    assert best_of(made_of, keys[5_000], 0.7) == 5_000 and compared == []
     # Where bytes cannot tell which is the best, all that may be are.
     keys[17] = functional.normalize(keys[5_000] + 0.003 * torch.randn(128), dim=0)
-    assert listed(made(keys), keys[5_000], 0.7) == [17, 5_000]
+    assert best_of(made(keys), keys[5_000], 0.7) == 5_000 and compared == [2]
 
 
 def test_the_bound_is_needed():
@@ -91,9 +102,7 @@ def test_the_bound_is_needed():
     missed = 0
     for index in range(50):
         query = keys[index] + 0.05 * torch.randn(32)
-        best = float((keys @ query).amax())
-        found = strict.candidates(query.numpy(), float(query.norm()), best, 0.0)
-        missed += found is not None and index not in found
+        missed += best_of(strict, query, float((keys @ query).amax()) - 1e-6) != index
     assert missed > 0
 
 
@@ -103,26 +112,26 @@ def test_the_length_of_the_rest_is_needed():
     aside = torch.linalg.svd(torch.from_numpy(made(keys).directions)).Vh[-1]
     keys[3] = functional.normalize(keys[3] + aside, dim=0)
     made_of = made(keys)
-    assert listed(made_of, keys[3], 0.95) == [3]
+    assert best_of(made_of, keys[3], 0.95) == 3
     made_of.columns[-4:] = 0
-    assert listed(made_of, keys[3], 0.95) == []
+    assert best_of(made_of, keys[3], 0.95) == -1
 
 
 def test_where_most_edits_may_apply_the_whole_product_is_better():
     made_of = made(keys_of(5_000, 16))
-    query = torch.randn(16).numpy()
-    length = float((query**2).sum() ** 0.5)
-    assert made_of.candidates(query, length, 0.02 * length, TIE) is None  # less than the room
-    assert made_of.candidates(query, length, -length, TIE) is None
+    query = torch.randn(16)
+    length = float(query.norm())
+    assert best_of(made_of, query, 0.02 * length) is None  # less than the room
+    assert best_of(made_of, query, -length) is None
     same = made(keys_of(1, 16).repeat(5_000, 1))
-    assert same.candidates(same.keys[0], 1.0, 0.9, TIE) is None
+    assert best_of(same, keys_of(1, 16)[0], 0.9) is None
 
 
 def test_keys_that_are_not_numbers_are_on_no_shortlist():
     keys = keys_of(FEWEST, 128)
     query = keys[0].clone()
     keys[7], keys[300] = math.nan, math.inf
-    assert listed(made(keys), query, 0.9) == [0]
+    assert best_of(made(keys), query, 0.9) == 0
 
 
 @pytest.mark.parametrize(
