@@ -96,7 +96,7 @@ class DualEditor(
             states = stack.enter_context(record(layers, self.config.layers, stop=True))
             if deepest != self.config.text_layer:
                 # There, nothing but the states that carry the edit is read.
-                carrying = self._carrying(batch.layout, batch.target).flatten()
+                carrying = self.carrying(batch.layout, batch.target).flatten()
                 wrap = trimmed(layers[deepest], carrying.nonzero()[:, 0])
                 stack.enter_context(replaced(layers[deepest], wrap))
             self.backbone.model(**batch.inputs, use_cache=False)
@@ -117,7 +117,7 @@ class DualEditor(
             target: True at target tokens, bool [b, s].
             requests: what each row asked for, if known.
         """
-        carrying = self._carrying(layout, target)
+        carrying = self.carrying(layout, target)
         text_states = states[self.config.text_layer]
         pictures = vision_mean(text_states, layout.vision)
         signals = []
@@ -136,7 +136,7 @@ class DualEditor(
             )
         return signals
 
-    def _carrying(self, layout: TokenLayout, target: Tensor) -> Tensor:
+    def carrying(self, layout: TokenLayout, target: Tensor) -> Tensor:
         """Return which positions carry an edit, bool [b, s]."""
         if self.config.signal == "prompt+target":
             return target | layout.text

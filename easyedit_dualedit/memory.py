@@ -111,6 +111,23 @@ def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:
     return gate.key(torch.stack(states), pictures)
 
 
+def packed(states: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states at some positions of each row, [b, e, d], and their mask, bool [b, e].
+
+    The mask is True at real positions; the others, at the end of rows with fewer, are zeros.
+
+    Args:
+        states: [b, s, d].
+        at: True at the positions, bool [b, s].
+    """
+    at = at.to(states.device)
+    count = at.sum(1, keepdim=True)
+    order = at.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count.max())]
+    mask = torch.arange(order.shape[1], device=at.device) < count
+    chosen = states.gather(1, order[..., None].expand(*order.shape, states.shape[-1]))
+    return chosen.masked_fill(~mask[..., None], 0.0), mask
+
+
 def stacked(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return states of different lengths as one tensor [n, e, d] and its mask, bool [n, e].
 

@@ -26,7 +26,7 @@ from easyedit_dualedit.config import CACHE_BYTES, Modality, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.hooks import LayerEdit
 from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
-from easyedit_dualedit.memory import EditSignal, stacked
+from easyedit_dualedit.memory import EditSignal, packed
 from easyedit_dualedit.prefix import (
     Prefix,
     Started,
@@ -149,7 +149,7 @@ class SharedSteps:
         locality = [metric for metric in wanted if metric not in IN_SCOPE]
         metrics = ["reliability", *(m for m in wanted if m != "reliability")]
         groups = self._groups(records, metrics, config)
-        projected = self._project(groups, len(records))
+        projected = self._project(groups)
         head = head_of(self._editor.backbone.model)
         device = groups[0].started.states.device
         sums = torch.zeros(len(METRICS), device=device)
@@ -290,39 +290,34 @@ class SharedSteps:
         chosen: Tensor = logits[:, :-1][batch.labels[:, 1:] != IGNORED]
         return chosen
 
-    def _project(self, groups: Sequence[_Group], count: int) -> dict[Modality, ProjectedEdit]:
+    def _project(self, groups: Sequence[_Group]) -> dict[Modality, ProjectedEdit]:
+        """Return the edits of the requests of some records, projected, in the records' order."""
         adapters = self._editor.adapters
-        layers = sorted({adapters.layer_of[name] for name in adapters.modalities})
-        signals: list[EditSignal | None] = [None] * count
+        layers = {adapters.layer_of[name] for name in adapters.modalities}
+        records: list[Tensor] = []
+        signals: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
         with torch.no_grad():
             for group in groups:
                 chosen = group.rows(["reliability"])
                 if not chosen:
                     continue
-                batch = group.started.batch
-                taken = group.started.take(chosen)
+                batch, taken = group.started.batch, group.started.take(chosen)
                 rows = taken.rows
-                layout = batch.layout.select(rows)
-                # Beside the signal only a gate reads states, all of them in the text layer.
-                carrying = batch.target[rows] | layout.text
-                if self._editor.config.signal == "all":
-                    carrying = layout.real
-                text = self._editor.config.text_layer
-                found = {
-                    layer: taken.states_at(layer, None if layer == text else carrying)
-                    for layer in {*layers, self._first}
-                }
-                found.setdefault(text, found[self._first])  # only a gate would read it
+                layout, target = batch.layout.select(rows), batch.target[rows]
                 # An end-of-turn token is asked for, but carries no edit.
-                ended = (batch.labels[rows] != IGNORED) & ~batch.target[rows]
+                ended = (batch.labels[rows] != IGNORED) & ~target
                 layout = replace(layout, real=layout.real & ~ended)
-                made = self._editor.signals_of(found, layout, batch.target[rows])
-                for place, signal in zip(group.record[rows].tolist(), made, strict=True):
-                    signals[place] = signal
-        found_signals = [signal for signal in signals if signal is not None]
+                carrying = self._editor.carrying(layout, target)
+                records.append(group.record[rows])
+                for layer, found in signals.items():
+                    found.append(packed(taken.states_at(layer, carrying), carrying))
+        order = torch.cat(records).argsort()
         projected = {}
         for name in adapters.modalities:
-            states, mask = stacked([s.states[adapters.layer_of[name]] for s in found_signals])
+            found = signals[adapters.layer_of[name]]
+            width = max(mask.shape[1] for _, mask in found)
+            states = torch.cat([_widened(each, width) for each, _ in found])[order]
+            mask = torch.cat([_widened(each[..., None], width)[..., 0] for _, each in found])[order]
             projected[name] = adapters[name].project(states, mask)
         return projected
 
@@ -346,6 +341,11 @@ class SharedSteps:
 
         layers = {adapters.layer_of[name] for name in adapters.modalities}
         return {layer: partial(change, layer) for layer in layers}
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    """Return values [b, e, d] with zeros, or False, up to a width, [b, width, d]."""
+    return functional.pad(values, (0, 0, 0, width - values.shape[1]))
 
 
 def _answers(group: _Group, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
