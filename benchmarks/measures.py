@@ -86,7 +86,7 @@ class Measures:
         first = [self.clock.time(partial(step, index)) for index in range(batches)]
         again = [self.clock.time(partial(step, index % batches)) for index in range(self.steps)]
         peaks["all"] = peak_mib(self.clock.device)
-        held = steps.prefix.features.size + steps.prefix.states.size
+        held = steps.prefix.vision.cache.size + steps.prefix.states.size
         peaks["of it caches"] = round(held / 2**20, 1)
         model = editor.backbone.model
         kept = kept_for_backward(lambda: steps.losses(records[: self.batch], config), model)

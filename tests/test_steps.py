@@ -101,7 +101,7 @@ def test_pictures_beyond_the_budget_are_read_again(llava: TinyModel, records: li
     steps = SharedSteps(editor, budget=0)
     got = [steps.losses(records[:4], fast()).by_metric for _ in range(2)]
     assert got[0] == got[1]
-    assert len(steps.prefix.features) == 0
+    assert len(steps.prefix.vision.cache) == 0
 
 
 def test_a_step_leaves_no_tensor_to_the_garbage_collector(every: TinyModel, records: list[Record]):

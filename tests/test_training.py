@@ -245,10 +245,10 @@ def test_caches_keep_to_the_bytes_they_are_given(llava: TinyModel, records: list
     config = fast(feature_cache_bytes=0, state_cache_bytes=0)
     steps = SharedSteps.within(editor_of(llava), config)
     steps.losses(records[:4], config)
-    assert len(steps.prefix.features) == 0
+    assert len(steps.prefix.vision.cache) == 0
     steps = SharedSteps.within(editor_of(llava), fast())
     steps.losses(records[:4], fast())
-    assert len(steps.prefix.features) > 0
+    assert len(steps.prefix.vision.cache) > 0
 
 
 def test_a_weight_of_zero_computes_nothing(llava: TinyModel, records: list[Record]):

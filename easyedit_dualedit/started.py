@@ -1,0 +1,151 @@
+"""Rows that have run up to the first edited layer, to go on with from there, edited or not.
+
+The model's own decoder goes on above, so that masks, positions and the final norm are the model's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from easyedit_dualedit.backbone import Backbone
+from easyedit_dualedit.batch import Batch
+from easyedit_dualedit.hooks import LayerEdit, attach, record
+from easyedit_dualedit.sharing import Beginnings, Sharing
+from easyedit_dualedit.standing import Forward, compiled, recomputed, replaced, skipped, trimmed
+
+
+@dataclass(frozen=True)
+class Started:
+    """Rows of which all below the first edited layer is done. Shapes: b rows, s tokens, d size."""
+
+    backbone: Backbone
+    batch: Batch
+    layer: int
+    states: Tensor
+    """Output of `layer`, [b, s, d]."""
+    call: Mapping[str, Any]
+    """What the decoder was called with, for all rows."""
+    beginnings: Beginnings
+    trims: bool = True
+    """Whether the last layer that is asked for runs only at the positions asked for."""
+    compiles: bool = False
+    """Whether layers that run at all positions are compiled."""
+    recomputes: bool = False
+    """Whether layers run again for their gradient instead of keeping what they computed."""
+
+    def take(self, rows: Sequence[int]) -> "Taken":
+        """Return some rows, those that begin alike laid into one."""
+        width = self.states.shape[1]
+        sharing = Sharing.of(rows, self.beginnings, width)
+        index = torch.tensor(list(rows), device=self.states.device)
+        return Taken(self, index, sharing.to(self.states.device))
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Some rows of those that were started, to go on with. Shapes: r rows, p shared rows."""
+
+    started: Started
+    rows: Tensor
+    """Which, long [r]."""
+    sharing: Sharing
+
+    def resume(self, at: Tensor, edits: Mapping[int, LayerEdit] | None = None) -> Tensor:
+        """Return what the decoder gives in the end at some positions, row by row, [n, d].
+
+        Args:
+            at: True at those positions, bool [r, s].
+            edits: layer, from the first edited one on -> change of its output, [p, w, d].
+        """
+        backbone = self.started.backbone
+        found = self.sharing.found(at)
+        with attach(backbone.layers, edits or {}):
+            return self._run(len(backbone.layers) - 1, found)[found]
+
+    def states_at(self, layer: int, at: Tensor | None = None) -> Tensor:
+        """Return the unedited output of a layer from the first edited one on, [r, s, d].
+
+        Args:
+            layer: which.
+            at: True at the only positions that will be read, bool [r, s]; None means all.
+        """
+        start = self.started
+        if layer == start.layer:
+            return start.states[self.rows]
+        with record(start.backbone.layers, [layer], stop=True) as found:
+            self._run(layer, None if at is None else self.sharing.found(at))
+        return self.sharing.unpack(found[layer])
+
+    def marked(self, mask: Tensor) -> Tensor:
+        """Return a mask of all rows, [b, s], where the states that edits change have it, [p, w]."""
+        return self.sharing.marked(mask)
+
+    @property
+    def first(self) -> Tensor:
+        """Return one row of all for each shared row, long [p]."""
+        return self.sharing.row[:, -1]  # padding is on the left
+
+    def _run(self, last: int, at: tuple[Tensor, Tensor] | None) -> Tensor:
+        start, sharing = self.started, self.sharing
+        if sharing.saves:
+            call = sharing.call(start.call, start.backbone, done=True)
+        else:
+            count = len(start.states)
+            call = {n: rows_of(n, value, self.rows, count) for n, value in start.call.items()}
+        states = sharing.pack(start.states)
+        layers = start.backbone.layers
+        with ExitStack() as stack:
+            stack.enter_context(skipped(layers, start.layer, states))
+            for index in range(start.layer + 1, last + 1):
+                wraps: list[Callable[[Forward], Forward]] = []
+                if index == last and at is not None and start.trims:
+                    wraps.append(trimmed(layers[index], at[0] * states.shape[1] + at[1]))
+                elif start.compiles:
+                    wraps.append(compiled)
+                if start.recomputes and torch.is_grad_enabled():
+                    wraps.append(recomputed)
+                for wrap in _chained(wraps):
+                    stack.enter_context(replaced(layers[index], wrap))
+            output = start.backbone.decoder(**call)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        return hidden
+
+
+def _chained(wraps: Sequence[Callable[[Forward], Forward]]) -> list[Callable[[Forward], Forward]]:
+    """Return at most one wrap that does what all do, the first innermost."""
+
+    def wrap(real: Forward) -> Forward:
+        for one in wraps:
+            real = one(real)
+        return real
+
+    return [wrap] if wraps else []
+
+
+def head_of(model: Any) -> Any:
+    """Return the function from what the decoder gives, [n, d], to logits, [n, v]."""
+    embeddings = model.get_output_embeddings()
+    text = model.config.get_text_config()
+    limit = getattr(text, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = embeddings(hidden)
+        return logits if limit is None else torch.tanh(logits / limit) * limit
+
+    return head
+
+
+def rows_of(name: str, value: Any, rows: Tensor, count: int) -> Any:
+    """Return some rows of an argument that the decoder is called with for `count` of them."""
+    if name in ("visual_pos_masks", "deepstack_visual_embeds", "past_key_values"):
+        return None  # they concern the layers that are done
+    if isinstance(value, dict):
+        return {key: rows_of(key, item, rows, count) for key, item in value.items()}
+    if not isinstance(value, Tensor) or value.dim() < 2:
+        return value
+    dim = 1 if name == "position_ids" and value.dim() == 3 else 0
+    return value.index_select(dim, rows) if value.shape[dim] == count else value
