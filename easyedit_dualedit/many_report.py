@@ -110,7 +110,8 @@ def _costs(costs: Mapping[str, Any]) -> str:
     return (
         f"One query at batch 1, medians; a forward of the unedited model takes {forward:.1f} ms."
         " Routing is everything that the gate adds to it: the mean over the image tokens, the"
-        " query's key, the products, the choice. The edits are those of the data, on the testbed of"
+        " query's key, the products, the choice; each decision is made once before it is timed. The"
+        " edits are those of the data, on the testbed of"
         " training records, which are many; the queries are image localities and rephrased"
         " questions of some of them, those that the gate decides rightly.\n\n"
         + _table(
