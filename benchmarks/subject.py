@@ -81,7 +81,8 @@ class Shapes:
             return self.weight_bytes + 2 * _PROCESS_BYTES
         # Three rows of a record run with gradient; the text rephrase stands in one of them.
         positions = 3 * batch * (self.image_tokens + 32)
-        kept = 10 * self.hidden + 4 * self.inner  # what a layer keeps of a position, about
+        # What a layer keeps of a position, about, and the holes that it leaves in the heap.
+        kept = 12 * self.hidden + 5 * self.inner
         layers = self.layers - 1 - min(self.text_layer, self.vision_layer)
         return self.weight_bytes + layers * positions * kept * self.dtype.itemsize + _PROCESS_BYTES
 
