@@ -112,8 +112,8 @@ def _measured_apart(
 
 
 def _command(given: argparse.Namespace) -> str:
-    trimming = [f"{name}={os.environ[name]} " for name in _TRIMMING if name in os.environ]
-    command = f"{''.join(trimming)}python -m benchmarks.speed --shapes {given.shapes} --device {given.device}"
+    command = "".join(f"{name}={os.environ[name]} " for name in _TRIMMING if name in os.environ)
+    command += f"python -m benchmarks.speed --shapes {given.shapes} --device {given.device}"
     command += f" --repeats {given.repeats} --steps {given.steps} --batch {given.batch}"
     return command + (f" --write {given.write}" if given.write else "")
 
