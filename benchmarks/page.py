@@ -57,7 +57,7 @@ def write_page(path: Path) -> None:
 _INTRODUCTION = """\
 # Speed and memory
 
-Nothing here is typed by hand: each section is made of figures that the command below its title has
+No figure here is typed by hand: each section is made of those that the command below its title has
 stored.
 
 Models have random weights. Losses of a training step: request, text rephrase, image rephrase, image
