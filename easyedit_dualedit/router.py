@@ -139,13 +139,9 @@ class Router:
         return self._assignment is None and len(keys) > 0 and is_plain
 
     @cached_property
-    def _rows(self) -> NDArray[np.float32]:
-        return self._keys.detach().numpy()
-
-    @cached_property
     def _only(self) -> NDArray[np.float32] | None:
-        rows = self._rows
-        return rows[0] if len(rows) == 1 and bool(np.isfinite(rows).all()) else None
+        keys = self._keys
+        return keys[0].numpy() if len(keys) == 1 and bool(keys.isfinite().all()) else None
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
