@@ -67,18 +67,26 @@ class FoldedEdit:
     epsilon: float
     """Of the norm of the states."""
 
-    def added(self, states: Tensor) -> Tensor:
-        """Return states, [n, d], with the change of each added, in their dtype."""
-        own = self.scores
-        with _own_precision(own):
-            exact = states if _is_alike(states, own) else states.to(own)
-            normed = torch.layer_norm(exact, exact.shape[1:], eps=self.epsilon)
-            # By columns: a softmax over a few rows is many times quicker than over a few columns.
-            scores = torch.addmm(self.bias, own, normed.T)
-            shares = scores.view(self.heads, -1, len(states)).softmax(1).view_as(scores).T
-            if exact is states:
-                return torch.addmm(states, shares, self.outputs)
-            return states + torch.mm(shares, self.outputs).to(states)
+    def add_to(self, states: Tensor) -> None:
+        """Add to each of some states, [n, d], its change, computed in the adapter's precision."""
+        device = self.scores.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                self._add_to(states)
+        else:  # even a block that does nothing takes as long as a product
+            self._add_to(states)
+
+    def _add_to(self, states: Tensor) -> None:
+        own, count = self.scores, states.shape[0]
+        exact = states if _is_alike(states, own) else states.to(own)
+        normed = torch.layer_norm(exact, exact.shape[1:], eps=self.epsilon)
+        # By columns: a softmax over a few rows is many times quicker than over a few columns.
+        scores = torch.addmm(self.bias, own, normed.t())
+        shares = torch.softmax(scores.view(self.heads, -1, count), 1).view(-1, count).t()
+        if exact is states:
+            states.addmm_(shares, self.outputs)
+        else:
+            states += torch.mm(shares, self.outputs).to(states)
 
 
 class CrossAttentionAdapter(nn.Module):
@@ -267,8 +275,15 @@ def add_at(
 
 def add_folded(hidden: Tensor, positions: Tensor, edit: FoldedEdit, rows: Sequence[int]) -> Tensor:
     """Return what `add_at` does, for one edit in all of some rows."""
+    if hidden.shape[0] == len(rows) == 1:
+        # A plain list of a single row is read at less cost than any operation on it begins.
+        span = _span(positions.tolist()[0])
+        if span is not None:
+            changed = hidden.clone()
+            edit.add_to(changed[0, span])
+            return changed
     positions = positions.to(hidden.device)
-    if len(rows) < len(hidden):
+    if len(rows) < hidden.shape[0]:
         concerned = torch.zeros(len(hidden), 1, dtype=torch.bool)
         concerned[list(rows)] = True
         positions = positions & concerned.to(positions.device)
@@ -276,5 +291,15 @@ def add_folded(hidden: Tensor, positions: Tensor, edit: FoldedEdit, rows: Sequen
     if not index.numel():
         return hidden
     flat = hidden.flatten(0, 1)
-    changed = edit.added(flat.index_select(0, index))
-    return flat.index_copy(0, index, changed).view_as(hidden)
+    states = flat.index_select(0, index)
+    edit.add_to(states)
+    return flat.index_copy(0, index, states).view_as(hidden)
+
+
+def _span(marks: list[bool]) -> slice | None:
+    """Return where marks are True, if that is in one piece, as the tokens of a picture are."""
+    count = marks.count(True)
+    if not count:
+        return None
+    first = marks.index(True)
+    return slice(first, first + count) if all(marks[first : first + count]) else None

@@ -8,7 +8,6 @@ tokens there, so no label can reach it. The one kind that reads the last token o
 import copy
 import logging
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -200,19 +199,6 @@ class Gate(nn.Module):
             if kind == "centred":
                 states = states - self.mean.float()
             return functional.normalize(states, dim=-1)
-
-    def bound_key(self) -> Callable[[Tensor], Tensor]:
-        """Return a function that makes the key of one query, [k], at little cost.
-
-        It takes the state of the query's gate token, [d], or, if the gate reads vision, that state
-        and below it the mean of the image tokens, [2, d]. What it returns points the right way, but
-        its length is not one. It reads what the gate has learned as it is now, without gradients,
-        and runs as few operations as can be: on a single row they take longer than the arithmetic.
-        """
-        if self.kind == "learned":
-            return self.projection.bound()
-        mean = self.mean.detach() if self.kind == "centred" else None
-        return lambda state: state if mean is None else state - mean
 
     def route(
         self,

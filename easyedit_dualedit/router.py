@@ -7,12 +7,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.gate import TIE, Gate, Routing
+from easyedit_dualedit.gate import TIE, Gate, Routing, best_edits
 from easyedit_dualedit.projection import vision_mean
 from easyedit_dualedit.shortlist import Shortlist, newest_of_best
 
@@ -63,7 +63,7 @@ class Router:
             DataError: if the rows do not fit the assignment.
             CalibrationError: if the gate has no threshold.
         """
-        index = (layout.last if self._reads_label else layout.gate).to(hidden.device)
+        index = self._places(layout).to(hidden.device)
         rows = torch.arange(len(hidden), device=hidden.device)
         pictures = vision_mean(hidden, layout.vision) if self._gate.reads_vision else None
         return self._gate.route(
@@ -73,54 +73,79 @@ class Router:
     def open_rows(self, hidden: Tensor, layout: TokenLayout) -> OpenRows:
         """Return the rows that edits concern, and their edits: the decisions of `route`.
 
-        A single row on a processor, the common case of a chat, is decided by fewer operations, and
-        among many edits without looking at all of them.
+        On a processor fewer operations decide; a single row, the common case of a chat, among many
+        edits without looking at all of them.
 
         Raises:
             DataError: if the rows do not fit the assignment.
             CalibrationError: if the gate has no threshold.
         """
-        if (
-            hidden.shape[0] == 1
-            and self._is_swift
-            and hidden.is_cpu
-            and not torch.is_autocast_enabled("cpu")
-        ):
+        is_near = hidden.is_cpu and layout.gate.is_cpu
+        if self._is_swift and is_near and not torch.is_autocast_enabled("cpu"):
             if torch.is_grad_enabled():
                 with torch.no_grad():
-                    edit = self._edit_of_row(hidden[0], layout)
+                    found = self._swiftly(hidden, layout)
             else:
-                edit = self._edit_of_row(hidden[0], layout)
-            return _NONE if edit < 0 else OpenRows((0,), (edit,))
+                found = self._swiftly(hidden, layout)
+            if found is not None:
+                return found
         return OpenRows.of(self.route(hidden, layout))
 
+    def _swiftly(self, hidden: Tensor, layout: TokenLayout) -> OpenRows | None:
+        """Return the open rows of states [b, s, d]; None where it takes `route` to tell."""
+        if hidden.shape[0] == 1:
+            edit = self._edit_of_row(hidden, layout)
+            return _NONE if edit < 0 else OpenRows((0,), (edit,))
+        return None if self._reads_vision else self._edits_of_rows(hidden, layout)
+
     def _edit_of_row(self, hidden: Tensor, layout: TokenLayout) -> int:
-        """Return the index of the edit that concerns a row, -1 for none; states [s, d]."""
-        index = layout.last if self._reads_label else layout.gate  # [1]
+        """Return the index of the edit that concerns a row, -1 for none; states [1, s, d]."""
         if self._reads_vision:
             pictured = layout.vision.numpy()[0].nonzero()[0]
             places = np.empty(len(pictured) + 1, np.int64)
-            places[:-1], places[-1] = pictured, index.item()
-            states = hidden.index_select(0, torch.from_numpy(places)).float()
-            states = torch.mm(self._means(len(places)), states)
+            places[:-1], places[-1] = pictured, layout.gate.item()
+            states = hidden[0].index_select(0, torch.from_numpy(places)).float()
+            key = self._key(torch.mm(self._means(len(places)), states))
         else:
-            states = hidden[int(index)].float()
-        # On vectors as small as this, numpy takes half as long to begin.
-        key = self._key(states).numpy()
-        length = math.sqrt(key.dot(key))
+            key = self._compared(hidden[0, self._places(layout).item()])
+        length = math.sqrt(key.dot(key).item())
         if not 0 < length < math.inf:  # of no direction, or not a number
             return -1
         # Compared with what the product of a key as long as this one must reach.
         least = self._threshold * length
         if self._only is not None:
-            return 0 if self._only.dot(key) >= least else -1
+            return 0 if self._only.dot(key).item() >= least else -1
         tie = TIE * length
         shortlist = self._shortlist
-        chosen = None if shortlist is None else shortlist.best(key, length, least, tie)
+        chosen = None if shortlist is None else shortlist.best(key.numpy(), length, least, tie)
         if chosen is None:
-            products = torch.mv(self._keys, torch.from_numpy(key)).numpy()
-            chosen = newest_of_best(products, least, tie)
+            chosen = newest_of_best(torch.mv(self._keys, key).numpy(), least, tie)
         return chosen
+
+    def _edits_of_rows(self, hidden: Tensor, layout: TokenLayout) -> OpenRows:
+        """Return the open rows of states [b, s, d], if the gate reads no vision."""
+        starts = torch.arange(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1])
+        states = functional.embedding(starts + self._places(layout), hidden.flatten(0, 1))
+        keys = self._compared(states)
+        squares, products = keys.pow(2).sum(1), functional.linear(keys, self._keys)
+        if self._only is None:
+            return OpenRows.of(best_edits(products / squares.sqrt()[:, None], self._threshold))
+        pairs = zip(products[:, 0].tolist(), squares.tolist(), strict=True)
+        rows = tuple(
+            row
+            for row, (product, square) in enumerate(pairs)
+            if 0 < square < math.inf and product >= self._threshold * math.sqrt(square)
+        )
+        return OpenRows(rows, (0,) * len(rows))
+
+    def _places(self, layout: TokenLayout) -> Tensor:
+        return layout.last if self._reads_label else layout.gate
+
+    def _compared(self, states: Tensor) -> Tensor:
+        """Return what a gate that reads no vision compares with keys, of any length."""
+        # Of the operations that would do, those that a model runs as well are quickest to begin.
+        states = states.float()
+        return states if self._mean is None else states - self._mean
 
     def _means(self, count: int) -> Tensor:
         """Return what makes the last of some states, and the mean of the others, [2, count]."""
@@ -139,9 +164,9 @@ class Router:
         return self._assignment is None and len(keys) > 0 and is_plain
 
     @cached_property
-    def _only(self) -> NDArray[np.float32] | None:
+    def _only(self) -> Tensor | None:
         keys = self._keys
-        return keys[0].numpy() if len(keys) == 1 and bool(keys.isfinite().all()) else None
+        return keys[0] if len(keys) == 1 and bool(keys.isfinite().all()) else None
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
@@ -157,7 +182,11 @@ class Router:
 
     @cached_property
     def _key(self) -> Callable[[Tensor], Tensor]:
-        return self._gate.bound_key()
+        return self._gate.projection.bound()
+
+    @cached_property
+    def _mean(self) -> Tensor | None:
+        return self._gate.mean.detach() if self._gate.kind == "centred" else None
 
     @cached_property
     def _threshold(self) -> float:

@@ -11,7 +11,7 @@ from easyedit_dualedit.config import GateConfig, GateKind
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.gate import Gate
 from easyedit_dualedit.projection import EDIT_COUNTS, vision_mean
-from easyedit_dualedit.router import Router
+from easyedit_dualedit.router import OpenRows, Router
 from easyedit_dualedit.shortlist import FEWEST
 
 HIDDEN, LENGTH = 16, 7
@@ -68,6 +68,29 @@ def test_a_single_row_is_decided_as_in_a_batch(kind: GateKind, count: int):
     rows = router.open_rows(queries, layout_of(40))
     assert rows.rows == tuple(together.is_open.nonzero()[:, 0].tolist())
     assert rows.edits == tuple(together.edit_index[together.is_open].tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_rows_of_a_batch_are_decided_together(
+    count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    gate = gate_of("cosine", 0.9)
+    hidden = torch.randn(4, LENGTH, HIDDEN).to(dtype)
+    keys = gate.key(hidden[[3, 1, 1][:count], LENGTH - 2])
+    router = Router(gate, keys)
+    whole = OpenRows.of(router.route(hidden, layout_of(4)))
+    monkeypatch.setattr(Router, "route", lambda *_given: pytest.fail("row by row, or slowly"))
+    monkeypatch.setattr(Router, "_edit_of_row", lambda *_given: pytest.fail("row by row"))
+    expected = OpenRows((3,), (0,)) if count == 1 else OpenRows((1, 3), (2, 0))
+    assert router.open_rows(hidden, layout_of(4)) == whole == expected
+    assert router.open_rows(-hidden, layout_of(4)) == OpenRows((), ())
+    monkeypatch.undo()
+    for place, value in ((LENGTH - 2, math.nan), (LENGTH - 2, 0.0), (1, math.nan)):
+        spoilt = hidden.clone()
+        spoilt[1, place] = value
+        found = router.open_rows(spoilt, layout_of(4))
+        assert found == (expected if place == 1 else OpenRows((3,), (0,)))
 
 
 @pytest.mark.parametrize("sees", [True, False])
@@ -148,6 +171,16 @@ def test_an_open_gate_opens_for_the_best_edit_of_many():
     keys = functional.normalize(torch.randn(FEWEST, HIDDEN), dim=-1)
     router = Router(gate, keys)
     assert [edit_of(router, hidden)] == router.route(hidden, layout_of(1)).edit_index.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_open_gate_stays_closed_for_rows_that_are_not_numbers(count: int):
+    hidden = torch.randn(4, LENGTH, HIDDEN)
+    for row, value in ((0, math.nan), (1, math.inf), (2, -math.inf)):
+        hidden[row, LENGTH - 2] = value
+    router = Router(gate_of("open"), functional.normalize(torch.randn(count, HIDDEN), dim=-1))
+    assert router.open_rows(hidden, layout_of(4)).rows == (3,)
+    assert [edit_of(router, hidden[row : row + 1]) >= 0 for row in range(4)] == [False] * 3 + [True]
 
 
 def test_rows_must_fit_the_assignment():
