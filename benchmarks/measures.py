@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from benchmarks.clock import Clock, Time, gflop_of, medians_of
 from benchmarks.memory import peak_mib
 from benchmarks.shares import parts_of_an_edit, shares_of
-from benchmarks.subject import Shapes, editor_of, records_of
+from benchmarks.subject import Shapes, bytes_of_weights, editor_of, model_classes, records_of
 from benchmarks.tasks import STATE_BUDGETS, TRAINING
 from benchmarks.work import kept_for_backward, operations_of
 from easyedit_dualedit.batch import Query
@@ -37,9 +37,7 @@ class Measures:
 
     def edits(self) -> dict[str, Any]:
         """Return what an edit takes, and what forwards take with one and without."""
-        peaks = {"imports": peak_mib(self.clock.device)}
-        editor = editor_of(self.shapes, self.clock.device)
-        peaks["model and processor"] = peak_mib(self.clock.device)
+        editor, peaks = self._built()
         records = records_of(self.batch, self.shapes.side)
         rate = self.clock.rate(self.shapes.dtype)
         request = records[0].request
@@ -50,6 +48,7 @@ class Measures:
         times = [self.clock.time(edit) for _ in range(self.repeats)]
         forwards = self._forwards(editor, records, rate)
         peaks["all"] = peak_mib(self.clock.device)
+        peaks["of it weights"] = round(bytes_of_weights(editor) / 2**20, 1)
         runs = min(self.repeats, 10)
         return {
             "gflop_per_second": rate,
@@ -67,9 +66,7 @@ class Measures:
             seen: what steps have seen before; key of `STATE_BUDGETS`.
             config: how to train.
         """
-        peaks = {"imports": peak_mib(self.clock.device)}
-        editor = editor_of(self.shapes, self.clock.device)
-        peaks["model and processor"] = peak_mib(self.clock.device)
+        editor, peaks = self._built()
         rate = self.clock.rate(self.shapes.dtype)
         batches = min(self.steps, 8)
         records = records_of((batches + 1) * self.batch, self.shapes.side)
@@ -86,6 +83,7 @@ class Measures:
         first = [self.clock.time(partial(step, index)) for index in range(batches)]
         again = [self.clock.time(partial(step, index % batches)) for index in range(self.steps)]
         peaks["all"] = peak_mib(self.clock.device)
+        peaks["of it weights"] = round(bytes_of_weights(editor) / 2**20, 1)
         held = steps.prefix.vision.cache.size + steps.prefix.states.size
         peaks["of it caches"] = round(held / 2**20, 1)
         model = editor.backbone.model
@@ -105,6 +103,15 @@ class Measures:
             runs = min(self.steps, 5)
             found["shares"] = {name: shares_of(partial(step, 0), self.clock, runs)}
         return found
+
+    def _built(self) -> tuple[DualEditor, dict[str, float]]:
+        """Return an editor, and peak memory in MiB as it came to be."""
+        peaks = {"imports": peak_mib(self.clock.device)}
+        model_classes()
+        peaks["imports of the model"] = peak_mib(self.clock.device)
+        editor = editor_of(self.shapes, self.clock.device)
+        peaks["model and processor"] = peak_mib(self.clock.device)
+        return editor, peaks
 
     @property
     def _unmeasured(self) -> int:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from torch import nn
+from transformers.initialization import no_init_weights
 
 import easyedit_dualedit.testbed as testbed
 from easyedit_dualedit.batch import Query
@@ -29,6 +31,17 @@ _PROCESS_BYTES = 2**30
 
 NARROW = 32
 """Width of models that serve to count alone."""
+
+_CLASSES = (
+    "AutoTokenizer",
+    "CLIPImageProcessor",
+    "CLIPVisionConfig",
+    "LlamaConfig",
+    "LlavaConfig",
+    "LlavaForConditionalGeneration",
+    "LlavaProcessor",
+)
+"""Of transformers: what the model and its processor are made of."""
 
 _DRAWN = 1_000_003
 """Random numbers that fill all weights again and again; a prime, so that no two rows are alike."""
@@ -129,27 +142,30 @@ SHAPES: dict[str, Shapes] = {
 """Shapes by name: those of the published measurements, and those of a model that people edit."""
 
 
+def model_classes() -> Any:
+    """Return transformers with what the model and its processor are made of imported."""
+    define_missing_operators()
+    for name in _CLASSES:
+        getattr(transformers, name)
+    return transformers
+
+
+def bytes_of_weights(editor: DualEditor) -> int:
+    """Return the bytes of a model's weights and of its adapters."""
+    weights = (*editor.backbone.model.parameters(), *editor.adapters.parameters())
+    return sum(weight.nbytes for weight in weights)
+
+
 def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") -> DualEditor:
     """Return an editor on a fresh model, its adapters changing something."""
-    define_missing_operators()
-    from transformers import (
-        AutoTokenizer,
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-    from transformers.initialization import no_init_weights
-
+    classes = model_classes()
     folder = Path(testbed.__file__).parent / "llava-onevision-testbed"
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = classes.AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "left"
     image = tokenizer.convert_tokens_to_ids("<image>")
     torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
+    config = classes.LlavaConfig(
+        vision_config=classes.CLIPVisionConfig(
             hidden_size=shapes.tower_hidden,
             intermediate_size=shapes.tower_inner,
             num_hidden_layers=shapes.tower_layers,
@@ -157,7 +173,7 @@ def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") ->
             image_size=shapes.side,
             patch_size=14,
         ),
-        text_config=LlamaConfig(
+        text_config=classes.LlamaConfig(
             vocab_size=shapes.vocabulary or len(tokenizer),
             hidden_size=shapes.hidden,
             intermediate_size=shapes.inner,
@@ -170,8 +186,8 @@ def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") ->
         image_token_id=image,
         image_token_index=image,
     )
-    processor: Any = LlavaProcessor(  # type: ignore[no-untyped-call]
-        image_processor=CLIPImageProcessor(
+    processor: Any = classes.LlavaProcessor(  # type: ignore[no-untyped-call]
+        image_processor=classes.CLIPImageProcessor(
             size={"shortest_edge": shapes.side},
             crop_size={"height": shapes.side, "width": shapes.side},
         ),
@@ -182,7 +198,7 @@ def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") ->
         chat_template=_CHAT,
     )
     with torch.device(device), _weights_of(shapes.dtype), no_init_weights():
-        model: Any = LlavaForConditionalGeneration(config)
+        model: Any = classes.LlavaForConditionalGeneration(config)
     model.eval().requires_grad_(False)
     _fill(model)
     settings = DualEditConfig.preset(

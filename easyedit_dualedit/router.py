@@ -107,7 +107,7 @@ class Router:
             states = hidden[0].index_select(0, torch.from_numpy(places)).float()
             key = self._key(torch.mm(self._means(len(places)), states))
         else:
-            key = self._compared(hidden[0, self._places(layout).item()])
+            key = self._compared(hidden[0, int(self._places(layout))])
         length = math.sqrt(key.dot(key).item())
         if not 0 < length < math.inf:  # of no direction, or not a number
             return -1
