@@ -13,6 +13,7 @@ _COUNTS = {
     "lm_head_positions": "lm_head positions",
     "vision": "vision passes",
     "bytes_written": "bytes written",
+    "reads": "values read back",
 }
 _TIMES = {
     "cpu_ms": "CPU ms",
@@ -67,9 +68,11 @@ GFLOP are those of matrix products, attention and convolutions, backward include
 time that they would take at the rate of one large matrix product of the same type: what no code can
 go below. Samples a second are records, by the time that the core worked (on a GPU: that passed).
 Operations are those on tensors, views included, that one forward runs; an edit adds some, each of
-which a forward runs cold. Beside imports, weights, caches and what a backward pass needs, peak
-memory is code of libraries that training is the first to run, what a step needs for a moment, and
-holes in the heap: with MALLOC_TRIM_THRESHOLD_=131072 glibc leaves few of them, and is slower.
+which a forward runs cold. Values are read back where Python waits for numbers in a tensor, each
+time a stop on a GPU; more rows or tokens add none. Beside imports, weights, caches and what a
+backward pass needs, peak memory is code of libraries that training is the first to run, what a step
+needs for a moment, and holes in the heap: with MALLOC_TRIM_THRESHOLD_=131072 glibc leaves few of
+them, and is slower.
 """
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.subject import PUBLISHED, Shapes, editor_of, records_of
-from benchmarks.work import counted
+from benchmarks.work import counted, reads_of
 from easyedit_dualedit.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.records import Record
@@ -44,5 +44,5 @@ def count_work(shapes: Shapes = PUBLISHED) -> dict[str, dict[str, Any]]:
         task()  # the first step compares itself with whole forwards
         with counted(editor.backbone) as count:
             task()
-        found[name] = asdict(count)
+        found[name] = asdict(count) | {"reads": reads_of(task)}
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from easyedit_dualedit.backbone import Backbone
@@ -101,6 +102,32 @@ def operations_of(work: Callable[[], object]) -> int:
     with _Operations() as operations:
         work()
     return operations.count
+
+
+def reads_of(work: Callable[[], object]) -> int:
+    """Return how often a piece of code waits for the numbers in a tensor: each stops a GPU."""
+    with _Reads() as reads:
+        work()
+    return reads.count
+
+
+_READING = (
+    *("tolist", "item", "numpy", "cpu", "nonzero", "equal", "masked_select", "unique"),
+    *("__bool__", "__contains__", "__float__", "__index__", "__int__", "__iter__"),
+)
+"""Functions of tensors whose outcome, or its shape, the processor has to know."""
+
+
+class _Reads(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += getattr(func, "__name__", "") in _READING
+        return func(*args, **(kwargs or {}))
 
 
 class _Operations(TorchDispatchMode):

@@ -231,15 +231,17 @@ class Encoder:
         for query, ended in zip(queries, ends, strict=True):
             ids = self.target_ids(query.target) if with_target and query.target else []
             targets.append(ids + [self.tokenizer.eos_token_id] if ids and ended else ids)
-        rows = [self._with_answer(*pair) for pair in zip(prompts, targets, strict=True)]
-        width = max(len(row["input_ids"]) for row in rows)
-        inputs = dict(others)
-        for name in rows[0]:
-            filler = self.tokenizer.pad_token_id if name == "input_ids" else 0
-            inputs[name] = torch.stack(
-                [_padded(row[name], width, filler, padding_side) for row in rows]
-            )
         lengths = torch.tensor([len(ids) for ids in targets])
+        totals = lengths + torch.tensor([len(prompt["input_ids"]) for prompt in prompts])
+        width = int(totals.max())
+        positions = torch.arange(width)
+        is_left = padding_side == "left"
+        real = positions >= width - totals[:, None] if is_left else positions < totals[:, None]
+        inputs = dict(others)
+        for name in prompts[0]:
+            tokens = self._with_answers(name, [prompt[name] for prompt in prompts], targets)
+            filler = self.tokenizer.pad_token_id if name == "input_ids" else 0
+            inputs[name] = tokens.new_full(real.shape, filler).masked_scatter(real, tokens)
         answer = _answer_mask(inputs["attention_mask"], lengths)
         labels = torch.where(answer, inputs["input_ids"], IGNORED)
         layout = self.layout(
@@ -248,7 +250,7 @@ class Encoder:
             gate=_last_index(inputs["attention_mask"]) - lengths,
         )
         ended_rows = torch.tensor(list(ends)) & (lengths > 0)
-        is_end = torch.arange(width) == layout.last[:, None]
+        is_end = positions == layout.last[:, None]
         target = answer & ~(is_end & ended_rows[:, None])
         layout = dataclasses.replace(layout, last=layout.last - ended_rows.long())
         device = self.backbone.device
@@ -351,18 +353,18 @@ class Encoder:
                     " {image_token_id: <id>}"
                 )
 
-    def _with_answer(self, row: dict[str, Tensor], answer: Sequence[int]) -> dict[str, Tensor]:
-        filler = {
-            "input_ids": list(answer),
-            "attention_mask": [1] * len(answer),
-            "token_type_ids": [self.backbone.family.answer_token_type] * len(answer),
-        }
-        return {
-            name: torch.cat(
-                [value, torch.tensor(filler.get(name, [0] * len(answer)), dtype=value.dtype)]
-            )
-            for name, value in row.items()
-        }
+    def _with_answers(
+        self, name: str, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Return an input's numbers for each prompt and then its answer, all in a row."""
+        if name == "input_ids":
+            numbers = [token for ids in answers for token in ids]
+        else:
+            alike = {"attention_mask": 1, "token_type_ids": self.backbone.family.answer_token_type}
+            numbers = [alike.get(name, 0)] * sum(map(len, answers))
+        flat = torch.tensor(numbers, dtype=prompts[0].dtype)
+        parts = torch.split(flat, [len(ids) for ids in answers])
+        return torch.cat([piece for pair in zip(prompts, parts, strict=True) for piece in pair])
 
     def layout(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, gate: Tensor | None = None
@@ -427,11 +429,6 @@ def _unpadded(encoded: Any) -> list[dict[str, Tensor]]:
     real = encoded["attention_mask"].bool()
     names = [name for name in PER_TOKEN if name in encoded]
     return [{name: encoded[name][row][mask] for name in names} for row, mask in enumerate(real)]
-
-
-def _padded(row: Tensor, width: int, filler: int, side: str) -> Tensor:
-    padding = row.new_full((width - len(row),), filler)
-    return torch.cat([padding, row] if side == "left" else [row, padding])
 
 
 def _last_index(attention_mask: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Nothing below the first edited layer depends on an edit. `Prefix.read` runs that
 queries, and keeps what it gives.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -111,7 +111,7 @@ class Prefix:
         features = self.vision.features(queries, pictures, [known.get(key) for key in keys], loaded)
         call = self._call(batch, [seen for seen in features if seen is not None])
         alike = None if owners is None else list(zip(owners, pictures, strict=True))
-        beginnings = self._beginnings(tokens, batch, alike, call)
+        beginnings = self._beginnings(tokens[0], batch, alike, call)
         # A query that stands in two rows is run in the first of them.
         fresh = [row for row, key in enumerate(keys) if key not in known and keys.index(key) == row]
         for row, states in zip(fresh, self._run(fresh, call, beginnings), strict=True):
@@ -179,7 +179,7 @@ class Prefix:
 
     def _beginnings(
         self,
-        prompts: Sequence[Mapping[str, Tensor]],
+        names: Iterable[str],
         batch: Batch,
         groups: Sequence[Hashable] | None,
         call: Mapping[str, Any],
@@ -187,8 +187,7 @@ class Prefix:
         backbone = self._encoder.backbone
         lengths = batch.layout.real.sum(1).tolist()
         if groups is not None and self.shares:
-            seen = [backbone.vision_positions(prompt["input_ids"]) for prompt in prompts]
-            common = common_beginning(prompts, seen, groups)
+            common = common_beginning([batch.inputs[n] for n in names], batch.layout, groups)
             if any(common):
                 require_shareable(call, backbone)
             return Beginnings(lengths, groups, common)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.backbone import Backbone
+from easyedit_dualedit.batch import TokenLayout
 
 _MASKABLE = ("sdpa", "eager")
 
@@ -222,33 +223,36 @@ def require_shareable(call: Mapping[str, Any], backbone: Backbone) -> None:
 
 
 def common_beginning(
-    prompts: Sequence[Mapping[str, Tensor]], pictures: Sequence[Tensor], groups: Sequence[Hashable]
+    tokens: Sequence[Tensor], layout: TokenLayout, groups: Sequence[Hashable]
 ) -> list[int]:
     """Return for each row how many tokens at the beginning all rows of its group have in common.
 
     It is 0 unless all image tokens are among them, and never reaches the last prompt token.
 
     Args:
-        prompts: tokens of each row, unpadded, by the name of the input.
-        pictures: True at the image tokens of each row, bool [s].
+        tokens: inputs that are one number a token, padded on the left, each [b, s].
+        layout: of the rows.
         groups: the group of each row.
     """
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
-    common = [0] * len(prompts)
-    for rows in members.values():
-        if len(rows) < 2:
-            continue
-        first = prompts[rows[0]]
-        shared = min(len(prompts[row]["input_ids"]) for row in rows) - 1
-        for row in rows[1:]:
-            for name, tokens in first.items():
-                differing = (tokens[:shared] != prompts[row][name][:shared]).nonzero()
-                if len(differing):
-                    shared = int(differing[0])
-        seen = pictures[rows[0]]
-        if shared and bool(seen[:shared].any()) and not bool(seen[shared:].any()):
-            for row in rows:
+    width, device = layout.real.shape[1], layout.real.device
+    positions = torch.arange(width, device=device)
+    padding = width - layout.real.sum(1)
+    unpadded = (positions + padding[:, None]).clamp(max=width - 1)
+    first = torch.tensor([members[group][0] for group in groups], device=device)
+    alike = torch.ones_like(layout.real)
+    for each in tokens:
+        rows = each.gather(1, unpadded)
+        alike = alike & (rows == rows[first])
+    pictured = torch.where(layout.vision, positions + 1, 0).amax(1)  # up to the last image token
+    counts = torch.stack([alike.cumprod(1).sum(1), layout.gate - padding, pictured - padding])
+    same, before_last, needed = counts.tolist()
+    common = [0] * len(groups)
+    for own in members.values():
+        shared = min(min(same[row], before_last[row]) for row in own)
+        if len(own) > 1 and 0 < needed[own[0]] <= shared:
+            for row in own:
                 common[row] = shared
     return common

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,15 @@ from benchmarks.memory import free_bytes, peak_mib  # noqa: E402
 from benchmarks.page import folder_of, page_of, write_page  # noqa: E402
 from benchmarks.shares import parts_of_an_edit, shares_of  # noqa: E402
 from benchmarks.subject import PUBLISHED, SHAPES, editor_of, records_of  # noqa: E402
-from benchmarks.tasks import count_work, tasks  # noqa: E402
-from benchmarks.work import bytes_written, counted, operations_of  # noqa: E402
+from benchmarks.tasks import STATE_BUDGETS, count_work, forth_and_back, tasks  # noqa: E402
+from benchmarks.work import bytes_written, counted, operations_of, reads_of  # noqa: E402
 from easyedit_dualedit.batch import Query  # noqa: E402
 from easyedit_dualedit.records import Record  # noqa: E402
 from easyedit_dualedit.runs import write_json  # noqa: E402
+from easyedit_dualedit.steps import SharedSteps  # noqa: E402
+
+READS = {"edit": 10, "step": 29, "step, frozen states kept": 27}
+"""How often an edit or a step waits for numbers in tensors, however many rows and tokens."""
 
 CPU = Clock(torch.device("cpu"))
 
@@ -41,6 +47,7 @@ def test_an_edit_and_a_training_step_do_no_work_twice(name: str, edit_layers: in
         "lm_head_positions": 0,
         "vision": 1,
         "bytes_written": nothing,
+        "reads": READS["edit"],
     }
     step = work["training step, pictures seen before"]
     frozen = shapes.text_layer + 1
@@ -57,8 +64,34 @@ def test_an_edit_and_a_training_step_do_no_work_twice(name: str, edit_layers: in
     edited = sum(len(target_ids(q.target or "")) for r in records_of(4) for q in _trained(r))
     unedited = sum(len(target_ids(r.image_locality.target or "")) for r in records_of(4))
     assert step["lm_head_positions"] == edited + unedited, "answers alone"
+    assert step["reads"] == READS["step"]
     again = work["training step, queries seen before"]
-    assert again == step | {"decoder_layers": signal + above + 2 * above, "frozen_rows": 0}
+    fewer = {"decoder_layers": signal + above + 2 * above, "frozen_rows": 0}
+    assert again == step | fewer | {"reads": READS["step, frozen states kept"]}
+
+
+@pytest.mark.parametrize("seen", sorted(STATE_BUDGETS))
+def test_neither_rows_nor_tokens_make_a_step_wait_more_often(seen: str):
+    shapes = PUBLISHED.narrow()
+    editor = editor_of(shapes)
+
+    def step(records: list[Record]) -> Callable[[], object]:
+        steps = SharedSteps(editor, state_budget=STATE_BUDGETS[seen])
+        task = partial(forth_and_back, steps, records)
+        task()
+        task()
+        return task
+
+    two, eight = records_of(2, shapes.side), records_of(8, shapes.side)
+    long = [
+        replace(record, request=replace(record.request, prompt="What colour is it? " * 9))
+        for record in two
+    ]
+    assert reads_of(step(two)) == reads_of(step(eight)) == reads_of(step(long)) > 0
+    few, many, longer = (operations_of(step(records)) for records in (two, eight, long))
+    assert longer <= few + 5, "rows of other lengths take masks"
+    # What is kept of each query is looked up alone: some views of it, and no arithmetic.
+    assert many - few <= 20 * (8 - 2)
 
 
 def _trained(record: Record) -> tuple[Query, ...]:
