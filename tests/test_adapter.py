@@ -198,6 +198,22 @@ def test_a_folded_edit_changes_states_as_the_adapter_does(heads: int, rows: list
     assert torch.equal(changed == hidden, expected == hidden), "nothing else may change"
 
 
+@pytest.mark.parametrize("marks", ["0111100", "1111111", "0100110", "0000001", "1000000"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folded_edit_changes_one_row_where_it_may(marks: str, dtype: torch.dtype):
+    adapter = random_adapter()
+    positions = torch.tensor([[mark == "1" for mark in marks]])
+    hidden = torch.randn(1, len(marks), HIDDEN).to(dtype)
+    before, edit = hidden.clone(), one_edit(adapter)
+    with torch.no_grad():
+        changed = add_folded(hidden, positions, adapter.fold(edit), [0])
+        expected = add_at(hidden, positions, adapter, edit, [0])
+    assert torch.equal(hidden, before) and changed.dtype == dtype
+    assert torch.equal(changed[~positions], hidden[~positions])
+    torch.testing.assert_close(changed, expected)
+    assert bool((changed != hidden).any(-1)[positions].all())
+
+
 def test_positions_that_are_not_real_are_not_folded():
     adapter = random_adapter()
     _, hidden, positions, _ = case()
