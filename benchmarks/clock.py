@@ -74,14 +74,17 @@ class Clock:
         }
 
 
+def typical(times: Sequence[Time]) -> Time:
+    """Return the median of times."""
+    cpu, wall = zip(*times, strict=True)
+    return statistics.median(cpu), statistics.median(wall)
+
+
 def medians_of(times: Sequence[Time]) -> dict[str, float]:
     """Return the medians of times, and the least that the processor took."""
-    cpu, wall = zip(*times, strict=True)
-    return {
-        "cpu_ms": round(statistics.median(cpu), 2),
-        "wall_ms": round(statistics.median(wall), 2),
-        "least_cpu_ms": round(min(cpu), 2),
-    }
+    cpu, wall = typical(times)
+    least = min(time[0] for time in times)
+    return {"cpu_ms": round(cpu, 2), "wall_ms": round(wall, 2), "least_cpu_ms": round(least, 2)}
 
 
 def gflop_of(call: Callable[[], Any]) -> float:

@@ -82,21 +82,13 @@ class Router:
         """
         is_near = hidden.is_cpu and layout.gate.is_cpu
         if self._is_swift and is_near and not torch.is_autocast_enabled("cpu"):
-            if torch.is_grad_enabled():
-                with torch.no_grad():
-                    found = self._swiftly(hidden, layout)
-            else:
-                found = self._swiftly(hidden, layout)
-            if found is not None:
-                return found
+            states = hidden.detach()
+            if states.shape[0] == 1:
+                edit = self._edit_of_row(states, layout)
+                return _NONE if edit < 0 else OpenRows((0,), (edit,))
+            if not self._reads_vision:
+                return self._edits_of_rows(states, layout)
         return OpenRows.of(self.route(hidden, layout))
-
-    def _swiftly(self, hidden: Tensor, layout: TokenLayout) -> OpenRows | None:
-        """Return the open rows of states [b, s, d]; None where it takes `route` to tell."""
-        if hidden.shape[0] == 1:
-            edit = self._edit_of_row(hidden, layout)
-            return _NONE if edit < 0 else OpenRows((0,), (edit,))
-        return None if self._reads_vision else self._edits_of_rows(hidden, layout)
 
     def _edit_of_row(self, hidden: Tensor, layout: TokenLayout) -> int:
         """Return the index of the edit that concerns a row, -1 for none; states [1, s, d]."""
@@ -107,7 +99,7 @@ class Router:
             states = hidden[0].index_select(0, torch.from_numpy(places)).float()
             key = self._key(torch.mm(self._means(len(places)), states))
         else:
-            key = self._compared(hidden[0, int(self._places(layout))])
+            key = self._compared(hidden[0, self._places(layout).item()])  # type: ignore[index]
         length = math.sqrt(key.dot(key).item())
         if not 0 < length < math.inf:  # of no direction, or not a number
             return -1
@@ -119,7 +111,7 @@ class Router:
         shortlist = self._shortlist
         chosen = None if shortlist is None else shortlist.best(key.numpy(), length, least, tie)
         if chosen is None:
-            chosen = newest_of_best(torch.mv(self._keys, key).numpy(), least, tie)
+            chosen = newest_of_best(torch.mv(self._vectors, key).numpy(), least, tie)
         return chosen
 
     def _edits_of_rows(self, hidden: Tensor, layout: TokenLayout) -> OpenRows:
@@ -127,7 +119,7 @@ class Router:
         starts = torch.arange(0, hidden.shape[0] * hidden.shape[1], hidden.shape[1])
         states = functional.embedding(starts + self._places(layout), hidden.flatten(0, 1))
         keys = self._compared(states)
-        squares, products = keys.pow(2).sum(1), functional.linear(keys, self._keys)
+        squares, products = keys.pow(2).sum(1), functional.linear(keys, self._vectors)
         if self._only is None:
             return OpenRows.of(best_edits(products / squares.sqrt()[:, None], self._threshold))
         pairs = zip(products[:, 0].tolist(), squares.tolist(), strict=True)
@@ -164,13 +156,17 @@ class Router:
         return self._assignment is None and len(keys) > 0 and is_plain
 
     @cached_property
+    def _vectors(self) -> Tensor:
+        return self._keys.detach()
+
+    @cached_property
     def _only(self) -> Tensor | None:
-        keys = self._keys
+        keys = self._vectors
         return keys[0] if len(keys) == 1 and bool(keys.isfinite().all()) else None
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
-        return Shortlist.of(self._keys)
+        return Shortlist.of(self._vectors)
 
     @cached_property
     def _reads_label(self) -> bool:

@@ -173,6 +173,23 @@ def test_an_open_gate_opens_for_the_best_edit_of_many():
     assert [edit_of(router, hidden)] == router.route(hidden, layout_of(1)).edit_index.tolist()
 
 
+@pytest.mark.parametrize("kind", ["learned", "cosine", "centred"])
+@pytest.mark.parametrize("count", [1, 4, FEWEST])
+def test_states_and_keys_may_have_gradients(kind: GateKind, count: int):
+    gate = gate_of(kind)
+    hidden = torch.randn(4, LENGTH, HIDDEN, requires_grad=True)
+    pictures = vision_mean(hidden, layout_of(4).vision)
+    keys = gate.key(hidden[:, LENGTH - 2], pictures).repeat(FEWEST // 4, 1)[:count]
+    router = Router(gate, keys)
+    assert keys.requires_grad
+    alone = [edit_of(router, hidden[row : row + 1]) for row in range(4)]
+    together = router.open_rows(hidden, layout_of(4))
+    assert dict(zip(together.rows, together.edits, strict=True)) == {
+        row: edit for row, edit in enumerate(alone) if edit >= 0
+    }
+    assert together.rows == tuple(range(min(count, 4)))
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_open_gate_stays_closed_for_rows_that_are_not_numbers(count: int):
     hidden = torch.randn(4, LENGTH, HIDDEN)
