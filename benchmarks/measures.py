@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import DynamicCache
@@ -20,6 +20,8 @@ from easyedit_dualedit.config import GateConfig, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.records import Record
 from easyedit_dualedit.steps import SharedSteps
+
+_Run = TypeVar("_Run")
 
 _STEPS_AT_ONCE = 5
 """Decode steps after each prompt: one takes too little time to be measured by itself."""
@@ -180,10 +182,12 @@ class Measures:
 
         before: list[Time] = []
         after: list[Time] = []
+        again: list[Time] = []
+        runs = [partial(measured, before), measured_edited, partial(measured, again)]
         for index in range(self.repeats):
-            for run in (partial(measured, before), measured_edited)[:: -1 if index % 2 else 1]:
+            for run in _turned(runs, index):
                 run()
-        return self._compared(before, after, operations, gflop, rate)
+        return self._compared(before, after, again, operations, gflop, rate)
 
     @torch.no_grad()
     def _pairs(
@@ -195,22 +199,29 @@ class Measures:
             plain()
         before: list[Time] = []
         after: list[Time] = []
+        again: list[Time] = []
+        pairs = [(plain, before), (edited, after), (plain, again)]
         for index in range(self.repeats):
-            for call, times in ((plain, before), (edited, after))[:: 1 if index % 2 else -1]:
+            for call, times in _turned(pairs, index):
                 times.append(self.clock.time(call))
-        return self._compared(before, after, operations, gflop, rate)
+        return self._compared(before, after, again, operations, gflop, rate)
 
     def _compared(
         self,
         before: Sequence[Time],
         after: Sequence[Time],
+        again: Sequence[Time],
         operations: Sequence[int],
         gflop: float,
         rate: float,
     ) -> dict[str, float]:
-        # Neighbours in time share the machine's noise.
         busy = self.clock.busy
-        ratios = [busy(two) / busy(one) for one, two in zip(before, after, strict=True)]
+
+        def overhead(times: Sequence[Time]) -> float:
+            # Neighbours in time share the machine's noise.
+            ratios = [busy(two) / busy(one) for one, two in zip(before, times, strict=True)]
+            return round(100 * (statistics.median(ratios) - 1), 2)
+
         plain, edited = medians_of(before), medians_of(after)
         milliseconds = statistics.median(busy(time) for time in after)
         return {
@@ -220,6 +231,14 @@ class Measures:
             "edited_wall_ms": edited["wall_ms"],
             "plain_operations": operations[0],
             "added_operations": operations[1] - operations[0],
-            "median_overhead_percent": round(100 * (statistics.median(ratios) - 1), 2),
+            "median_overhead_percent": overhead(after),
+            "plain_again_percent": overhead(again),
             "limit_percent": round(1e5 * gflop / rate / milliseconds, 1),
         }
+
+
+def _turned(runs: Sequence[_Run], index: int) -> Sequence[_Run]:
+    """Return runs in another order each time: each comes first, and after each, as often."""
+    start = index % len(runs)
+    order = [*runs[start:], *runs[:start]]
+    return order[::-1] if index // len(runs) % 2 else order

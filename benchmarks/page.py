@@ -33,6 +33,7 @@ _FORWARDS = {
     "plain_operations": "plain operations",
     "added_operations": "added",
     "median_overhead_percent": "overhead %",
+    "plain_again_percent": "of plain over itself %",
     "limit_percent": "% of the limit",
 }
 
@@ -63,16 +64,17 @@ stored.
 
 Models have random weights. Losses of a training step: request, text rephrase, image rephrase, image
 locality. Times are medians of the runs of one process on one pinned core (not pinned on a GPU);
-plain and edited forwards alternate, and the overhead is the median of the ratios of neighbours.
-GFLOP are those of matrix products, attention and convolutions, backward included. The limit is the
-time that they would take at the rate of one large matrix product of the same type: what no code can
-go below. Samples a second are records, by the time that the core worked (on a GPU: that passed).
-Operations are those on tensors, views included, that one forward runs; an edit adds some, each of
-which a forward runs cold. Values are read back where Python waits for numbers in a tensor, each
-time a stop on a GPU; more rows or tokens add none. Beside imports, weights, caches and what a
-backward pass needs, peak memory is code of libraries that training is the first to run, what a step
-needs for a moment, and holes in the heap: with MALLOC_TRIM_THRESHOLD_=131072 glibc leaves few of
-them, and is slower.
+plain and edited forwards take turns, and the overhead is the median of the ratios of neighbours;
+the same ratio of plain forwards to others is what this machine's noise makes of nothing. GFLOP are
+those of matrix products, attention and convolutions, backward included. The limit is the time that
+they would take at the rate of one large matrix product of the same type: what no code can go below.
+Samples a second are records, by the time that the core worked (on a GPU: that passed). Operations
+are those on tensors, views included, that one forward runs; an edit adds some, each of which a
+forward runs cold. Values are read back where Python waits for numbers in a tensor, each time a stop
+on a GPU; more rows or tokens add none. Beside imports, weights, caches and what a backward pass
+needs, peak memory is code of libraries that training is the first to run, what a step needs for a
+moment, and holes in the heap: with MALLOC_TRIM_THRESHOLD_=131072 glibc leaves few of them, and is
+slower.
 """
 
 

@@ -82,7 +82,7 @@ class Router:
         """
         is_near = hidden.is_cpu and layout.gate.is_cpu
         if self._is_swift and is_near and not torch.is_autocast_enabled("cpu"):
-            states = hidden.detach()
+            states = hidden.detach() if hidden.requires_grad else hidden
             if states.shape[0] == 1:
                 edit = self._edit_of_row(states, layout)
                 return _NONE if edit < 0 else OpenRows((0,), (edit,))
