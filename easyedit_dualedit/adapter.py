@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,24 +70,29 @@ class FoldedEdit:
 
     def add_to(self, states: Tensor) -> None:
         """Add to each of some states, [n, d], its change, computed in the adapter's precision."""
-        device = self.scores.device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
+        if torch.is_autocast_enabled(self.device.type):
+            with torch.autocast(self.device.type, enabled=False):
                 self._add_to(states)
         else:  # even a block that does nothing takes as long as a product
             self._add_to(states)
 
     def _add_to(self, states: Tensor) -> None:
         own, count = self.scores, states.shape[0]
-        exact = states if _is_alike(states, own) else states.to(own)
+        is_alike = states.dtype == own.dtype and states.device == self.device
+        exact = states if is_alike else states.to(own)
         normed = torch.layer_norm(exact, exact.shape[1:], eps=self.epsilon)
         # By columns: a softmax over a few rows is many times quicker than over a few columns.
         scores = torch.addmm(self.bias, own, normed.t())
         shares = torch.softmax(scores.view(self.heads, -1, count), 1).view(-1, count).t()
-        if exact is states:
+        if is_alike:
             states.addmm_(shares, self.outputs)
         else:
             states += torch.mm(shares, self.outputs).to(states)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.scores.device
 
 
 class CrossAttentionAdapter(nn.Module):
@@ -220,10 +226,6 @@ def _own_precision(weight: Tensor) -> AbstractContextManager[Any]:
     if torch.is_autocast_enabled(weight.device.type):
         return torch.autocast(weight.device.type, enabled=False)
     return nullcontext()  # entering autocast takes as long as a small product
-
-
-def _is_alike(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device
 
 
 def add_at(
