@@ -4,11 +4,12 @@ A model of transformers asks its own `get_image_features` for the features of a 
 them into the embeddings itself. Only the answer of that method is kept and given again.
 """
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,7 +107,14 @@ def merged(parts: Sequence[Features]) -> Any:
             values[name] = [_joined(layer) for layer in zip(*each, strict=True)]
         else:
             values[name] = _joined(each)
-    return parts[0].kind(**values)
+    kind = parts[0].kind
+    # transformers 5.5 sets a pooler_output on an answer of a kind that has no such field.
+    fields = {field.name for field in dataclasses.fields(kind)} if is_dataclass(kind) else values
+    answer = kind(**{name: value for name, value in values.items() if name in fields})
+    for name in values:
+        if name not in fields:
+            setattr(answer, name, values[name])
+    return answer
 
 
 def form_of(features: Features) -> Form:
