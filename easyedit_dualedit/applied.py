@@ -102,6 +102,10 @@ class AppliedEdits:
     def route_before(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing:
         """Return which edit applies to each row, by an unedited forward that ends early."""
         plain = {key: value for key, value in inputs.items() if key not in _NOT_FOR_ROUTING}
+        mask = plain.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            # Made for the cache that is left out.
+            plain["attention_mask"] = layout.real.long()
         layer = self.gate_layer
         with torch.no_grad(), record(self.backbone.layers, [layer], stop=True) as states:
             self.backbone.model(**plain, use_cache=False)

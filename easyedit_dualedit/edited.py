@@ -15,7 +15,7 @@ from easyedit_dualedit.adapter import DualAdapters
 from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.batch import IGNORED, Encoder, TokenLayout
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError
-from easyedit_dualedit.forward import Forward, LayoutFinder, token_ids
+from easyedit_dualedit.forward import Forward, LayoutFinder, real_tokens, token_ids
 from easyedit_dualedit.gate import Gate, Routing
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
 from easyedit_dualedit.stored import StoredEdit
@@ -93,7 +93,8 @@ class EditedModel:
                 "prefill_chunk_size splits the prompt over several forwards; an edit needs the"
                 " whole prompt at once: leave it out"
             )
-        find = partial(self._layout_of_prefill, columns=ids.shape[1])
+        given = options.get("attention_mask")
+        find = partial(self._layout_of_prefill, columns=ids.shape[1], given=given)
         with self._generating(find, {**options, "input_ids": ids}):
             if inputs is not None:
                 options["inputs"] = inputs
@@ -166,7 +167,7 @@ class EditedModel:
         if given is not None:
             # Whoever made it may count the last prompt token, which this editor leaves out.
             return given if self._encoder.last_prompt_token else given.without_prompt_end()
-        ids, mask = token_ids(inputs), inputs.get("attention_mask")
+        ids, mask = token_ids(inputs), real_tokens(inputs)
         labels = inputs.get("labels")
         gate = None
         if isinstance(labels, Tensor) and labels.shape == ids.shape:
@@ -179,8 +180,11 @@ class EditedModel:
                 gate = first - 1
         return self._encoder.layout(ids, mask, gate=gate)
 
-    def _layout_of_prefill(self, inputs: dict[str, Any], columns: int) -> TokenLayout:
-        ids, mask = token_ids(inputs), inputs.get("attention_mask")
+    def _layout_of_prefill(
+        self, inputs: dict[str, Any], columns: int, given: Tensor | None
+    ) -> TokenLayout:
+        ids = token_ids(inputs)
+        mask = real_tokens(inputs, given)
         if ids.shape[1] < columns:
             raise ChunkedPrefillError(
                 f"generate processed {ids.shape[1]} of {columns} prompt tokens in one forward; an"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.batch import TokenLayout
-from easyedit_dualedit.errors import ChunkedPrefillError, PromptEndError
+from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
 from easyedit_dualedit.gate import Routing
 from easyedit_dualedit.hooks import Hooks
 from easyedit_dualedit.router import OpenRows
@@ -176,6 +176,29 @@ def token_ids(inputs: Mapping[str, Any]) -> Tensor:
             " inputs_embeds"
         )
     return ids
+
+
+def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tensor | None:
+    """Return the mask of the real tokens among a model's inputs, [b, s]; None if all are.
+
+    Args:
+        inputs: of the model.
+        prompt: mask that `generate` was given, [p, q], where rows may be repeated by now. With a
+            static cache `generate` of transformers 5.5 puts one of four dimensions in its place.
+
+    Raises:
+        DataError: if the mask says who attends to whom, and not which tokens are real.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
+        return mask
+    if prompt is not None and prompt.dim() == 2:
+        rows, width = token_ids(inputs).shape
+        return _widened(prompt, width, 1).repeat_interleave(rows // len(prompt), 0)
+    raise DataError(
+        "attention_mask says who attends to whom; an edited model needs to know which tokens are"
+        " real: give one of two dimensions, 1 at real tokens and 0 at padding"
+    )
 
 
 def _shape(inputs: Mapping[str, Any]) -> tuple[int, int]:

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import picture, request_of, trained_editor
+import transformers
+from conftest import picture, request_of, shared, trained_editor
+from packaging.version import Version
+from tiny_families import FAMILIES
 from tiny_models import TinyModel
 from transformers import DynamicCache
 
@@ -221,6 +224,36 @@ def test_every_way_of_greedy_generation_gives_the_same_tokens(
     made = {key: value() if isinstance(value, type) else value for key, value in options.items()}
     tokens = edited.generate(**inputs, **usual, **made)
     assert torch.equal(tokens if isinstance(tokens, torch.Tensor) else tokens.sequences, expected)
+
+
+@ORDERS
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_static_cache_edits_padded_rows_as_any_other(
+    family: str, text_layer: int, vision_layer: int
+):
+    """For one, `generate` makes masks of four dimensions, or several by name."""
+    if family == "qwen3.5" and Version(transformers.__version__) < Version("5.6"):
+        pytest.skip("transformers 5.5 has no static cache for it")
+    editor, edited = edited_of(shared(family), text_layer=text_layer, vision_layer=vision_layer)
+    queries = [request_of(), Query("How many squares are there in it?", picture("blue"))]
+    batch = editor.encoder.encode(queries, with_target=False)
+    assert not bool(batch.layout.real.all()), "a row is padded"
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": -1}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    expected = edited.generate(**batch.inputs, **options)
+    plain = editor.backbone.model.generate(**batch.inputs, **options)
+    assert not torch.allclose(plain.logits[0], expected.logits[0], atol=1e-3)
+    found = edited.generate(**batch.inputs, **options, cache_implementation="static")
+    torch.testing.assert_close(found.logits[0], expected.logits[0], atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.sequences, expected.sequences)
+
+
+def test_a_call_needs_to_know_which_tokens_are_real(llava: TinyModel):
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    wide = inputs["attention_mask"][:, None, None].bool()
+    with pytest.raises(DataError, match="two dimensions"):
+        edited(**inputs | {"attention_mask": wide})
 
 
 @ORDERS
