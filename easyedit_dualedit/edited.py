@@ -94,7 +94,9 @@ class EditedModel:
                 " whole prompt at once: leave it out"
             )
         given = options.get("attention_mask")
-        find = partial(self._layout_of_prefill, columns=ids.shape[1], given=given)
+        # Padding that no mask tells of may count as text: nothing attends to it.
+        prompt = torch.ones_like(ids) if given is None else given
+        find = partial(self._layout_of_prefill, columns=ids.shape[1], prompt=prompt)
         with self._generating(find, {**options, "input_ids": ids}):
             if inputs is not None:
                 options["inputs"] = inputs
@@ -181,10 +183,9 @@ class EditedModel:
         return self._encoder.layout(ids, mask, gate=gate)
 
     def _layout_of_prefill(
-        self, inputs: dict[str, Any], columns: int, given: Tensor | None
+        self, inputs: dict[str, Any], columns: int, prompt: Tensor
     ) -> TokenLayout:
-        ids = token_ids(inputs)
-        mask = real_tokens(inputs, given)
+        ids, mask = token_ids(inputs), real_tokens(inputs, prompt)
         if ids.shape[1] < columns:
             raise ChunkedPrefillError(
                 f"generate processed {ids.shape[1]} of {columns} prompt tokens in one forward; an"

@@ -243,9 +243,25 @@ def test_a_static_cache_edits_padded_rows_as_any_other(
     expected = edited.generate(**batch.inputs, **options)
     plain = editor.backbone.model.generate(**batch.inputs, **options)
     assert not torch.allclose(plain.logits[0], expected.logits[0], atol=1e-3)
-    found = edited.generate(**batch.inputs, **options, cache_implementation="static")
+    options["cache_implementation"] = "static"
+    found = edited.generate(**batch.inputs, **options)
     torch.testing.assert_close(found.logits[0], expected.logits[0], atol=1e-4, rtol=1e-4)
     assert torch.equal(found.sequences, expected.sequences)
+    options |= {"do_sample": True, "num_return_sequences": 2}
+    twice = edited.generate(**batch.inputs, **options).logits[0]
+    torch.testing.assert_close(twice, expected.logits[0].repeat_interleave(2, 0))
+
+
+@ORDERS
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_static_cache_needs_no_mask(llava: TinyModel, text_layer: int, vision_layer: int, rows):
+    editor, edited = edited_of(llava, text_layer=text_layer, vision_layer=vision_layer)
+    inputs = editor.encoder.encode([request_of()] * rows, with_target=False).inputs
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": -1}
+    expected = edited.generate(**inputs, **options)
+    del inputs["attention_mask"]
+    for more in ({}, {"cache_implementation": "static"}):
+        assert torch.equal(edited.generate(**inputs, **options, **more), expected)
 
 
 def test_a_call_needs_to_know_which_tokens_are_real(llava: TinyModel):
