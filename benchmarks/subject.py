@@ -13,11 +13,11 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 import easyedit_dualedit.testbed as testbed
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.model.encoder import Query
+from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.records import Record
-from easyedit_dualedit.torchvision_ops import define_missing_operators
 
 _CHAT = (
     "{% for message in messages %}{{ 'USER: ' }}{% for part in message['content'] %}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from easyedit_dualedit.backbone import Backbone
+from easyedit_dualedit.model.backbone import Backbone
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.config import DualEditConfig
+from easyedit_dualedit.model.backbone import Backbone
 
 CARD_TEMPLATE = """---
 {{ card_data }}
@@ -19,7 +19,7 @@ vision adapter at decoder layer {{ vision_layer }}, and a {{ gate }} gate (DualE
 
 ```python
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.loading import load_model
+from easyedit_dualedit.model.loading import load_model
 
 model, processor = load_model("{{ base_model or 'the model' }}")
 editor = DualEditor.from_pretrained("this repository", model=model, processor=processor)

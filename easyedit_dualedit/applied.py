@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.adapter import DualAdapters, FoldedEdit, add_at, add_folded
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.config import Modality
 from easyedit_dualedit.gate import Gate, Routing
-from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import TokenLayout
+from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.router import OpenRows, Router
 
 _NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.errors import ArchiveError, ConfigError
+from easyedit_dualedit.model.backbone import Backbone
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "adapters.safetensors"

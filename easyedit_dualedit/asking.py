@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Edited
 from easyedit_dualedit.metrics import (
@@ -23,6 +22,7 @@ from easyedit_dualedit.metrics import (
     likeliest,
     likeliest_agreement,
 )
+from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.protocols import Protocol
 from easyedit_dualedit.records import METRICS, Record
 from easyedit_dualedit.scope import IN_SCOPE

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from easyedit_dualedit.batch import Picture, Query
+from easyedit_dualedit.model.encoder import Picture, Query
 from easyedit_dualedit.records import QUESTION_PREFIX, Record
 
 _EXAMPLES = 3

@@ -23,11 +23,11 @@ import transformers
 from tqdm import tqdm
 
 from easyedit_dualedit.asking import Answers, Asker, Questions, score
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Encoder, Query
-from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.methods import Bench, Contender, Edited
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.peak import PeakMemory
 from easyedit_dualedit.protocols import Protocol
 from easyedit_dualedit.records import Record

@@ -13,8 +13,6 @@ from rich.console import Console
 
 from easyedit_dualedit import __version__, testbed
 from easyedit_dualedit.audit import Audit, audit, audit_table
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.benchmark import UNEDITED, Plan, cases_of, run_benchmark, slug
 from easyedit_dualedit.benchmark import merge as merge_folders
 from easyedit_dualedit.checkpoint import records_digest
@@ -22,11 +20,13 @@ from easyedit_dualedit.commands import console, read_hparams
 from easyedit_dualedit.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.contenders import Recipe, dualedit_contenders
 from easyedit_dualedit.demo import demo_records, is_testbed
-from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.finetuning import finetuning_contenders
-from easyedit_dualedit.loading import load_model
 from easyedit_dualedit.methods import Contender
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.families import BackboneConfig
+from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.page import write_page
 from easyedit_dualedit.pictures import draw_stand_ins, picture_names
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams

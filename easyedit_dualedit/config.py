@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
-from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.settings import (
     as_number,
     is_number,

@@ -11,12 +11,12 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from easyedit_dualedit.batch import Query, open_image
 from easyedit_dualedit.commands import answer_to, console, editor_of, read_hparams
 from easyedit_dualedit.edit_file import EDITS_FILE, EditFile
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.edits import EditMemory
 from easyedit_dualedit.errors import ConfigError, DataError
+from easyedit_dualedit.model.encoder import Query, open_image
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.records import load_records
 

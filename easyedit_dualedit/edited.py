@@ -13,11 +13,11 @@ from torch import Tensor
 
 from easyedit_dualedit.adapter import DualAdapters
 from easyedit_dualedit.applied import AppliedEdits
-from easyedit_dualedit.batch import IGNORED, Encoder, TokenLayout
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError
 from easyedit_dualedit.forward import Forward, LayoutFinder, real_tokens, token_ids
 from easyedit_dualedit.gate import Gate, Routing
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
+from easyedit_dualedit.model.encoder import IGNORED, Encoder, TokenLayout
 from easyedit_dualedit.stored import StoredEdit
 
 

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from easyedit_dualedit.adapter import DualAdapters
 from easyedit_dualedit.adapters_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.archive import CONFIG_FILE, WEIGHTS_FILE, Archive, ModelFingerprint
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Batch, Encoder, Picture, Query, TokenLayout
 from easyedit_dualedit.config import DualEditConfig, GateConfig
 from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.errors import ArchiveError, DataError
 from easyedit_dualedit.gate import Gate
-from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits, EditSignal
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Batch, Encoder, Picture, Query, TokenLayout
+from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.layer_swaps import replaced, trimmed
 from easyedit_dualedit.projection import vision_mean
-from easyedit_dualedit.standing import replaced, trimmed
 
 
 class DualEditor(

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from easyedit_dualedit.archive import ModelFingerprint
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.edit_file import EditFile, EditsOwner
 from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.gate import Gate
 from easyedit_dualedit.memory import ActiveEdits, EditSignal, keys_of
+from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.stored import PackedProjection, Provenance, StoredEdit, picture_hashes
 

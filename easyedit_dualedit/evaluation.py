@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from easyedit_dualedit.batch import Batch, Encoder, Query
 from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.gate import Routing
 from easyedit_dualedit.metrics import answer_agreement, exact_match, token_accuracy
+from easyedit_dualedit.model.encoder import Batch, Encoder, Query
 from easyedit_dualedit.records import METRICS, Record
 from easyedit_dualedit.runs import Run
 from easyedit_dualedit.scope import IN_SCOPE

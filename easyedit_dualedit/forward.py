@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.applied import AppliedEdits
-from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
 from easyedit_dualedit.gate import Routing
-from easyedit_dualedit.hooks import Hooks
+from easyedit_dualedit.model.encoder import TokenLayout
+from easyedit_dualedit.model.hooks import Hooks
 from easyedit_dualedit.router import OpenRows
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]

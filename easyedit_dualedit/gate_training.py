@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from easyedit_dualedit.answers import first_answer_tokens
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateKind, TrainingConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.gate import Calibration, ScopeSample
-from easyedit_dualedit.hooks import record
+from easyedit_dualedit.model.answers import first_answer_tokens
+from easyedit_dualedit.model.encoder import Query
+from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.projection import EDIT_COUNTS, GateProjection, vision_mean
 from easyedit_dualedit.records import METRICS, Record, queries_of
 from easyedit_dualedit.scope import (

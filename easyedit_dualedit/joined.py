@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.batch import IGNORED, Encoder, Query, open_image
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query, open_image
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from easyedit_dualedit.contenders import DUALEDIT
 from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.edits import DEFAULT_PRECISION
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.loading import load_model
 from easyedit_dualedit.many import (
     FEWEST_ASKED,
     Group,
@@ -33,6 +32,7 @@ from easyedit_dualedit.many import (
 )
 from easyedit_dualedit.many_report import report_of
 from easyedit_dualedit.methods import Bench
+from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.packing import PRECISIONS
 from easyedit_dualedit.plots import is_available as has_plots
 from easyedit_dualedit.plots import plot_many, plot_sizes

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from easyedit_dualedit.batch import Batch, Query
 from easyedit_dualedit.gate import Routing
+from easyedit_dualedit.model.encoder import Batch, Query
 from easyedit_dualedit.records import Record
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from easyedit_dualedit.batch import IGNORED
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.encoder import IGNORED
 from easyedit_dualedit.records import METRICS
 from easyedit_dualedit.specificity import FAMILIES
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_dualedit.batch import Batch, Encoder, Query
 from easyedit_dualedit.cache import TensorCache
 from easyedit_dualedit.config import CACHE_BYTES
 from easyedit_dualedit.features import Features, form_of, given_features, key_of
 from easyedit_dualedit.forward import named
-from easyedit_dualedit.hooks import before_call, record
+from easyedit_dualedit.model.encoder import Batch, Encoder, Query
+from easyedit_dualedit.model.hooks import before_call, record
 from easyedit_dualedit.prompts import Loaded, Prompt, Prompts
 from easyedit_dualedit.sharing import Beginnings, Sharing, common_beginning, require_shareable
 from easyedit_dualedit.started import Started, rows_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.encoder import Query
 
 FIELDS = (
     "src",

@@ -13,8 +13,8 @@ from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.gate_training import ScopeStates, collect, gate_states
-from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import ActiveEdits
+from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.records import METRICS, Record
 from easyedit_dualedit.router import OpenRows
 from easyedit_dualedit.scope import IN_SCOPE, OTHER_IMAGE, SCOPE

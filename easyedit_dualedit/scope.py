@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from easyedit_dualedit.batch import Query
+from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.records import METRICS, Record, queries_of
 
 IN_SCOPE = ("reliability", "text_generality", "image_generality")

@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import TokenLayout
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import TokenLayout
 
 _MASKABLE = ("sdpa", "eager")
 

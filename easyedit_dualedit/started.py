@@ -11,11 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Batch
-from easyedit_dualedit.hooks import LayerEdit, attach, record
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Batch
+from easyedit_dualedit.model.hooks import LayerEdit, attach, record
+from easyedit_dualedit.model.layer_swaps import (
+    Forward,
+    compiled,
+    recomputed,
+    replaced,
+    skipped,
+    trimmed,
+)
 from easyedit_dualedit.sharing import Beginnings, Sharing
-from easyedit_dualedit.standing import Forward, compiled, recomputed, replaced, skipped, trimmed
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.adapter import ProjectedEdit
-from easyedit_dualedit.batch import Query, open_image
 from easyedit_dualedit.config import Modality
+from easyedit_dualedit.model.encoder import Query, open_image
 from easyedit_dualedit.packing import Packed
 
 _KEPT_UNPACKED = 64

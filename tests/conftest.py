@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw  # noqa: E402
 from tiny_families import FAMILIES  # noqa: E402
 from tiny_models import TinyModel  # noqa: E402
 
-from easyedit_dualedit.backbone import Backbone  # noqa: E402
-from easyedit_dualedit.batch import Batch, Query  # noqa: E402
 from easyedit_dualedit.config import DualEditConfig  # noqa: E402
 from easyedit_dualedit.editor import DualEditor  # noqa: E402
+from easyedit_dualedit.model.backbone import Backbone  # noqa: E402
+from easyedit_dualedit.model.encoder import Batch, Query  # noqa: E402
 
 # Tiny tensors gain nothing from a second thread, and threads that wait for each other cost much.
 torch.set_num_threads(1)

@@ -25,12 +25,12 @@ from tiny_families import FAMILIES, ids_of
 from tiny_models import TinyModel, finish
 
 from easyedit_dualedit.adapter import DualAdapters
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.hooks import attach
 from easyedit_dualedit.losses import answer_cross_entropy
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Query
+from easyedit_dualedit.model.hooks import attach
 
 _BEGIN, _END = "<!-- full width: begin -->", "<!-- full width: end -->"
 

@@ -7,8 +7,8 @@ from tiny_models import TinyModel
 
 from easyedit_dualedit.adapter import CrossAttentionAdapter
 from easyedit_dualedit.applied import _Folds
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateConfig
+from easyedit_dualedit.model.encoder import Query
 
 COSINE = GateConfig("cosine", threshold=0.99)
 REQUESTS = [

@@ -11,13 +11,13 @@ from test_training import write_data
 from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.asking import Answers, Asker, Questions, Said, score
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import IGNORED, Encoder, Query
 from easyedit_dualedit.contenders import AdaptedEditor
-from easyedit_dualedit.description import family_of
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Edited
 from easyedit_dualedit.metrics import LOCALITY
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
+from easyedit_dualedit.model.families import family_of
 from easyedit_dualedit.plugin.processors import CompleteProcessor
 from easyedit_dualedit.protocols import PROTOCOLS
 from easyedit_dualedit.records import METRICS, Record, load_records

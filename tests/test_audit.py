@@ -14,7 +14,7 @@ from rich.console import Console
 from test_training import write_data
 
 from easyedit_dualedit.audit import Audit, Finding, audit, audit_table
-from easyedit_dualedit.batch import Query
+from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.records import Record, load_records
 
 EDIT_PAIR = "edits (reliability) with picture and question of an edit of training"

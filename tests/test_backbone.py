@@ -9,8 +9,8 @@ from conftest import backbone_of
 from tiny_models import LAYERS, TinyModel, tiny_llava
 from torch import nn
 
-from easyedit_dualedit.backbone import Backbone, PromptMarker
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
+from easyedit_dualedit.model.backbone import Backbone, PromptMarker
 
 
 class Part(nn.Module):

@@ -11,8 +11,8 @@ from conftest import backbone_of, picture, request_of
 from PIL import Image
 from tiny_models import TinyModel
 
-from easyedit_dualedit.batch import IGNORED, Batch, Encoder, Query, open_image
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
+from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder, Query, open_image
 
 QUERIES = [
     request_of(),

@@ -12,7 +12,6 @@ import torch
 from test_training import write_data
 from tiny_models import tiny_llava
 
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.benchmark import (
     UNEDITED,
     Plan,
@@ -26,6 +25,7 @@ from easyedit_dualedit.benchmark import (
 )
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.methods import Bench, Contender, Edited
+from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.records import METRICS, Record, load_records
 
 PROTOCOLS = ("generate", "visedit", "easyedit")

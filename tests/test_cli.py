@@ -582,7 +582,7 @@ def test_the_script_runs_on_its_own():
 
 
 def test_the_tiny_model_of_these_tests_reads_the_invisible_as_nothing(work: Workplace):
-    from easyedit_dualedit.loading import load_model
+    from easyedit_dualedit.model.loading import load_model
 
     _, processor = load_model(str(work.model))
     assert processor.tokenizer(INVISIBLE, add_special_tokens=False)["input_ids"] == []

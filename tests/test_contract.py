@@ -20,10 +20,10 @@ from conftest import (
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ChunkedPrefillError
+from easyedit_dualedit.model.encoder import Query
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 TEXT_ONLY = Query("Where is the star?", None, "top left")

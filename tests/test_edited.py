@@ -12,7 +12,6 @@ from tiny_families import FAMILIES
 from tiny_models import TinyModel
 from transformers import DynamicCache
 
-from easyedit_dualedit.batch import IGNORED, Query, TokenLayout
 from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import (
@@ -20,6 +19,7 @@ from easyedit_dualedit.errors import (
     DataError,
     PromptEndError,
 )
+from easyedit_dualedit.model.encoder import IGNORED, Query, TokenLayout
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 ORDERS = pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from conftest import picture, request_of, tiny_config, trained_editor
 from tiny_models import LAYERS, TinyModel, tiny_llava
 from torch import Tensor
 
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import GateConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import (
@@ -19,8 +18,9 @@ from easyedit_dualedit.errors import (
     DataError,
     LayerError,
 )
-from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.model.encoder import Query
+from easyedit_dualedit.model.hooks import record
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 THIRD = Query("Where is the star?", None, "top left bottom right")

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.adapter import CrossAttentionAdapter
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.edit_file import EDITS_FILE, NUMBERS_FILE
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.edits import DEFAULT_PRECISION, EditMemory
 from easyedit_dualedit.errors import ArchiveError, ConfigError, DataError
+from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.projection import KEY_WIDTH
 from easyedit_dualedit.stored import PackedProjection, Provenance, StoredEdit
@@ -192,10 +192,10 @@ def test_another_process_answers_the_same(tmp_path: Path):
     script = """
 import sys, torch
 from pathlib import Path
-from easyedit_dualedit.batch import Query
+from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.edits import EditMemory
-from easyedit_dualedit.loading import load_model
+from easyedit_dualedit.model.loading import load_model
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 editor = DualEditor.load(*load_model(str(folder / "model")), folder / "adapters")

@@ -12,13 +12,13 @@ from conftest import tiny_config, trained_editor
 from test_training import write_data
 from tiny_models import TinyModel, tiny_llava
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import IGNORED, Encoder
 from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.evaluation import Case, RecordQueries, evaluate
 from easyedit_dualedit.metrics import LOCALITY, PROTOCOLS
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import IGNORED, Encoder
 from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.runs import METRICS_FILE, Run
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.hooks import attach, before_call, record
+from easyedit_dualedit.model.hooks import attach, before_call, record
 
 
 class Layer(nn.Module):

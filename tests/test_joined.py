@@ -7,10 +7,10 @@ import torch
 from conftest import picture
 from tiny_models import TinyModel
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import IGNORED, Encoder, Query
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.joined import joined_row
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
 
 QUERIES = [
     Query("What colour is the circle?", picture("red"), "blue circle"),

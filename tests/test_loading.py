@@ -10,10 +10,10 @@ from conftest import request_of
 from tiny_models import TinyModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Encoder
 from easyedit_dualedit.errors import ModelLoadError
-from easyedit_dualedit.loading import load_model
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.loading import load_model
 
 WEIGHTS = "model.safetensors"
 

@@ -14,8 +14,6 @@ from tiny_families import FAMILIES
 from tiny_models import LAYERS, TinyModel
 
 from easyedit_dualedit import locate as module
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import IGNORED, Encoder
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.locate import (
     ATTENTION,
@@ -27,6 +25,8 @@ from easyedit_dualedit.locate import (
     to_csv,
     write_hparams,
 )
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import IGNORED, Encoder
 from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.runs import Run
 from easyedit_dualedit.settings import read_yaml

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.batch import IGNORED
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.metrics import (
     AVERAGE,
@@ -19,6 +18,7 @@ from easyedit_dualedit.metrics import (
     summary,
     token_accuracy,
 )
+from easyedit_dualedit.model.encoder import IGNORED
 from easyedit_dualedit.records import METRICS
 
 

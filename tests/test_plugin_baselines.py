@@ -14,12 +14,12 @@ from conftest import picture, request_of
 from easyedit_fixtures import needs_easyedit, needs_master, needs_release
 from tiny_models import LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.losses import answer_cross_entropy
 from easyedit_dualedit.methods import Bench, Contender, Edited
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.plugin import register, unregister
 from easyedit_dualedit.plugin.baselines import (
     GRACE,

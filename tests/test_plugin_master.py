@@ -12,9 +12,9 @@ import torch
 from conftest import hooks_of_ours
 from easyedit_fixtures import FOLDERS, Workplace, needs_master, shared_workplace
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import IGNORED, Encoder, Query
 from easyedit_dualedit.errors import ConfigError, DataError, LayerError, ModelLoadError
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
 from easyedit_dualedit.plugin import register, unregister
 from easyedit_dualedit.plugin.apply import end_sequence
 from easyedit_dualedit.plugin.hparams import (

@@ -16,13 +16,13 @@ from easyedit_fixtures import needs_master, shared_workplace
 from tiny_models import IMAGE_SIZE, LAYERS, PATCH_SIZE, TinyModel, tiny_llava, tiny_tokenizer
 from torch import Tensor, nn
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import IGNORED, Query
 from easyedit_dualedit.config import DualEditConfig, GateConfig
-from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError, UpstreamError
 from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import IGNORED, Query
+from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.plugin import register, unregister
 from easyedit_dualedit.plugin.apply import apply_dualedit_to_multimodal_model as apply
 from easyedit_dualedit.plugin.apply import end_sequence

@@ -12,9 +12,9 @@ import torch
 from conftest import hooks_of_ours
 from easyedit_fixtures import FOLDERS, Workplace, needs_release, shared_workplace
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.errors import ModelLoadError, UpstreamError
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.plugin import register, unregister
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,

@@ -9,9 +9,9 @@ from conftest import picture, request_of, trained_editor
 from PIL import Image
 from tiny_models import TinyModel
 
-from easyedit_dualedit.batch import IGNORED
 from easyedit_dualedit.errors import DataError, PromptEndError
 from easyedit_dualedit.losses import answer_cross_entropy
+from easyedit_dualedit.model.encoder import IGNORED
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples, picture_of
 from easyedit_dualedit.plugin.requests import queries_of
 from easyedit_dualedit.plugin.samples import TransformersSamples, answered, questions_of

@@ -9,8 +9,8 @@ from conftest import request_of, trained_editor
 from tiny_models import TinyModel
 
 from easyedit_dualedit import prompts as module
-from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.features import key_of
+from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.prompts import Prompt, Prompts
 
 FIRST = request_of()

@@ -10,8 +10,8 @@ from conftest import backbone_of, picture, shared
 from test_training import write_data
 from tiny_models import TinyModel
 
-from easyedit_dualedit.batch import Encoder, Query
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.records import (
     FIELDS,
     METRICS,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.config import GateConfig, GateKind
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.gate import Gate
+from easyedit_dualedit.model.encoder import TokenLayout
 from easyedit_dualedit.projection import EDIT_COUNTS, vision_mean
 from easyedit_dualedit.router import OpenRows, Router
 from easyedit_dualedit.shortlist import FEWEST

@@ -10,10 +10,10 @@ from test_training import write_data
 from tiny_models import TinyModel
 
 from easyedit_dualedit.applied import AppliedEdits
-from easyedit_dualedit.batch import TokenLayout
 from easyedit_dualedit.config import GateConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.encoder import TokenLayout
 from easyedit_dualedit.projection import EDIT_COUNTS
 from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.router import OpenRows

@@ -8,8 +8,8 @@ import torch
 from conftest import shared
 from torch import Tensor
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import TokenLayout
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import TokenLayout
 from easyedit_dualedit.sharing import (
     Beginnings,
     Sharing,

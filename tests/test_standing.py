@@ -10,8 +10,8 @@ from conftest import request_of, trained_editor
 from tiny_models import TinyModel
 from torch import Tensor, nn
 
-from easyedit_dualedit.hooks import record
-from easyedit_dualedit.standing import replaced
+from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.layer_swaps import replaced
 
 
 class Adding(nn.Module):

@@ -9,7 +9,7 @@ from tiny_models import TinyModel
 from torch import Tensor
 
 from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.hooks import LayerEdit, attach, record
+from easyedit_dualedit.model.hooks import LayerEdit, attach, record
 from easyedit_dualedit.prefix import Prefix
 from easyedit_dualedit.started import Started, head_of, rows_of
 

@@ -21,7 +21,7 @@ transforms = torchvision.part.transforms
 BROKEN = "raise RuntimeError('something else is wrong')\n"
 PRELUDE = """
 import sys
-from easyedit_dualedit.torchvision_ops import define_missing_operators as define
+from easyedit_dualedit.model.torchvision_ops import define_missing_operators as define
 """
 
 

@@ -10,8 +10,8 @@ from tiny_models import TinyModel
 from torch import Tensor
 
 from easyedit_dualedit import vision as module
-from easyedit_dualedit.batch import Query
 from easyedit_dualedit.features import Features, form_of, key_of, read_features
+from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.vision import Vision
 
 RED = request_of()

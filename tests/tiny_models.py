@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from easyedit_dualedit.torchvision_ops import define_missing_operators
+from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 
 define_missing_operators()
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.archive import Archive, ModelFingerprint
-from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.config import DualEditConfig, gate_from
-from easyedit_dualedit.description import BackboneConfig
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 
 DESCRIPTION = "description"

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Encoder, Query, open_image
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.methods import Bench, Contender, Edited
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder, Query, open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.model_parts import (
     DOWN,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.loading import QUANTIZATIONS, SPREAD
+from easyedit_dualedit.model.loading import QUANTIZATIONS, SPREAD
 from easyedit_dualedit.plugin.values import (
     SHORT_NAMES,
     archive_path,

@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from easyedit_dualedit.errors import EasyEditNotFoundError
+from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.plugin.transformers_names import supply_missing_names
-from easyedit_dualedit.torchvision_ops import define_missing_operators
 
 logger = logging.getLogger(__name__)
 

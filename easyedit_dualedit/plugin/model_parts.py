@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from easyedit_dualedit.backbone import Backbone
 from easyedit_dualedit.errors import UpstreamError
+from easyedit_dualedit.model.backbone import Backbone
 
 DOWN = "down"
 """The projection of a feed-forward block whose output is as wide as the model."""

@@ -5,8 +5,8 @@ import importlib
 import logging
 from typing import Any
 
-from easyedit_dualedit.description import family_of
 from easyedit_dualedit.errors import ModelLoadError
+from easyedit_dualedit.model.families import family_of
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.processors import CompleteProcessor

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from easyedit_dualedit.description import Family
+from easyedit_dualedit.model.families import Family
 
 
 class CompleteProcessor:

@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from easyedit_dualedit.batch import Picture, Query
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.encoder import Picture, Query
 
 _FILE_TYPES = ("image", "single-image", "multi-image", "text")
 

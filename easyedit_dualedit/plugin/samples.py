@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from easyedit_dualedit.batch import IGNORED, Batch, Encoder, Query
+from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder, Query
 from easyedit_dualedit.plugin.requests import picture_from
 from easyedit_dualedit.records import Record, queries_of
 from easyedit_dualedit.scope import IN_SCOPE

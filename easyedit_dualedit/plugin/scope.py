@@ -8,11 +8,11 @@ not depend on what is being trained, so there is nothing to gain from later ones
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.batch import Batch
 from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.gate import Gate, ScopeSample
-from easyedit_dualedit.hooks import record
 from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.model.encoder import Batch
+from easyedit_dualedit.model.hooks import record
 
 _CAPACITY = 2500
 """Pairs kept: a request of training gives five."""

@@ -19,11 +19,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import IGNORED, Encoder
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Bench, Contender, Edited, Method
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import IGNORED, Encoder
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.trained_baselines import (
     TRAINING_REMARKS,

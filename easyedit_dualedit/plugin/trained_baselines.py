@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from easyedit_dualedit.backbone import Backbone
-from easyedit_dualedit.batch import Encoder, Query, open_image
-from easyedit_dualedit.description import family_of
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Bench, Contender, Edited, Method
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder, Query, open_image
+from easyedit_dualedit.model.families import family_of
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.model_parts import DOWN, UP, mlp_parameters
 from easyedit_dualedit.plugin.patching import Patches

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from easyedit_dualedit.batch import Query, open_image
 from easyedit_dualedit.edited import EditedModel
+from easyedit_dualedit.model.encoder import Query, open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.testbed.facts import all_facts
 from easyedit_dualedit.testbed.picture import SIDE
 from easyedit_dualedit.testbed.prompts import fact_prompts, prompt_forms
 from easyedit_dualedit.testbed.questions import Question, questions_about
 from easyedit_dualedit.testbed.world import COLOURS, GRID, REGIONS, SHAPES, Scene, SceneObject
-from easyedit_dualedit.torchvision_ops import define_missing_operators
 
 # transformers' image classes import torchvision, which must be importable before.
 define_missing_operators()

@@ -18,13 +18,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.testbed import model_folder
 from easyedit_dualedit.testbed.facts import all_facts
 from easyedit_dualedit.testbed.picture import render
 from easyedit_dualedit.testbed.prompts import PROMPT_FORMS, fact_prompts, user_message
 from easyedit_dualedit.testbed.questions import VQA_FAMILIES, Family, draw_question, questions_about
 from easyedit_dualedit.testbed.world import Scene, draw_scene
-from easyedit_dualedit.torchvision_ops import define_missing_operators
 
 # transformers' image classes import torchvision, which must be importable before.
 define_missing_operators()

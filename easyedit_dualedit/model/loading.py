@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from easyedit_dualedit.errors import ModelLoadError
-from easyedit_dualedit.torchvision_ops import define_missing_operators
+from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 
 Quantization = Literal["4bit", "8bit"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("4bit", "8bit")

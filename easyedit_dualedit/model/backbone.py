@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.description import BackboneConfig, Family, family_of
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
+from easyedit_dualedit.model.families import BackboneConfig, Family, family_of
 
 _PROBES = ("a", "B?", "7 .", "two words")
 _LONGEST_MARKER = 16

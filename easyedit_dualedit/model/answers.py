@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.batch import Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder, Query
 
 _LONGEST = 24
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from easyedit_dualedit.backbone import Backbone, PromptMarker, written_prompt
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
+from easyedit_dualedit.model.backbone import Backbone, PromptMarker, written_prompt
 
 IGNORED = -100
 """Label of a position that carries no loss, as in transformers."""
