@@ -8,7 +8,7 @@ from unittest.mock import patch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.clock import Clock
-from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.method.editor import DualEditor
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mkldnn_convolution", "cudnn_convolution")
 _ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention")

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.subject import PUBLISHED, Shapes, editor_of, records_of
 from benchmarks.work import counted, reads_of
-from easyedit_dualedit.config import CACHE_BYTES, TrainingConfig
-from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.method.config import CACHE_BYTES, TrainingConfig
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.records import Record
 from easyedit_dualedit.steps import SharedSteps
 

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.archive import CONFIG_FILE, WEIGHTS_FILE
-from easyedit_dualedit.config import (
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.evaluation import Method, evaluate
+from easyedit_dualedit.gate_training import train_gate
+from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
+from easyedit_dualedit.method.config import (
     DualEditConfig,
     GateConfig,
     GateKind,
     SignalPositions,
     TrainingConfig,
 )
-from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.evaluation import Method, evaluate
-from easyedit_dualedit.gate_training import train_gate
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.metrics import AVERAGE
 from easyedit_dualedit.records import METRICS, Record
 from easyedit_dualedit.runs import METRICS_FILE, Run

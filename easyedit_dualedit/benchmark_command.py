@@ -17,11 +17,11 @@ from easyedit_dualedit.benchmark import UNEDITED, Plan, cases_of, run_benchmark,
 from easyedit_dualedit.benchmark import merge as merge_folders
 from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.commands import console, read_hparams
-from easyedit_dualedit.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.contenders import Recipe, dualedit_contenders
 from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.finetuning import finetuning_contenders
+from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.methods import Contender
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import get_args
 
 from easyedit_dualedit import __version__
-from easyedit_dualedit.config import GateKind
 from easyedit_dualedit.errors import DualEditError
+from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.protocols import PROTOCOLS
 
 DEFAULT_COMMAND = "demo"

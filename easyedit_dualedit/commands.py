@@ -19,12 +19,6 @@ from easyedit_dualedit.ablate import ablate as run_ablation
 from easyedit_dualedit.ablate import is_done, layer_pairs, to_markdown, variants
 from easyedit_dualedit.ablate import to_csv as ablation_csv
 from easyedit_dualedit.checkpoint import records_digest
-from easyedit_dualedit.config import (
-    PUBLISHED_THRESHOLD,
-    GateConfig,
-    GateKind,
-    TrainingConfig,
-)
 from easyedit_dualedit.demo import (
     DUALEDIT,
     DemoAdapters,
@@ -32,13 +26,19 @@ from easyedit_dualedit.demo import (
     demo_methods,
     demo_records,
 )
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError, ConfigError
 from easyedit_dualedit.evaluation import Method
 from easyedit_dualedit.evaluation import evaluate as evaluate_records
 from easyedit_dualedit.locate import LocateConfig, write_hparams
 from easyedit_dualedit.locate import locate as locate_layers
 from easyedit_dualedit.locate import to_csv as locate_csv
+from easyedit_dualedit.method.config import (
+    PUBLISHED_THRESHOLD,
+    GateConfig,
+    GateKind,
+    TrainingConfig,
+)
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.model.families import BackboneConfig

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from easyedit_dualedit.archive import CONFIG_FILE, WEIGHTS_FILE
-from easyedit_dualedit.config import (
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.method.active_edits import EditSignal
+from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
+from easyedit_dualedit.method.config import (
     PUBLISHED_THRESHOLD,
     DualEditConfig,
     GateConfig,
     TrainingConfig,
 )
-from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.gate import Gate
-from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.methods import Bench, Contender, Edited, Method
 from easyedit_dualedit.records import Record
 from easyedit_dualedit.runs import Run, digest_of

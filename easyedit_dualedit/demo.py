@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit import testbed
-from easyedit_dualedit.config import PUBLISHED_THRESHOLD
 from easyedit_dualedit.evaluation import Method
+from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench

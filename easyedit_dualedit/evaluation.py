@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from easyedit_dualedit.edited import EditedModel
-from easyedit_dualedit.gate import Routing
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.metrics import answer_agreement, exact_match, token_accuracy
 from easyedit_dualedit.model.encoder import Batch, Encoder, Query
 from easyedit_dualedit.records import METRICS, Record

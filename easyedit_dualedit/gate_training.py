@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from easyedit_dualedit.config import GateKind, TrainingConfig
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.gate import Calibration, ScopeSample
+from easyedit_dualedit.method.config import GateKind, TrainingConfig
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate import Calibration, ScopeSample
+from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, GateProjection, vision_mean
 from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.projection import EDIT_COUNTS, GateProjection, vision_mean
 from easyedit_dualedit.records import METRICS, Record, queries_of
 from easyedit_dualedit.scope import (
     IN_SCOPE,

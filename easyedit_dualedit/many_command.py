@@ -17,7 +17,6 @@ from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.commands import console, editor_of, read_hparams
 from easyedit_dualedit.contenders import DUALEDIT
 from easyedit_dualedit.demo import demo_records, is_testbed
-from easyedit_dualedit.edits import DEFAULT_PRECISION
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.many import (
     FEWEST_ASKED,
@@ -31,9 +30,10 @@ from easyedit_dualedit.many import (
     untouched,
 )
 from easyedit_dualedit.many_report import report_of
+from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
+from easyedit_dualedit.method.packing import PRECISIONS
 from easyedit_dualedit.methods import Bench
 from easyedit_dualedit.model.loading import load_model
-from easyedit_dualedit.packing import PRECISIONS
 from easyedit_dualedit.plots import is_available as has_plots
 from easyedit_dualedit.plots import plot_many, plot_sizes
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from easyedit_dualedit.gate import Routing
+from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.encoder import Batch, Query
 from easyedit_dualedit.records import Record
 

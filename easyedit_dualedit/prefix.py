@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.cache import TensorCache
-from easyedit_dualedit.config import CACHE_BYTES
 from easyedit_dualedit.features import Features, form_of, given_features, key_of
-from easyedit_dualedit.forward import named
+from easyedit_dualedit.method.config import CACHE_BYTES
+from easyedit_dualedit.method.forward import named
 from easyedit_dualedit.model.encoder import Batch, Encoder, Query
 from easyedit_dualedit.model.hooks import before_call, record
 from easyedit_dualedit.prompts import Loaded, Prompt, Prompts

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.applied import AppliedEdits
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.gate_training import ScopeStates, collect, gate_states
-from easyedit_dualedit.memory import ActiveEdits
+from easyedit_dualedit.method.active_edits import ActiveEdits
+from easyedit_dualedit.method.applied import AppliedEdits
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.router import OpenRows
+from easyedit_dualedit.method.stored_edit import Provenance, StoredEdit
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.records import METRICS, Record
-from easyedit_dualedit.router import OpenRows
 from easyedit_dualedit.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
-from easyedit_dualedit.stored import Provenance, StoredEdit
 
 _NOWHERE = Provenance("", "", "", ())
 REPEATS = 300

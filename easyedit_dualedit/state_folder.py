@@ -32,9 +32,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from easyedit_dualedit import __version__
-from easyedit_dualedit.archive import ModelFingerprint
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.features import Form
+from easyedit_dualedit.method.archive import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.runs import digest_of, read_json, write_bytes, write_json
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from easyedit_dualedit.adapter import ProjectedEdit, add_at
-from easyedit_dualedit.config import CACHE_BYTES, Modality, TrainingConfig
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.features import UnknownFeaturesError
 from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
-from easyedit_dualedit.memory import EditSignal, packed
+from easyedit_dualedit.method.active_edits import EditSignal, packed
+from easyedit_dualedit.method.adapter import ProjectedEdit, add_at
+from easyedit_dualedit.method.config import CACHE_BYTES, Modality, TrainingConfig
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import IGNORED, PER_TOKEN, Batch, Query
 from easyedit_dualedit.model.hooks import LayerEdit
 from easyedit_dualedit.prefix import Prefix, UnsupportedModelError

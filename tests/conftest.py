@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw  # noqa: E402
 from tiny_families import FAMILIES  # noqa: E402
 from tiny_models import TinyModel  # noqa: E402
 
-from easyedit_dualedit.config import DualEditConfig  # noqa: E402
-from easyedit_dualedit.editor import DualEditor  # noqa: E402
+from easyedit_dualedit.method.config import DualEditConfig  # noqa: E402
+from easyedit_dualedit.method.editor import DualEditor  # noqa: E402
 from easyedit_dualedit.model.backbone import Backbone  # noqa: E402
 from easyedit_dualedit.model.encoder import Batch, Query  # noqa: E402
 

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_config
 from numpy.typing import NDArray
 
-from easyedit_dualedit.adapter import (
+from easyedit_dualedit.method.adapter import (
     CrossAttentionAdapter,
     DualAdapters,
     ProjectedEdit,

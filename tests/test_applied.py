@@ -5,9 +5,9 @@ import torch
 from conftest import hooks_of_ours, picture, request_of, trained_editor
 from tiny_models import TinyModel
 
-from easyedit_dualedit.adapter import CrossAttentionAdapter
-from easyedit_dualedit.applied import _Folds
-from easyedit_dualedit.config import GateConfig
+from easyedit_dualedit.method.adapter import CrossAttentionAdapter
+from easyedit_dualedit.method.applied import _Folds
+from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.model.encoder import Query
 
 COSINE = GateConfig("cosine", threshold=0.99)

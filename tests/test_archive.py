@@ -17,11 +17,11 @@ from tiny_families import FAMILIES
 from tiny_models import LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
 from torch import nn
 
-from easyedit_dualedit import archive as archive_module
-from easyedit_dualedit.archive import CONFIG_FILE, WEIGHTS_FILE, Archive, ModelFingerprint
-from easyedit_dualedit.config import DualEditConfig, GateConfig
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError, ConfigError
+from easyedit_dualedit.method import archive as archive_module
+from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive, ModelFingerprint
+from easyedit_dualedit.method.config import DualEditConfig, GateConfig
+from easyedit_dualedit.method.editor import DualEditor
 
 
 def logits_of(editor: DualEditor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from tiny_models import tiny_llava
 from workplace import INVISIBLE, Workplace
 
 from easyedit_dualedit import __version__, training
-from easyedit_dualedit.archive import Archive
+from easyedit_dualedit.method.archive import Archive
 from easyedit_dualedit.records import METRICS
 from easyedit_dualedit.runs import METRICS_FILE, Run
 
@@ -425,7 +425,7 @@ def test_a_training_that_could_not_be_saved_is_not_lost(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("easyedit_dualedit.archive.save_file", full)
+        patched.setattr("easyedit_dualedit.method.archive.save_file", full)
         assert "cannot save adapters" in call(command).error
     interrupt_at(monkeypatch, 0)
     assert call(command).code == 0

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from easyedit_dualedit.config import (
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.method.config import (
     GATE_KINDS,
     MODALITIES,
     PRESETS,
@@ -18,7 +19,6 @@ from easyedit_dualedit.config import (
     TrainingConfig,
     gate_from,
 )
-from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.settings import as_number, read_yaml, unknown_keys
 
 LAYERS = {"text_layer": 1, "vision_layer": 2}

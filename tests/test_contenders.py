@@ -10,7 +10,6 @@ from conftest import tiny_config
 from test_training import write_data
 from tiny_models import TinyModel, tiny_llava
 
-from easyedit_dualedit.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.contenders import (
     DUALEDIT,
     GATES,
@@ -19,8 +18,9 @@ from easyedit_dualedit.contenders import (
     Recipe,
     dualedit_contenders,
 )
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.methods import Bench, Contender
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.records import Record, load_records

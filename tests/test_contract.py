@@ -20,9 +20,9 @@ from conftest import (
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
-from easyedit_dualedit.config import GateConfig
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ChunkedPrefillError
+from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Query
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")

@@ -7,7 +7,7 @@ from conftest import picture, request_of, trained_editor
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
-from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Query
 
 QUERIES = [request_of(), Query("How many squares?", picture("green"), "two")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from workplace import Workplace
 
-from easyedit_dualedit.edit_file import EDITS_FILE, NUMBERS_FILE, EditFile
+from easyedit_dualedit.method.edit_file import EDITS_FILE, NUMBERS_FILE, EditFile
 
 PROMPT = "What colour is circle 0?"
 

@@ -12,13 +12,13 @@ from tiny_families import FAMILIES
 from tiny_models import TinyModel
 from transformers import DynamicCache
 
-from easyedit_dualedit.edited import EditedModel
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import (
     CalibrationError,
     DataError,
     PromptEndError,
 )
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import IGNORED, Query, TokenLayout
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")

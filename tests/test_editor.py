@@ -9,8 +9,6 @@ from conftest import picture, request_of, tiny_config, trained_editor
 from tiny_models import LAYERS, TinyModel, tiny_llava
 from torch import Tensor
 
-from easyedit_dualedit.config import GateConfig
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import (
     ArchiveError,
     BackboneError,
@@ -18,7 +16,9 @@ from easyedit_dualedit.errors import (
     DataError,
     LayerError,
 )
-from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.method.active_edits import EditSignal
+from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.model.hooks import record
 
@@ -284,7 +284,7 @@ def test_a_hub_id_is_looked_up_with_the_mixins_arguments(
         asked.update(options, repo=repo)
         return str(tmp_path)
 
-    monkeypatch.setattr("easyedit_dualedit.editor.snapshot_download", download)
+    monkeypatch.setattr("easyedit_dualedit.method.editor.snapshot_download", download)
     loaded = DualEditor.from_pretrained(
         "someone/adapters", revision="v2", model=llava.model, processor=llava.processor
     )

@@ -14,16 +14,16 @@ from conftest import picture, trained_editor
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel, tiny_llava
 
-from easyedit_dualedit.adapter import CrossAttentionAdapter
-from easyedit_dualedit.config import DualEditConfig
-from easyedit_dualedit.edit_file import EDITS_FILE, NUMBERS_FILE
-from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.edits import DEFAULT_PRECISION, EditMemory
 from easyedit_dualedit.errors import ArchiveError, ConfigError, DataError
+from easyedit_dualedit.method.adapter import CrossAttentionAdapter
+from easyedit_dualedit.method.config import DualEditConfig
+from easyedit_dualedit.method.edit_file import EDITS_FILE, NUMBERS_FILE
+from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION, EditMemory
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate_projection import KEY_WIDTH
+from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
+from easyedit_dualedit.method.stored_edit import PackedProjection, Provenance, StoredEdit
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.packing import PRECISIONS, Packed, Precision
-from easyedit_dualedit.projection import KEY_WIDTH
-from easyedit_dualedit.stored import PackedProjection, Provenance, StoredEdit
 
 COLOURS = ("red", "green", "blue", "yellow")
 GATE = {"kind": "cosine", "threshold": 0.99999}
@@ -193,8 +193,8 @@ def test_another_process_answers_the_same(tmp_path: Path):
 import sys, torch
 from pathlib import Path
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.edits import EditMemory
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.model.loading import load_model
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -321,7 +321,7 @@ def test_saving_replaces_both_files_or_neither(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("easyedit_dualedit.edit_file.replace_both", refuse)
+        patched.setattr("easyedit_dualedit.method.edit_file.replace_both", refuse)
         with pytest.raises(ArchiveError, match="No space left"):
             memory.save(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before

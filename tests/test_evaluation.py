@@ -12,10 +12,10 @@ from conftest import tiny_config, trained_editor
 from test_training import write_data
 from tiny_models import TinyModel, tiny_llava
 
-from easyedit_dualedit.edited import EditedModel
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.evaluation import Case, RecordQueries, evaluate
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.metrics import LOCALITY, PROTOCOLS
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder
@@ -177,7 +177,7 @@ def test_the_label_decides_nothing_about_generated_answers(llava: TinyModel, rec
 def test_an_edit_that_was_learnt_scores_under_both_protocols(
     llava: TinyModel, records: list[Record]
 ):
-    from easyedit_dualedit.config import TrainingConfig
+    from easyedit_dualedit.method.config import TrainingConfig
     from easyedit_dualedit.training import step_losses
 
     editor = DualEditor(llava.model, llava.processor, tiny_config(gate="open", width=32))

@@ -9,8 +9,8 @@ from conftest import picture, request_of, shared, tiny_config, trained_editor
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import BackboneError, ConfigError, DataError, ModelLoadError
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.model.families import BackboneConfig, family_of

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from easyedit_dualedit.config import GATE_KINDS, GateConfig
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.gate import CALIBRATED_KINDS, Gate, ScopeSample, best_threshold
+from easyedit_dualedit.method.config import GATE_KINDS, GateConfig
+from easyedit_dualedit.method.gate import CALIBRATED_KINDS, Gate, ScopeSample, best_threshold
 
 HIDDEN = 4
 NAN = float("nan")

@@ -11,7 +11,6 @@ from tiny_models import TinyModel
 from tqdm import tqdm
 from workplace import Workplace
 
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.many import (
     Group,
     SharedMemory,
@@ -22,6 +21,7 @@ from easyedit_dualedit.many import (
     untouched,
 )
 from easyedit_dualedit.many_report import report_of
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.runs import Run
 
@@ -83,7 +83,7 @@ def test_a_gate_that_stays_closed_changes_no_bit(editor: DualEditor, records: li
 def test_bits_that_differ_are_counted(
     editor: DualEditor, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ):
-    from easyedit_dualedit.edited import EditedModel
+    from easyedit_dualedit.method.edited_model import EditedModel
 
     call = EditedModel.__call__
 

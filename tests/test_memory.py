@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from easyedit_dualedit.adapter import DualAdapters
-from easyedit_dualedit.config import DualEditConfig
-from easyedit_dualedit.gate import Gate
-from easyedit_dualedit.memory import ActiveEdits, EditSignal, packed, stacked
+from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal, packed, stacked
+from easyedit_dualedit.method.adapter import DualAdapters
+from easyedit_dualedit.method.config import DualEditConfig
+from easyedit_dualedit.method.gate import Gate
 
 HIDDEN = 6
 

@@ -42,14 +42,14 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_importing_the_core_does_not_import_easyedit():
     loaded = modules_after(
-        "import easyedit_dualedit.editor, easyedit_dualedit.model.torchvision_ops"
+        "import easyedit_dualedit.method.editor, easyedit_dualedit.model.torchvision_ops"
     )
     assert "torch" in loaded
     assert not loaded & {"easyeditor", "torchvision", "matplotlib"}
 
 
 def test_the_configuration_is_read_without_torch():
-    loaded = modules_after("import easyedit_dualedit.config")
+    loaded = modules_after("import easyedit_dualedit.method.config")
     assert "yaml" in loaded and "torch" not in loaded
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.packing import PRECISIONS, Packed
+from easyedit_dualedit.method.packing import PRECISIONS, Packed
 
 TENSOR = torch.randn(2, 8, 5, 16, generator=torch.Generator().manual_seed(0)) * 3
 

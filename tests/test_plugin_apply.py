@@ -12,8 +12,8 @@ import torch
 from conftest import hooks_of_ours, picture, request_of, trained_editor
 from tiny_models import TinyModel, tiny_llava
 
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.plugin.apply import apply_dualedit_to_multimodal_model as apply
 from easyedit_dualedit.plugin.apply import end_sequence
 from easyedit_dualedit.plugin.archives import described_state

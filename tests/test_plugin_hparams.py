@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
     DualEditMultimodalTrainingHparams,

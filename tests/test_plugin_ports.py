@@ -16,10 +16,10 @@ from easyedit_fixtures import needs_master, shared_workplace
 from tiny_models import IMAGE_SIZE, LAYERS, PATCH_SIZE, TinyModel, tiny_llava, tiny_tokenizer
 from torch import Tensor, nn
 
-from easyedit_dualedit.config import DualEditConfig, GateConfig
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError, UpstreamError
-from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.method.active_edits import EditSignal
+from easyedit_dualedit.method.config import DualEditConfig, GateConfig
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Query
 from easyedit_dualedit.model.families import BackboneConfig

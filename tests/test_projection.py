@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from easyedit_dualedit.config import GateConfig
-from easyedit_dualedit.gate import Gate
-from easyedit_dualedit.projection import EDIT_COUNTS, KEY_WIDTH, GateProjection, vision_mean
+from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate_projection import (
+    EDIT_COUNTS,
+    KEY_WIDTH,
+    GateProjection,
+    vision_mean,
+)
 
 HIDDEN = 16
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from easyedit_dualedit.config import GateConfig, GateKind
 from easyedit_dualedit.errors import CalibrationError, DataError
-from easyedit_dualedit.gate import Gate
+from easyedit_dualedit.method.config import GateConfig, GateKind
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, vision_mean
+from easyedit_dualedit.method.router import OpenRows, Router
+from easyedit_dualedit.method.shortlist import FEWEST
 from easyedit_dualedit.model.encoder import TokenLayout
-from easyedit_dualedit.projection import EDIT_COUNTS, vision_mean
-from easyedit_dualedit.router import OpenRows, Router
-from easyedit_dualedit.shortlist import FEWEST
 
 HIDDEN, LENGTH = 16, 7
 

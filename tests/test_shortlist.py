@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import easyedit_dualedit.shortlist as shortlist
-from easyedit_dualedit.shortlist import FEWEST, Shortlist, newest_of_best
+import easyedit_dualedit.method.shortlist as shortlist
+from easyedit_dualedit.method.shortlist import FEWEST, Shortlist, newest_of_best
 
 
 def keys_of(count: int, width: int, outliers: bool = False) -> Tensor:

@@ -8,7 +8,7 @@ from conftest import request_of, shared, trained_editor
 from tiny_models import TinyModel
 from torch import Tensor
 
-from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
 from easyedit_dualedit.prefix import Prefix
 from easyedit_dualedit.started import Started, head_of, rows_of

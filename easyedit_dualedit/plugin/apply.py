@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from easyedit_dualedit.config import gate_from
-from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.method.active_edits import EditSignal
+from easyedit_dualedit.method.config import gate_from
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel, picture_of

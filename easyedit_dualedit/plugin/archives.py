@@ -10,10 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.archive import Archive, ModelFingerprint
-from easyedit_dualedit.config import DualEditConfig, gate_from
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import ArchiveError
+from easyedit_dualedit.method.archive import Archive, ModelFingerprint
+from easyedit_dualedit.method.config import DualEditConfig, gate_from
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.model.loading import QUANTIZATIONS, SPREAD
 from easyedit_dualedit.plugin.values import (
     SHORT_NAMES,

@@ -8,11 +8,11 @@ from easyeditor.trainer.algs.editable_model import EditableModel
 from easyeditor.trainer.losses import masked_log_probs
 from torch import Tensor, nn
 
-from easyedit_dualedit.edited import EditedModel
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.gate import Gate
-from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.method.active_edits import EditSignal
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.model.encoder import IGNORED, Batch
 from easyedit_dualedit.plugin.archives import described_state, load_weights
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Batch, Encoder, Query
 from easyedit_dualedit.plugin.samples import answered

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_dualedit.edited import EditedModel
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError, UpstreamError
-from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.method.active_edits import EditSignal
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder, Query, open_image
 from easyedit_dualedit.plugin.requests import queries_of
-from easyedit_dualedit.stored import StoredEdit
 
 IMAGE_TOKEN = "<ImageHere>"
 """What stands for the placeholder in text; a prompt may not hold it."""

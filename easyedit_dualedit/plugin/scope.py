@@ -8,9 +8,9 @@ not depend on what is being trained, so there is nothing to gain from later ones
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.editor import DualEditor
-from easyedit_dualedit.gate import Gate, ScopeSample
-from easyedit_dualedit.memory import EditSignal
+from easyedit_dualedit.method.active_edits import EditSignal
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate import Gate, ScopeSample
 from easyedit_dualedit.model.encoder import Batch
 from easyedit_dualedit.model.hooks import record
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from easyedit_dualedit.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.method.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.plugin.edit_hparams import DualEditMultimodalHparams
 
 _LEFT_TO_PRESET = (

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from easyedit_dualedit.edited import EditedModel
+from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.model.encoder import Query, open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams

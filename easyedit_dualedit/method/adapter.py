@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from easyedit_dualedit.config import DualEditConfig, Modality
+from easyedit_dualedit.method.config import DualEditConfig, Modality
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.adapter import ProjectedEdit
-from easyedit_dualedit.config import Modality
+from easyedit_dualedit.method.adapter import ProjectedEdit
+from easyedit_dualedit.method.config import Modality
+from easyedit_dualedit.method.packing import Packed
 from easyedit_dualedit.model.encoder import Query, open_image
-from easyedit_dualedit.packing import Packed
 
 _KEPT_UNPACKED = 64
 

@@ -12,12 +12,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
-from easyedit_dualedit.gate import Routing
+from easyedit_dualedit.method.applied import AppliedEdits
+from easyedit_dualedit.method.gate import Routing
+from easyedit_dualedit.method.router import OpenRows
 from easyedit_dualedit.model.encoder import TokenLayout
 from easyedit_dualedit.model.hooks import Hooks
-from easyedit_dualedit.router import OpenRows
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""

@@ -10,19 +10,19 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
-from easyedit_dualedit.adapter import DualAdapters
-from easyedit_dualedit.adapters_card import CARD_TEMPLATE, card_values
-from easyedit_dualedit.archive import CONFIG_FILE, WEIGHTS_FILE, Archive, ModelFingerprint
-from easyedit_dualedit.config import DualEditConfig, GateConfig
-from easyedit_dualedit.edited import EditedModel
 from easyedit_dualedit.errors import ArchiveError, DataError
-from easyedit_dualedit.gate import Gate
-from easyedit_dualedit.memory import ActiveEdits, EditSignal
+from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
+from easyedit_dualedit.method.adapter import DualAdapters
+from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive, ModelFingerprint
+from easyedit_dualedit.method.config import DualEditConfig, GateConfig
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate_projection import vision_mean
+from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Batch, Encoder, Picture, Query, TokenLayout
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.layer_swaps import replaced, trimmed
-from easyedit_dualedit.projection import vision_mean
 
 
 class DualEditor(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from easyedit_dualedit.config import GateConfig, GateKind
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.projection import GateProjection
+from easyedit_dualedit.method.config import GateConfig, GateKind
+from easyedit_dualedit.method.gate_projection import GateProjection
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from easyedit_dualedit.config import DualEditConfig
+from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.model.backbone import Backbone
 
 CARD_TEMPLATE = """---
@@ -18,7 +18,7 @@ vision adapter at decoder layer {{ vision_layer }}, and a {{ gate }} gate (DualE
 {%- if base_model %}, `{{ base_model }}`{% endif %}. Loading checks that it is the one.
 
 ```python
-from easyedit_dualedit.editor import DualEditor
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.loading import load_model
 
 model, processor = load_model("{{ base_model or 'the model' }}")

@@ -9,16 +9,21 @@ from pathlib import Path
 
 import torch
 
-from easyedit_dualedit.archive import ModelFingerprint
-from easyedit_dualedit.edit_file import EditFile, EditsOwner
-from easyedit_dualedit.edited import EditedModel
-from easyedit_dualedit.editor import DualEditor
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.gate import Gate
-from easyedit_dualedit.memory import ActiveEdits, EditSignal, keys_of
+from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal, keys_of
+from easyedit_dualedit.method.archive import ModelFingerprint
+from easyedit_dualedit.method.edit_file import EditFile, EditsOwner
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
+from easyedit_dualedit.method.stored_edit import (
+    PackedProjection,
+    Provenance,
+    StoredEdit,
+    picture_hashes,
+)
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.packing import PRECISIONS, Packed, Precision
-from easyedit_dualedit.stored import PackedProjection, Provenance, StoredEdit, picture_hashes
 
 DEFAULT_PRECISION: Precision = "int8"
 

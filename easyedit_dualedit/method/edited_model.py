@@ -11,14 +11,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.adapter import DualAdapters
-from easyedit_dualedit.applied import AppliedEdits
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError
-from easyedit_dualedit.forward import Forward, LayoutFinder, real_tokens, token_ids
-from easyedit_dualedit.gate import Gate, Routing
-from easyedit_dualedit.memory import ActiveEdits, EditSignal
+from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
+from easyedit_dualedit.method.adapter import DualAdapters
+from easyedit_dualedit.method.applied import AppliedEdits
+from easyedit_dualedit.method.forward import Forward, LayoutFinder, real_tokens, token_ids
+from easyedit_dualedit.method.gate import Gate, Routing
+from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.model.encoder import IGNORED, Encoder, TokenLayout
-from easyedit_dualedit.stored import StoredEdit
 
 
 class EditedModel:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.adapter import DualAdapters, FoldedEdit, add_at, add_folded
-from easyedit_dualedit.config import Modality
-from easyedit_dualedit.gate import Gate, Routing
-from easyedit_dualedit.memory import ActiveEdits
+from easyedit_dualedit.method.active_edits import ActiveEdits
+from easyedit_dualedit.method.adapter import DualAdapters, FoldedEdit, add_at, add_folded
+from easyedit_dualedit.method.config import Modality
+from easyedit_dualedit.method.gate import Gate, Routing
+from easyedit_dualedit.method.router import OpenRows, Router
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import TokenLayout
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.router import OpenRows, Router
 
 _NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
 

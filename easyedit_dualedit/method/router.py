@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.gate import TIE, Gate, Routing, best_edits
+from easyedit_dualedit.method.gate import TIE, Gate, Routing, best_edits
+from easyedit_dualedit.method.gate_projection import vision_mean
+from easyedit_dualedit.method.shortlist import Shortlist, newest_of_best
 from easyedit_dualedit.model.encoder import TokenLayout
-from easyedit_dualedit.projection import vision_mean
-from easyedit_dualedit.shortlist import Shortlist, newest_of_best
 
 
 @dataclass(frozen=True)

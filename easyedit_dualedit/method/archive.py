@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from easyedit_dualedit.config import DualEditConfig
 from easyedit_dualedit.errors import ArchiveError, ConfigError
+from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.model.backbone import Backbone
 
 CONFIG_FILE = "config.json"

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_dualedit.adapter import DualAdapters, ProjectedEdit
-from easyedit_dualedit.config import Modality
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.gate import Gate
+from easyedit_dualedit.method.adapter import DualAdapters, ProjectedEdit
+from easyedit_dualedit.method.config import Modality
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.stored import StoredEdit, StoredProjections
 
 
 @dataclass(frozen=True)
