@@ -15,10 +15,10 @@ from benchmarks.shares import parts_of_an_edit, shares_of
 from benchmarks.subject import Shapes, bytes_of_weights, editor_of, model_classes, records_of
 from benchmarks.tasks import STATE_BUDGETS, TRAINING
 from benchmarks.work import kept_for_backward, operations_of
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import GateConfig, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.records import Record
 from easyedit_dualedit.steps import SharedSteps
 
 _Run = TypeVar("_Run")

@@ -13,11 +13,11 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 import easyedit_dualedit.testbed as testbed
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
-from easyedit_dualedit.records import Record
 
 _CHAT = (
     "{% for message in messages %}{{ 'USER: ' }}{% for part in message['content'] %}"

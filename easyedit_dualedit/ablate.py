@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.evaluation import Method, evaluate
 from easyedit_dualedit.gate_training import train_gate
@@ -30,7 +31,6 @@ from easyedit_dualedit.method.config import (
 )
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.metrics import AVERAGE
-from easyedit_dualedit.records import METRICS, Record
 from easyedit_dualedit.runs import METRICS_FILE, Run
 from easyedit_dualedit.training import train
 

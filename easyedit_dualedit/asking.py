@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easyedit_dualedit.data.records import METRICS, Record
+from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Edited
 from easyedit_dualedit.metrics import (
@@ -24,8 +26,6 @@ from easyedit_dualedit.metrics import (
 )
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.protocols import Protocol
-from easyedit_dualedit.records import METRICS, Record
-from easyedit_dualedit.scope import IN_SCOPE
 from easyedit_dualedit.specificity import FAMILIES
 
 _PORTABILITY = "portability"

@@ -12,12 +12,14 @@ import transformers
 from rich.console import Console
 
 from easyedit_dualedit import __version__, testbed
-from easyedit_dualedit.audit import Audit, audit, audit_table
 from easyedit_dualedit.benchmark import UNEDITED, Plan, cases_of, run_benchmark, slug
 from easyedit_dualedit.benchmark import merge as merge_folders
 from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.commands import console, read_hparams
 from easyedit_dualedit.contenders import Recipe, dualedit_contenders
+from easyedit_dualedit.data.leak_audit import Audit, audit, audit_table
+from easyedit_dualedit.data.records import Record, load_records, quirks
+from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.finetuning import finetuning_contenders
@@ -28,12 +30,10 @@ from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.page import write_page
-from easyedit_dualedit.pictures import draw_stand_ins, picture_names
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
 from easyedit_dualedit.protocols import PROTOCOLS, Protocol
-from easyedit_dualedit.records import Record, load_records, quirks
 from easyedit_dualedit.results import (
     collect,
     costs,

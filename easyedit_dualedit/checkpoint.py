@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ArchiveError
 from easyedit_dualedit.method.archive import ModelFingerprint
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.records import Record
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from easyedit_dualedit.ablate import ablate as run_ablation
 from easyedit_dualedit.ablate import is_done, layer_pairs, to_markdown, variants
 from easyedit_dualedit.ablate import to_csv as ablation_csv
 from easyedit_dualedit.checkpoint import records_digest
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.demo import (
     DUALEDIT,
     DemoAdapters,
@@ -53,7 +54,6 @@ from easyedit_dualedit.plugin.hparams import (
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
 from easyedit_dualedit.processes import joined
-from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.report import ablation_table, locate_table, print_report
 from easyedit_dualedit.runs import METRICS_FILE, Run, digest_of, write_json, write_text
 from easyedit_dualedit.settings import read_yaml

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
@@ -21,7 +22,6 @@ from easyedit_dualedit.method.config import (
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.methods import Bench, Contender, Edited, Method
-from easyedit_dualedit.records import Record
 from easyedit_dualedit.runs import Run, digest_of
 from easyedit_dualedit.training import train
 

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from easyedit_dualedit.commands import answer_to, console, editor_of, read_hparams
+from easyedit_dualedit.data.records import load_records
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Query, open_image
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
-from easyedit_dualedit.records import load_records
 
 _READ_AT_ONCE = 16
 _LEAVE = ("exit", "quit")

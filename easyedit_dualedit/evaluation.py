@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from easyedit_dualedit.data.records import METRICS, Record
+from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.metrics import answer_agreement, exact_match, token_accuracy
 from easyedit_dualedit.model.encoder import Batch, Encoder, Query
-from easyedit_dualedit.records import METRICS, Record
 from easyedit_dualedit.runs import Run
-from easyedit_dualedit.scope import IN_SCOPE
 
 _SPARE_TOKENS = 8
 

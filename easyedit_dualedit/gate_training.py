@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from easyedit_dualedit.data.records import METRICS, Record, queries_of
+from easyedit_dualedit.data.scope import (
+    IN_SCOPE,
+    OTHER_IMAGE,
+    OTHER_QUESTION,
+    SCOPE,
+    partners_of,
+    scope_queries,
+)
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.config import GateKind, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
@@ -23,15 +32,6 @@ from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, GateProjection
 from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.records import METRICS, Record, queries_of
-from easyedit_dualedit.scope import (
-    IN_SCOPE,
-    OTHER_IMAGE,
-    OTHER_QUESTION,
-    SCOPE,
-    partners_of,
-    scope_queries,
-)
 from easyedit_dualedit.thresholds import ScopedSimilarities, thresholds_by_count
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from easyedit_dualedit.benchmark import slug
 from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.commands import console, editor_of, read_hparams
 from easyedit_dualedit.contenders import DUALEDIT
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.many import (
@@ -39,7 +40,6 @@ from easyedit_dualedit.plots import plot_many, plot_sizes
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
-from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.routing import routing_costs, routing_rates
 from easyedit_dualedit.runs import (
     CASES_FOLDER,

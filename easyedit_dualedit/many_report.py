@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from easyedit_dualedit.data.records import METRICS
+from easyedit_dualedit.data.scope import HARD, IN_SCOPE, SCOPE
 from easyedit_dualedit.method.gate_projection import KEY_WIDTH
 from easyedit_dualedit.method.shortlist import FEWEST, WIDTH
-from easyedit_dualedit.records import METRICS
-from easyedit_dualedit.scope import HARD, IN_SCOPE, SCOPE
 
 _TIMED = {
     "seconds": lambda value: "-" if value is None else f"{1e6 * value:.0f}",

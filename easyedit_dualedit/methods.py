@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.encoder import Batch, Query
-from easyedit_dualedit.records import Record
 
 
 def _as_asked(query: Query) -> Query:

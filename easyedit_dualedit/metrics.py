@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.encoder import IGNORED
-from easyedit_dualedit.records import METRICS
 from easyedit_dualedit.specificity import FAMILIES
 
 PROTOCOLS = ("visedit", "generate")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easyedit_dualedit.data.records import METRICS, Record
+from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.gate_training import ScopeStates, collect, gate_states
 from easyedit_dualedit.method.active_edits import ActiveEdits
@@ -17,8 +19,6 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.router import OpenRows
 from easyedit_dualedit.method.stored_edit import Provenance, StoredEdit
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.records import METRICS, Record
-from easyedit_dualedit.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 
 _NOWHERE = Provenance("", "", "", ())
 REPEATS = 300

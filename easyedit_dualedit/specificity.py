@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.answers import first_answer_tokens, with_own_answers
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.model.hooks import record as record_layers
-from easyedit_dualedit.records import Record
-from easyedit_dualedit.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 
 logger = logging.getLogger(__name__)
 

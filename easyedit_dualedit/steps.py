@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from easyedit_dualedit.data.records import METRICS, Record, queries_of
+from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.features import UnknownFeaturesError
 from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.method.active_edits import EditSignal, packed
@@ -30,8 +32,6 @@ from easyedit_dualedit.model.encoder import IGNORED, PER_TOKEN, Batch, Query
 from easyedit_dualedit.model.hooks import LayerEdit
 from easyedit_dualedit.prefix import Prefix, UnsupportedModelError
 from easyedit_dualedit.processes import Processes
-from easyedit_dualedit.records import METRICS, Record, queries_of
-from easyedit_dualedit.scope import IN_SCOPE
 from easyedit_dualedit.sharing import UnshareableError
 from easyedit_dualedit.started import Started, Taken, head_of
 from easyedit_dualedit.state_folder import StateFolder

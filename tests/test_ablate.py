@@ -25,9 +25,9 @@ from easyedit_dualedit.ablate import (
     to_markdown,
     variants,
 )
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, LayerError
 from easyedit_dualedit.metrics import PROTOCOLS
-from easyedit_dualedit.records import Record, load_records
 
 CONFIG = tiny_config(gate={"kind": "learned"})
 TRAINING = fast(steps=2, gate_steps=5)

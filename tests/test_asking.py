@@ -12,6 +12,8 @@ from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.asking import Answers, Asker, Questions, Said, score
 from easyedit_dualedit.contenders import AdaptedEditor
+from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Edited
 from easyedit_dualedit.metrics import LOCALITY
@@ -20,8 +22,6 @@ from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
 from easyedit_dualedit.model.families import family_of
 from easyedit_dualedit.plugin.processors import CompleteProcessor
 from easyedit_dualedit.protocols import PROTOCOLS
-from easyedit_dualedit.records import METRICS, Record, load_records
-from easyedit_dualedit.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.specificity import SIMILAR_IMAGE, SIMILAR_TEXT
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)

@@ -13,9 +13,9 @@ from conftest import picture
 from rich.console import Console
 from test_training import write_data
 
-from easyedit_dualedit.audit import Audit, Finding, audit, audit_table
+from easyedit_dualedit.data.leak_audit import Audit, Finding, audit, audit_table
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.records import Record, load_records
 
 EDIT_PAIR = "edits (reliability) with picture and question of an edit of training"
 EDIT = "edits (reliability) with picture, question and target of an edit of training"

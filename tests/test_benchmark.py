@@ -23,10 +23,10 @@ from easyedit_dualedit.benchmark import (
     run_benchmark,
     slug,
 )
+from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.methods import Bench, Contender, Edited
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.records import METRICS, Record, load_records
 
 PROTOCOLS = ("generate", "visedit", "easyedit")
 

@@ -19,7 +19,7 @@ from workplace import Workplace
 
 from easyedit_dualedit.benchmark import UNEDITED, method_folder, slug
 from easyedit_dualedit.contenders import DUALEDIT
-from easyedit_dualedit.records import METRICS
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.runs import METRICS_FILE
 
 SCRIPT = Path(__file__).parent.parent / "run_multimodal_edit.py"

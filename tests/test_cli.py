@@ -17,8 +17,8 @@ from tiny_models import tiny_llava
 from workplace import INVISIBLE, Workplace
 
 from easyedit_dualedit import __version__, training
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.method.archive import Archive
-from easyedit_dualedit.records import METRICS
 from easyedit_dualedit.runs import METRICS_FILE, Run
 
 SCRIPT = Path(__file__).parent.parent / "run_multimodal_edit.py"

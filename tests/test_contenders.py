@@ -18,12 +18,12 @@ from easyedit_dualedit.contenders import (
     Recipe,
     dualedit_contenders,
 )
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.methods import Bench, Contender
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.records import Record, load_records
 
 TRAINING = TrainingConfig(steps=2, batch_size=2, gate_steps=2)
 

@@ -12,6 +12,7 @@ from conftest import tiny_config, trained_editor
 from test_training import write_data
 from tiny_models import TinyModel, tiny_llava
 
+from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.evaluation import Case, RecordQueries, evaluate
 from easyedit_dualedit.method.edited_model import EditedModel
@@ -19,7 +20,6 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.metrics import LOCALITY, PROTOCOLS
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder
-from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.runs import METRICS_FILE, Run
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)

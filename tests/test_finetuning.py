@@ -9,6 +9,7 @@ from conftest import backbone_of, picture, request_of
 from tiny_families import FAMILIES
 from tiny_models import TinyModel, tiny_llava
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import BackboneError, ConfigError
 from easyedit_dualedit.finetuning import (
     LAST_LAYER,
@@ -22,7 +23,6 @@ from easyedit_dualedit.finetuning import (
 from easyedit_dualedit.losses import answer_cross_entropy
 from easyedit_dualedit.methods import Bench, Method
 from easyedit_dualedit.model.encoder import Encoder, Query
-from easyedit_dualedit.records import Record
 
 
 def record_of() -> Record:

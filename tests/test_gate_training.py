@@ -9,6 +9,8 @@ from conftest import picture, request_of, tiny_config, trained_editor
 from test_training import fast, write_data
 from tiny_models import TinyModel
 
+from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.gate_training import collect, train_gate
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
@@ -16,8 +18,6 @@ from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_projection import GateProjection
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.records import Record, load_records
-from easyedit_dualedit.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 
 
 @pytest.fixture

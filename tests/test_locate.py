@@ -14,6 +14,7 @@ from tiny_families import FAMILIES
 from tiny_models import LAYERS, TinyModel
 
 from easyedit_dualedit import locate as module
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.locate import (
     ATTENTION,
@@ -27,7 +28,6 @@ from easyedit_dualedit.locate import (
 )
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder
-from easyedit_dualedit.records import Record, load_records
 from easyedit_dualedit.runs import Run
 from easyedit_dualedit.settings import read_yaml
 

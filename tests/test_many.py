@@ -11,6 +11,7 @@ from tiny_models import TinyModel
 from tqdm import tqdm
 from workplace import Workplace
 
+from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.many import (
     Group,
     SharedMemory,
@@ -22,7 +23,6 @@ from easyedit_dualedit.many import (
 )
 from easyedit_dualedit.many_report import report_of
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.runs import Run
 
 

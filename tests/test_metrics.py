@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.metrics import (
     AVERAGE,
@@ -19,7 +20,6 @@ from easyedit_dualedit.metrics import (
     token_accuracy,
 )
 from easyedit_dualedit.model.encoder import IGNORED
-from easyedit_dualedit.records import METRICS
 
 
 def padded(rows: list[list[int]], width: int, side: str, filler: int) -> Tensor:

@@ -16,9 +16,9 @@ from xml.etree.ElementTree import Element
 import pytest
 from PIL import Image
 
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.page import write_page
-from easyedit_dualedit.records import METRICS
 from easyedit_dualedit.specificity import KINDS
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from test_training import write_data
 
+from easyedit_dualedit.data.records import load_records
+from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.pictures import draw_stand_ins, picture_names
-from easyedit_dualedit.records import load_records
 
 NAMES = ("a.jpg", "deep/er/a.png", "b.JPG", "deep/c.jpeg", "c.PNG")
 

@@ -14,6 +14,7 @@ from conftest import picture, request_of
 from easyedit_fixtures import needs_easyedit, needs_master, needs_release
 from tiny_models import LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.losses import answer_cross_entropy
@@ -32,7 +33,6 @@ from easyedit_dualedit.plugin.baselines import (
     unchanged,
 )
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.records import Record
 
 pytestmark = needs_easyedit
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from easyedit_fixtures import FOLDERS, Workplace, needs_master, needs_release, shared_workplace
 
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Bench, Contender
@@ -17,7 +18,6 @@ from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.registry import register, unregister
-from easyedit_dualedit.records import Record, load_records
 
 STEPS = 6
 

@@ -11,11 +11,11 @@ from test_training import fast, write_data
 from tiny_models import tiny_llava
 from torch import distributed, multiprocessing
 
+from easyedit_dualedit.data.records import load_records
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.processes import Processes, joined
-from easyedit_dualedit.records import load_records
 from easyedit_dualedit.steps import plain_losses
 from easyedit_dualedit.training import step_losses, train
 

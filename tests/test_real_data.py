@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from easyedit_dualedit.audit import Audit, audit
-from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.pictures import draw_stand_ins, picture_names
-from easyedit_dualedit.records import (
+from easyedit_dualedit.data.leak_audit import Audit, audit
+from easyedit_dualedit.data.records import (
     PICTURES,
     Record,
     load_records,
     problems_of,
     quirks,
 )
+from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
+from easyedit_dualedit.errors import DataError
 
 COUNTS = {
     "vqa_eval.json": 2093,

@@ -10,9 +10,7 @@ from conftest import backbone_of, picture, shared
 from test_training import write_data
 from tiny_models import TinyModel
 
-from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.encoder import Encoder, Query
-from easyedit_dualedit.records import (
+from easyedit_dualedit.data.records import (
     FIELDS,
     METRICS,
     PICTURES,
@@ -24,6 +22,8 @@ from easyedit_dualedit.records import (
     quirks,
     read_items,
 )
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.encoder import Encoder, Query
 
 PORTED = {
     "port_edit_q": "What does blue stand for?",

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.metrics import PROTOCOLS
-from easyedit_dualedit.records import METRICS
 from easyedit_dualedit.report import metrics_table, print_report
 
 NAMES = ("unedited", "DualEdit")

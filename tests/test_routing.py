@@ -9,6 +9,8 @@ from conftest import trained_editor
 from test_training import write_data
 from tiny_models import TinyModel
 
+from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.applied import AppliedEdits
 from easyedit_dualedit.method.config import GateConfig
@@ -16,9 +18,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_projection import EDIT_COUNTS
 from easyedit_dualedit.method.router import OpenRows
 from easyedit_dualedit.model.encoder import TokenLayout
-from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.routing import routing_costs, routing_rates
-from easyedit_dualedit.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from test_training import write_data
 
-from easyedit_dualedit.records import METRICS, Record, load_records
-from easyedit_dualedit.scope import (
+from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.data.scope import (
     HARD,
     IN_SCOPE,
     NO_IMAGE,

@@ -10,14 +10,14 @@ from test_training import write_data
 from tiny_models import TinyModel
 
 from easyedit_dualedit import specificity
+from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.evaluation import RecordQueries, evaluate
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.metrics import PROTOCOLS, summary
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.runs import Run
-from easyedit_dualedit.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.specificity import (
     FAMILIES,
     KINDS,

@@ -23,8 +23,8 @@ from benchmarks.shares import parts_of_an_edit, shares_of  # noqa: E402
 from benchmarks.subject import PUBLISHED, SHAPES, editor_of, records_of  # noqa: E402
 from benchmarks.tasks import STATE_BUDGETS, count_work, forth_and_back, tasks  # noqa: E402
 from benchmarks.work import bytes_written, counted, operations_of, reads_of  # noqa: E402
+from easyedit_dualedit.data.records import Record  # noqa: E402
 from easyedit_dualedit.model.encoder import Query  # noqa: E402
-from easyedit_dualedit.records import Record  # noqa: E402
 from easyedit_dualedit.runs import write_json  # noqa: E402
 from easyedit_dualedit.steps import SharedSteps  # noqa: E402
 

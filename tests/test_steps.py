@@ -11,7 +11,7 @@ from test_training import editor_of, fast, write_data
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
-from easyedit_dualedit.records import Record, load_records
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.steps import SharedSteps, plain_losses
 
 

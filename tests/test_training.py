@@ -11,10 +11,10 @@ from tiny_models import TinyModel
 from torch._dynamo.exc import TorchDynamoException
 
 from easyedit_dualedit import standing, training
+from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.records import METRICS, Record, load_records
 from easyedit_dualedit.steps import SharedSteps
 from easyedit_dualedit.training import batch_indices, calibrate, step_losses, train
 

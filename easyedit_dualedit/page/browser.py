@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.page.markup import Element, element
 from easyedit_dualedit.page.results import Results
@@ -19,7 +20,6 @@ from easyedit_dualedit.page.wording import (
     metric_name,
     ordered,
 )
-from easyedit_dualedit.scope import IN_SCOPE
 from easyedit_dualedit.specificity import FAMILIES
 
 PER_PAGE = 20

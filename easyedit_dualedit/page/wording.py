@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.metrics import AVERAGE, LOCALITY
-from easyedit_dualedit.records import METRICS
 from easyedit_dualedit.specificity import FAMILIES, KINDS
 
 UNEDITED = "unedited"

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.methods import Bench, Contender, Edited
 from easyedit_dualedit.model.backbone import Backbone
@@ -41,7 +42,6 @@ from easyedit_dualedit.plugin.model_parts import (
 )
 from easyedit_dualedit.plugin.models import ConfigView
 from easyedit_dualedit.plugin.patching import Patches
-from easyedit_dualedit.records import Record
 from easyedit_dualedit.settings import as_number, raise_if, unknown_keys
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from easyedit_dualedit.data.records import Record, queries_of
+from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder, Query
 from easyedit_dualedit.plugin.requests import picture_from
-from easyedit_dualedit.records import Record, queries_of
-from easyedit_dualedit.scope import IN_SCOPE
 
 METRIC_OF = {
     "edit_inner": "reliability",

@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Bench, Contender, Edited, Method
@@ -38,7 +39,6 @@ from easyedit_dualedit.plugin.trained_baselines import (
     require_master,
     resolved,
 )
-from easyedit_dualedit.records import Record
 from easyedit_dualedit.runs import write_json
 
 _REMARKS = (

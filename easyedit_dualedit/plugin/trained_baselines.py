@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.joined import joined_row
 from easyedit_dualedit.methods import Bench, Contender, Edited, Method
@@ -37,7 +38,6 @@ from easyedit_dualedit.plugin.model_parts import DOWN, UP, mlp_parameters
 from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.processors import CompleteProcessor
 from easyedit_dualedit.plugin.values import device_from
-from easyedit_dualedit.records import Record
 from easyedit_dualedit.runs import read_json, write_json, write_text
 
 HF_NAME = "llava-onevision"

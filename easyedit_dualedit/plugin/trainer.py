@@ -14,6 +14,8 @@ from easyeditor.trainer.MultimodalTrainer import MultimodalTrainer
 from easyeditor.trainer.utils import safe_backward
 from torch import Tensor
 
+from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.gate_training import GATE_RECORDS, calibrate, train_gate
 from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
@@ -21,8 +23,6 @@ from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
 from easyedit_dualedit.plugin.ports import is_port
 from easyedit_dualedit.plugin.samples import METRIC_OF, records_in, records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
-from easyedit_dualedit.records import Record
-from easyedit_dualedit.scope import IN_SCOPE
 from easyedit_dualedit.steps import SharedSteps
 
 __all__ = ["DualEditTrainer"]

@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from easyedit_dualedit.data.records import METRICS, Record, queries_of
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.records import METRICS, Record, queries_of
 
 IN_SCOPE = ("reliability", "text_generality", "image_generality")
 """Queries that an edit should answer."""

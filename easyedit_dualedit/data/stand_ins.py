@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import Image, ImageDraw
 
+from easyedit_dualedit.data.records import PICTURES, read_items
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.records import PICTURES, read_items
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 _SMALLEST = 8

@@ -15,8 +15,8 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
+from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
 from easyedit_dualedit.model.encoder import Picture, Query
-from easyedit_dualedit.records import QUESTION_PREFIX, Record
 
 _EXAMPLES = 3
 
