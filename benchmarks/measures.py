@@ -19,7 +19,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import GateConfig, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.steps import SharedSteps
+from easyedit_dualedit.train.step import SharedSteps
 
 _Run = TypeVar("_Run")
 

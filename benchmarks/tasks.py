@@ -10,7 +10,7 @@ from benchmarks.work import counted, reads_of
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.steps import SharedSteps
+from easyedit_dualedit.train.step import SharedSteps
 
 TRAINING = TrainingConfig(text_locality_weight=0.0, end_of_answer=False)
 """The loss terms of the published code."""

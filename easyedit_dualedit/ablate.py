@@ -20,7 +20,6 @@ from torch import Tensor
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.evaluation import Method, evaluate
-from easyedit_dualedit.gate_training import train_gate
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
 from easyedit_dualedit.method.config import (
     DualEditConfig,
@@ -32,7 +31,8 @@ from easyedit_dualedit.method.config import (
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.metrics import AVERAGE
 from easyedit_dualedit.runs import METRICS_FILE, Run
-from easyedit_dualedit.training import train
+from easyedit_dualedit.train.gate_trainer import train_gate
+from easyedit_dualedit.train.trainer import train
 
 COLUMNS = (*METRICS, AVERAGE)
 """Metrics of the table."""

@@ -14,7 +14,6 @@ from rich.console import Console
 from easyedit_dualedit import __version__, testbed
 from easyedit_dualedit.benchmark import UNEDITED, Plan, cases_of, run_benchmark, slug
 from easyedit_dualedit.benchmark import merge as merge_folders
-from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.commands import console, read_hparams
 from easyedit_dualedit.contenders import Recipe, dualedit_contenders
 from easyedit_dualedit.data.leak_audit import Audit, audit, audit_table
@@ -48,6 +47,7 @@ from easyedit_dualedit.results import (
 from easyedit_dualedit.runs import METRICS_FILE, Run, read_json, write_json, write_text
 from easyedit_dualedit.settings import parse_value
 from easyedit_dualedit.specificity import specificity_queries
+from easyedit_dualedit.train.checkpoint import records_digest
 
 COSTS_FILE = "costs.json"
 PLAN_FILE = "plan.json"

@@ -18,7 +18,6 @@ from easyedit_dualedit import __version__, testbed
 from easyedit_dualedit.ablate import ablate as run_ablation
 from easyedit_dualedit.ablate import is_done, layer_pairs, to_markdown, variants
 from easyedit_dualedit.ablate import to_csv as ablation_csv
-from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.demo import (
     DUALEDIT,
@@ -53,13 +52,14 @@ from easyedit_dualedit.plugin.hparams import (
 )
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
-from easyedit_dualedit.processes import joined
 from easyedit_dualedit.report import ablation_table, locate_table, print_report
 from easyedit_dualedit.runs import METRICS_FILE, Run, digest_of, write_json, write_text
 from easyedit_dualedit.settings import read_yaml
 from easyedit_dualedit.specificity import specificity_queries
 from easyedit_dualedit.testbed.world import Split
-from easyedit_dualedit.training import train as train_adapters
+from easyedit_dualedit.train.checkpoint import records_digest
+from easyedit_dualedit.train.processes import joined
+from easyedit_dualedit.train.trainer import train as train_adapters
 
 _HPARAMS = Path(__file__).parent.parent / "hparams"
 _WIDTH = 150

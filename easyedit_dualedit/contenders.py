@@ -23,7 +23,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.methods import Bench, Contender, Edited, Method
 from easyedit_dualedit.runs import Run, digest_of
-from easyedit_dualedit.training import train
+from easyedit_dualedit.train.trainer import train
 
 DUALEDIT = "DualEdit"
 PUBLISHED = "DualEdit, published preset"

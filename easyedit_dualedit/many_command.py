@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from easyedit_dualedit import __version__
 from easyedit_dualedit.benchmark import slug
-from easyedit_dualedit.checkpoint import records_digest
 from easyedit_dualedit.commands import console, editor_of, read_hparams
 from easyedit_dualedit.contenders import DUALEDIT
 from easyedit_dualedit.data.records import Record, load_records
@@ -50,6 +49,7 @@ from easyedit_dualedit.runs import (
     write_json,
     write_text,
 )
+from easyedit_dualedit.train.checkpoint import records_digest
 
 SEQUENTIAL = ("GRACE", "WISE", "LoRA")
 """EasyEdit's methods that can go on editing an edited model."""

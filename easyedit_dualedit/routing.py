@@ -12,13 +12,13 @@ from torch import Tensor
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.gate_training import ScopeStates, collect, gate_states
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.applied import AppliedEdits
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.router import OpenRows
 from easyedit_dualedit.method.stored_edit import Provenance, StoredEdit
 from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.train.gate_trainer import ScopeStates, collect, gate_states
 
 _NOWHERE = Provenance("", "", "", ())
 REPEATS = 300

@@ -24,13 +24,13 @@ from conftest import entering, hooks_of_ours, picture
 from tiny_families import FAMILIES, ids_of
 from tiny_models import TinyModel, finish
 
-from easyedit_dualedit.losses import answer_cross_entropy
 from easyedit_dualedit.method.adapter import DualAdapters
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.model.hooks import attach
+from easyedit_dualedit.train.losses import answer_cross_entropy
 
 _BEGIN, _END = "<!-- full width: begin -->", "<!-- full width: end -->"
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from easyedit_dualedit.cache import TensorCache, size_of
+from easyedit_dualedit.train.tensor_cache import TensorCache, size_of
 
 
 def test_the_least_recently_used_is_forgotten_first():

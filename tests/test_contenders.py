@@ -82,7 +82,7 @@ def test_gates_share_adapters_that_are_trained_once(records: list[Record], tmp_p
 def test_an_interrupted_training_continues(
     records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("easyedit_dualedit.training.CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr("easyedit_dualedit.train.trainer.CHECKPOINT_EVERY", 1)
     original = DualEditor.save
     monkeypatch.setattr(DualEditor, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     bench = bench_of(tmp_path, records)

@@ -178,7 +178,7 @@ def test_an_edit_that_was_learnt_scores_under_both_protocols(
     llava: TinyModel, records: list[Record]
 ):
     from easyedit_dualedit.method.config import TrainingConfig
-    from easyedit_dualedit.training import step_losses
+    from easyedit_dualedit.train.trainer import step_losses
 
     editor = DualEditor(llava.model, llava.processor, tiny_config(gate="open", width=32))
     config = TrainingConfig.from_dict(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from easyedit_dualedit.features import (
+from easyedit_dualedit.train.picture_features import (
     Features,
     UnknownFeaturesError,
     blank,

@@ -12,12 +12,12 @@ from tiny_models import TinyModel
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.gate_training import collect, train_gate
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_projection import GateProjection
 from easyedit_dualedit.model.encoder import Query
+from easyedit_dualedit.train.gate_trainer import collect, train_gate
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_question_that_is_answered_alike_does_not_teach(
     llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "easyedit_dualedit.gate_training.first_answer_tokens",
+        "easyedit_dualedit.train.gate_trainer.first_answer_tokens",
         lambda _encoder, queries, _size: torch.arange(len(queries)) * 0,
     )
     states = collect(editor_of(llava), records, progress=False)

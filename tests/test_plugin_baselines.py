@@ -17,7 +17,6 @@ from tiny_models import LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.joined import joined_row
-from easyedit_dualedit.losses import answer_cross_entropy
 from easyedit_dualedit.methods import Bench, Contender, Edited
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query
@@ -33,6 +32,7 @@ from easyedit_dualedit.plugin.baselines import (
     unchanged,
 )
 from easyedit_dualedit.plugin.host import Host
+from easyedit_dualedit.train.losses import answer_cross_entropy
 
 pytestmark = needs_easyedit
 

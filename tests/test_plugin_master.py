@@ -22,7 +22,7 @@ from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalTrainingHparams,
 )
 from easyedit_dualedit.plugin.samples import records_in
-from easyedit_dualedit.steps import plain_losses
+from easyedit_dualedit.train.step import plain_losses
 
 pytestmark = needs_master
 

@@ -10,11 +10,11 @@ from PIL import Image
 from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import DataError, PromptEndError
-from easyedit_dualedit.losses import answer_cross_entropy
 from easyedit_dualedit.model.encoder import IGNORED
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples, picture_of
 from easyedit_dualedit.plugin.requests import queries_of
 from easyedit_dualedit.plugin.samples import TransformersSamples, answered, questions_of
+from easyedit_dualedit.train.losses import answer_cross_entropy
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 DEVIATION = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]

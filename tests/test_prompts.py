@@ -8,10 +8,10 @@ import torch
 from conftest import request_of, trained_editor
 from tiny_models import TinyModel
 
-from easyedit_dualedit import prompts as module
-from easyedit_dualedit.features import key_of
 from easyedit_dualedit.model.encoder import Encoder, Query
-from easyedit_dualedit.prompts import Prompt, Prompts
+from easyedit_dualedit.train import frozen_prompts as module
+from easyedit_dualedit.train.frozen_prompts import Prompt, Prompts
+from easyedit_dualedit.train.picture_features import key_of
 
 FIRST = request_of()
 SECOND = request_of("How many squares are there?")

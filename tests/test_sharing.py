@@ -10,7 +10,7 @@ from torch import Tensor
 
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import TokenLayout
-from easyedit_dualedit.sharing import (
+from easyedit_dualedit.train.shared_rows import (
     Beginnings,
     Sharing,
     UnshareableError,

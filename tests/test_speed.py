@@ -26,7 +26,7 @@ from benchmarks.work import bytes_written, counted, operations_of, reads_of  # n
 from easyedit_dualedit.data.records import Record  # noqa: E402
 from easyedit_dualedit.model.encoder import Query  # noqa: E402
 from easyedit_dualedit.runs import write_json  # noqa: E402
-from easyedit_dualedit.steps import SharedSteps  # noqa: E402
+from easyedit_dualedit.train.step import SharedSteps  # noqa: E402
 
 READS = {"edit": 10, "step": 29, "step, frozen states kept": 27}
 """How often an edit or a step waits for numbers in tensors, however many rows and tokens."""

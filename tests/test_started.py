@@ -10,8 +10,8 @@ from torch import Tensor
 
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
-from easyedit_dualedit.prefix import Prefix
-from easyedit_dualedit.started import Started, head_of, rows_of
+from easyedit_dualedit.train.continued import Started, head_of, rows_of
+from easyedit_dualedit.train.frozen_part import Prefix
 
 LAYER = 1
 QUERIES = [

@@ -17,15 +17,15 @@ from tiny_families import FAMILIES
 from tiny_models import TinyModel, tiny_llava
 from torch import multiprocessing
 
-from easyedit_dualedit import state_folder
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.state_folder import ABOUT_FILE, StateFolder
-from easyedit_dualedit.steps import SharedSteps, StepLosses
-from easyedit_dualedit.training import train
+from easyedit_dualedit.train import state_folder
+from easyedit_dualedit.train.state_folder import ABOUT_FILE, StateFolder
+from easyedit_dualedit.train.step import SharedSteps, StepLosses
+from easyedit_dualedit.train.trainer import train
 
 QUERIES = 4
 """Of a record; the image rephrase of these records is the request again."""

@@ -12,7 +12,7 @@ from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.steps import SharedSteps, plain_losses
+from easyedit_dualedit.train.step import SharedSteps, plain_losses
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_model_that_cannot_be_continued_runs_whole_forwards(
 ):
     editor = trained_editor(llava)
     monkeypatch.setattr(
-        "easyedit_dualedit.steps.head_of",
+        "easyedit_dualedit.train.step.head_of",
         lambda model: lambda hidden: model.get_output_embeddings()(hidden) * 2,
     )
     steps = SharedSteps(editor)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.thresholds import ScopedSimilarities, thresholds_by_count
+from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
 
 EDITS = 200
 

@@ -15,8 +15,8 @@ from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.steps import SharedSteps
-from easyedit_dualedit.training import batch_indices, calibrate, step_losses, train
+from easyedit_dualedit.train.step import SharedSteps
+from easyedit_dualedit.train.trainer import batch_indices, calibrate, step_losses, train
 
 COLOURS = ("red", "green", "blue", "yellow")
 

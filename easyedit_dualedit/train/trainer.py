@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from easyedit_dualedit.checkpoint import Checkpoint
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.gate_training import calibrate, train_gate
 from easyedit_dualedit.method.config import GateKind, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Calibration
-from easyedit_dualedit.processes import Processes
-from easyedit_dualedit.steps import SharedSteps, StepLosses
+from easyedit_dualedit.train.checkpoint import Checkpoint
+from easyedit_dualedit.train.gate_trainer import calibrate, train_gate
+from easyedit_dualedit.train.processes import Processes
+from easyedit_dualedit.train.step import SharedSteps, StepLosses
 
 CHECKPOINT_EVERY = 200
 """Steps between two checkpoints."""

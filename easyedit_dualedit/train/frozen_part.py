@@ -12,17 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_dualedit.cache import TensorCache
-from easyedit_dualedit.features import Features, form_of, given_features, key_of
 from easyedit_dualedit.method.config import CACHE_BYTES
 from easyedit_dualedit.method.forward import named
 from easyedit_dualedit.model.encoder import Batch, Encoder, Query
 from easyedit_dualedit.model.hooks import before_call, record
-from easyedit_dualedit.prompts import Loaded, Prompt, Prompts
-from easyedit_dualedit.sharing import Beginnings, Sharing, common_beginning, require_shareable
-from easyedit_dualedit.started import Started, rows_of
-from easyedit_dualedit.state_folder import Known, StateFolder
-from easyedit_dualedit.vision import Vision
+from easyedit_dualedit.train.continued import Started, rows_of
+from easyedit_dualedit.train.frozen_prompts import Loaded, Prompt, Prompts
+from easyedit_dualedit.train.frozen_vision import Vision
+from easyedit_dualedit.train.picture_features import Features, form_of, given_features, key_of
+from easyedit_dualedit.train.shared_rows import (
+    Beginnings,
+    Sharing,
+    common_beginning,
+    require_shareable,
+)
+from easyedit_dualedit.train.state_folder import Known, StateFolder
+from easyedit_dualedit.train.tensor_cache import TensorCache
 
 
 class UnsupportedModelError(Exception):

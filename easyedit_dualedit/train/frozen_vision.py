@@ -4,11 +4,11 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
-from easyedit_dualedit.cache import TensorCache
-from easyedit_dualedit.features import Features, blank, divided, read_features
 from easyedit_dualedit.model.encoder import Encoder, Query
-from easyedit_dualedit.prompts import Loaded
-from easyedit_dualedit.state_folder import Known
+from easyedit_dualedit.train.frozen_prompts import Loaded
+from easyedit_dualedit.train.picture_features import Features, blank, divided, read_features
+from easyedit_dualedit.train.state_folder import Known
+from easyedit_dualedit.train.tensor_cache import TensorCache
 
 
 class Vision:

@@ -22,19 +22,19 @@ from torch.nn import functional
 
 from easyedit_dualedit.data.records import METRICS, Record, queries_of
 from easyedit_dualedit.data.scope import IN_SCOPE
-from easyedit_dualedit.features import UnknownFeaturesError
-from easyedit_dualedit.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.method.active_edits import EditSignal, packed
 from easyedit_dualedit.method.adapter import ProjectedEdit, add_at
 from easyedit_dualedit.method.config import CACHE_BYTES, Modality, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import IGNORED, PER_TOKEN, Batch, Query
 from easyedit_dualedit.model.hooks import LayerEdit
-from easyedit_dualedit.prefix import Prefix, UnsupportedModelError
-from easyedit_dualedit.processes import Processes
-from easyedit_dualedit.sharing import UnshareableError
-from easyedit_dualedit.started import Started, Taken, head_of
-from easyedit_dualedit.state_folder import StateFolder
+from easyedit_dualedit.train.continued import Started, Taken, head_of
+from easyedit_dualedit.train.frozen_part import Prefix, UnsupportedModelError
+from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits
+from easyedit_dualedit.train.picture_features import UnknownFeaturesError
+from easyedit_dualedit.train.processes import Processes
+from easyedit_dualedit.train.shared_rows import UnshareableError
+from easyedit_dualedit.train.state_folder import StateFolder
 
 logger = logging.getLogger(__name__)
 

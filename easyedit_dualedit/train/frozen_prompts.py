@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from easyedit_dualedit.features import PIXELS
 from easyedit_dualedit.model.encoder import Batch, Encoder, Query
-from easyedit_dualedit.state_folder import digest_of_tensors
+from easyedit_dualedit.train.picture_features import PIXELS
+from easyedit_dualedit.train.state_folder import digest_of_tensors
 
 _MOST = 20_000
 """Prompts that are kept."""

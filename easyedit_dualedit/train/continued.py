@@ -22,7 +22,7 @@ from easyedit_dualedit.model.layer_swaps import (
     skipped,
     trimmed,
 )
-from easyedit_dualedit.sharing import Beginnings, Sharing
+from easyedit_dualedit.train.shared_rows import Beginnings, Sharing
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, GateProjection
 from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.thresholds import ScopedSimilarities, thresholds_by_count
+from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
 
 logger = logging.getLogger(__name__)
 
