@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.runs import SETTINGS_FILE, Run, read_json, write_json
+from easyedit_dualedit.measure.run import SETTINGS_FILE, Run, read_json, write_json
 
 
 class Parts:

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.evaluation import Method, evaluate
+from easyedit_dualedit.measure.evaluation import Method, evaluate
+from easyedit_dualedit.measure.metrics import AVERAGE
+from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
 from easyedit_dualedit.method.config import (
     DualEditConfig,
@@ -29,8 +31,6 @@ from easyedit_dualedit.method.config import (
     TrainingConfig,
 )
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.metrics import AVERAGE
-from easyedit_dualedit.runs import METRICS_FILE, Run
 from easyedit_dualedit.train.gate_trainer import train_gate
 from easyedit_dualedit.train.trainer import train
 

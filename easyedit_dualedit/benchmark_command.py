@@ -22,8 +22,11 @@ from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.finetuning import finetuning_contenders
+from easyedit_dualedit.measure.contender import Contender
+from easyedit_dualedit.measure.protocols import PROTOCOLS, Protocol
+from easyedit_dualedit.measure.run import METRICS_FILE, Run, read_json, write_json, write_text
+from easyedit_dualedit.measure.specificity import specificity_queries
 from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
-from easyedit_dualedit.methods import Contender
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.model.families import BackboneConfig
@@ -32,7 +35,6 @@ from easyedit_dualedit.page import write_page
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
-from easyedit_dualedit.protocols import PROTOCOLS, Protocol
 from easyedit_dualedit.results import (
     collect,
     costs,
@@ -44,9 +46,7 @@ from easyedit_dualedit.results import (
     to_csv,
     to_markdown,
 )
-from easyedit_dualedit.runs import METRICS_FILE, Run, read_json, write_json, write_text
 from easyedit_dualedit.settings import parse_value
-from easyedit_dualedit.specificity import specificity_queries
 from easyedit_dualedit.train.checkpoint import records_digest
 
 COSTS_FILE = "costs.json"

@@ -11,8 +11,8 @@ from typing import get_args
 
 from easyedit_dualedit import __version__
 from easyedit_dualedit.errors import DualEditError
+from easyedit_dualedit.measure.protocols import PROTOCOLS
 from easyedit_dualedit.method.config import GateKind
-from easyedit_dualedit.protocols import PROTOCOLS
 
 DEFAULT_COMMAND = "demo"
 

@@ -27,11 +27,13 @@ from easyedit_dualedit.demo import (
     demo_records,
 )
 from easyedit_dualedit.errors import ArchiveError, ConfigError
-from easyedit_dualedit.evaluation import Method
-from easyedit_dualedit.evaluation import evaluate as evaluate_records
 from easyedit_dualedit.locate import LocateConfig, write_hparams
 from easyedit_dualedit.locate import locate as locate_layers
 from easyedit_dualedit.locate import to_csv as locate_csv
+from easyedit_dualedit.measure.evaluation import Method
+from easyedit_dualedit.measure.evaluation import evaluate as evaluate_records
+from easyedit_dualedit.measure.run import METRICS_FILE, Run, digest_of, write_json, write_text
+from easyedit_dualedit.measure.specificity import specificity_queries
 from easyedit_dualedit.method.config import (
     PUBLISHED_THRESHOLD,
     GateConfig,
@@ -53,9 +55,7 @@ from easyedit_dualedit.plugin.hparams import (
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
 from easyedit_dualedit.report import ablation_table, locate_table, print_report
-from easyedit_dualedit.runs import METRICS_FILE, Run, digest_of, write_json, write_text
 from easyedit_dualedit.settings import read_yaml
-from easyedit_dualedit.specificity import specificity_queries
 from easyedit_dualedit.testbed.world import Split
 from easyedit_dualedit.train.checkpoint import records_digest
 from easyedit_dualedit.train.processes import joined

@@ -11,6 +11,8 @@ import torch
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
+from easyedit_dualedit.measure.run import Run, digest_of
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
 from easyedit_dualedit.method.config import (
@@ -21,8 +23,6 @@ from easyedit_dualedit.method.config import (
 )
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
-from easyedit_dualedit.methods import Bench, Contender, Edited, Method
-from easyedit_dualedit.runs import Run, digest_of
 from easyedit_dualedit.train.trainer import train
 
 DUALEDIT = "DualEdit"

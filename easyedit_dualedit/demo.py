@@ -6,7 +6,7 @@ from typing import Any
 
 from easyedit_dualedit import testbed
 from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.evaluation import Method
+from easyedit_dualedit.measure.evaluation import Method
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.values import TESTBED

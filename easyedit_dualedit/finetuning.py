@@ -13,7 +13,7 @@ from torch import nn
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import BackboneError
-from easyedit_dualedit.methods import Bench, Contender, Edited, Method
+from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder
 from easyedit_dualedit.settings import as_number, is_number, is_whole, raise_if, unknown_keys

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.metrics import interval
+from easyedit_dualedit.measure.metrics import interval
+from easyedit_dualedit.measure.run import Run, write_text
 from easyedit_dualedit.model.answers import with_own_answers
 from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder
 from easyedit_dualedit.model.hooks import LayerEdit, attach
-from easyedit_dualedit.runs import Run, write_text
 
 Modality = Literal["vision", "text", "both"]
 MODALITIES: tuple[Modality, ...] = ("vision", "text", "both")

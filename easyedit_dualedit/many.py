@@ -17,14 +17,14 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from easyedit_dualedit.asking import Answers, Asker, Questions, Said, score
 from easyedit_dualedit.data.records import METRICS, Record
+from easyedit_dualedit.measure.asking import Answers, Asker, Questions, Said, score
+from easyedit_dualedit.measure.contender import Edited
+from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.packing import Precision
-from easyedit_dualedit.methods import Edited
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.runs import Run
 
 FEWEST_ASKED = 100
 """Records that a point is measured on at least, in groups if need be."""

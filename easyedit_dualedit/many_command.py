@@ -30,17 +30,8 @@ from easyedit_dualedit.many import (
     untouched,
 )
 from easyedit_dualedit.many_report import report_of
-from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
-from easyedit_dualedit.method.packing import PRECISIONS
-from easyedit_dualedit.methods import Bench
-from easyedit_dualedit.model.loading import load_model
-from easyedit_dualedit.plots import is_available as has_plots
-from easyedit_dualedit.plots import plot_many, plot_sizes
-from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
-from easyedit_dualedit.plugin.models import load_processor
-from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
-from easyedit_dualedit.routing import routing_costs, routing_rates
-from easyedit_dualedit.runs import (
+from easyedit_dualedit.measure.contender import Bench
+from easyedit_dualedit.measure.run import (
     CASES_FOLDER,
     METRICS_FILE,
     Run,
@@ -49,6 +40,15 @@ from easyedit_dualedit.runs import (
     write_json,
     write_text,
 )
+from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
+from easyedit_dualedit.method.packing import PRECISIONS
+from easyedit_dualedit.model.loading import load_model
+from easyedit_dualedit.plots import is_available as has_plots
+from easyedit_dualedit.plots import plot_many, plot_sizes
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.plugin.models import load_processor
+from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
+from easyedit_dualedit.routing import routing_costs, routing_rates
 from easyedit_dualedit.train.checkpoint import records_digest
 
 SEQUENTIAL = ("GRACE", "WISE", "LoRA")

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from easyedit_dualedit.ablate import COLUMNS
 from easyedit_dualedit.locate import ATTENTION, MODALITIES
-from easyedit_dualedit.metrics import AVERAGE, PROTOCOLS
+from easyedit_dualedit.measure.metrics import AVERAGE, PROTOCOLS
 
 _TITLES = {
     "reliability": "reliability",

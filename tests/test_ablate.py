@@ -27,7 +27,7 @@ from easyedit_dualedit.ablate import (
 )
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, LayerError
-from easyedit_dualedit.metrics import PROTOCOLS
+from easyedit_dualedit.measure.metrics import PROTOCOLS
 
 CONFIG = tiny_config(gate={"kind": "learned"})
 TRAINING = fast(steps=2, gate_steps=5)

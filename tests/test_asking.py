@@ -10,19 +10,19 @@ from conftest import trained_editor
 from test_training import write_data
 from tiny_models import TinyModel, tiny_llava
 
-from easyedit_dualedit.asking import Answers, Asker, Questions, Said, score
 from easyedit_dualedit.contenders import AdaptedEditor
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
-from easyedit_dualedit.joined import joined_row
-from easyedit_dualedit.methods import Edited
-from easyedit_dualedit.metrics import LOCALITY
+from easyedit_dualedit.measure.asking import Answers, Asker, Questions, Said, score
+from easyedit_dualedit.measure.contender import Edited
+from easyedit_dualedit.measure.easyedit_rows import joined_row
+from easyedit_dualedit.measure.metrics import LOCALITY
+from easyedit_dualedit.measure.protocols import PROTOCOLS
+from easyedit_dualedit.measure.specificity import SIMILAR_IMAGE, SIMILAR_TEXT
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
 from easyedit_dualedit.model.families import family_of
 from easyedit_dualedit.plugin.processors import CompleteProcessor
-from easyedit_dualedit.protocols import PROTOCOLS
-from easyedit_dualedit.specificity import SIMILAR_IMAGE, SIMILAR_TEXT
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)
 FORCED = ("generate", "visedit", "easyedit")

@@ -25,7 +25,7 @@ from easyedit_dualedit.benchmark import (
 )
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.methods import Bench, Contender, Edited
+from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.model.encoder import Query
 
 PROTOCOLS = ("generate", "visedit", "easyedit")
@@ -128,7 +128,7 @@ def test_a_stopped_run_comes_out_as_an_unbroken_one(
     run_benchmark(plan, [contender("Shaken"), contender("Other")], tmp_path / "whole")
     for stop in (0, 2, 3, 4, 4):
         stored = 0
-        original = __import__("easyedit_dualedit.runs", fromlist=["Run"]).Run.store
+        original = __import__("easyedit_dualedit.measure.run", fromlist=["Run"]).Run.store
 
         def store(self: Any, index: int, case: Any, stop: int = stop, original: Any = original):
             nonlocal stored
@@ -138,7 +138,7 @@ def test_a_stopped_run_comes_out_as_an_unbroken_one(
             original(self, index, case)
 
         with monkeypatch.context() as patched:
-            patched.setattr("easyedit_dualedit.runs.Run.store", store)
+            patched.setattr("easyedit_dualedit.measure.run.Run.store", store)
             with pytest.raises(KeyboardInterrupt):
                 run_benchmark(plan, [contender("Shaken"), contender("Other")], tmp_path / "stopped")
     run_benchmark(plan, [contender("Shaken"), contender("Other")], tmp_path / "stopped")

@@ -20,7 +20,7 @@ from workplace import Workplace
 from easyedit_dualedit.benchmark import UNEDITED, method_folder, slug
 from easyedit_dualedit.contenders import DUALEDIT
 from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.runs import METRICS_FILE
+from easyedit_dualedit.measure.run import METRICS_FILE
 
 SCRIPT = Path(__file__).parent.parent / "run_multimodal_edit.py"
 METHODS = ("dualedit", "dualedit-no-gate", "ft-last-layer")

@@ -18,8 +18,8 @@ from workplace import INVISIBLE, Workplace
 
 from easyedit_dualedit import __version__, training
 from easyedit_dualedit.data.records import METRICS
+from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.archive import Archive
-from easyedit_dualedit.runs import METRICS_FILE, Run
 
 SCRIPT = Path(__file__).parent.parent / "run_multimodal_edit.py"
 COMMANDS = ("demo", "train", "edit", "evaluate", "locate", "ablate")

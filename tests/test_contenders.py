@@ -20,9 +20,9 @@ from easyedit_dualedit.contenders import (
 )
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.measure.contender import Bench, Contender
 from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.methods import Bench, Contender
 from easyedit_dualedit.model.encoder import Encoder
 
 TRAINING = TrainingConfig(steps=2, batch_size=2, gate_steps=2)

@@ -12,9 +12,9 @@ import torch
 from easyedit_dualedit import testbed
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.demo import DUALEDIT, demo_records
+from easyedit_dualedit.measure.metrics import AVERAGE, PROTOCOLS
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.metrics import AVERAGE, PROTOCOLS
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin import is_available
 

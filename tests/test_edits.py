@@ -239,7 +239,7 @@ def honest_disguise(path: Path) -> None:
 
 
 def vouch(path: Path) -> None:
-    from easyedit_dualedit.runs import digest_of
+    from easyedit_dualedit.measure.run import digest_of
 
     described = path.with_name(EDITS_FILE)
     values = json.loads(described.read_text())

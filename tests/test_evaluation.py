@@ -14,13 +14,13 @@ from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.evaluation import Case, RecordQueries, evaluate
+from easyedit_dualedit.measure.evaluation import Case, RecordQueries, evaluate
+from easyedit_dualedit.measure.metrics import LOCALITY, PROTOCOLS
+from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.metrics import LOCALITY, PROTOCOLS
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder
-from easyedit_dualedit.runs import METRICS_FILE, Run
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)
 

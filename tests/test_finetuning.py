@@ -20,7 +20,7 @@ from easyedit_dualedit.finetuning import (
     last_layer_parameters,
     vision_parameters,
 )
-from easyedit_dualedit.methods import Bench, Method
+from easyedit_dualedit.measure.contender import Bench, Method
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.train.losses import answer_cross_entropy
 

@@ -8,7 +8,7 @@ from conftest import picture
 from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.joined import joined_row
+from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
 

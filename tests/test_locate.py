@@ -26,9 +26,9 @@ from easyedit_dualedit.locate import (
     to_csv,
     write_hparams,
 )
+from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder
-from easyedit_dualedit.runs import Run
 from easyedit_dualedit.settings import read_yaml
 
 

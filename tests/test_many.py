@@ -22,8 +22,8 @@ from easyedit_dualedit.many import (
     untouched,
 )
 from easyedit_dualedit.many_report import report_of
+from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.runs import Run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.metrics import (
+from easyedit_dualedit.measure.metrics import (
     AVERAGE,
     answer_agreement,
     exact_match,

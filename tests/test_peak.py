@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from easyedit_dualedit import peak
-from easyedit_dualedit.peak import PeakMemory
+from easyedit_dualedit.measure import peak_memory as peak
+from easyedit_dualedit.measure.peak_memory import PeakMemory
 
 needs_linux = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's own peak"

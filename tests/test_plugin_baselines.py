@@ -16,8 +16,8 @@ from tiny_models import LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.joined import joined_row
-from easyedit_dualedit.methods import Bench, Contender, Edited
+from easyedit_dualedit.measure.contender import Bench, Contender, Edited
+from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.plugin import register, unregister

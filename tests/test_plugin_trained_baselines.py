@@ -11,8 +11,8 @@ from easyedit_fixtures import FOLDERS, Workplace, needs_master, needs_release, s
 
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
-from easyedit_dualedit.joined import joined_row
-from easyedit_dualedit.methods import Bench, Contender
+from easyedit_dualedit.measure.contender import Bench, Contender
+from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
 from easyedit_dualedit.model.loading import load_model

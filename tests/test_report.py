@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.metrics import PROTOCOLS
+from easyedit_dualedit.measure.metrics import PROTOCOLS
 from easyedit_dualedit.report import metrics_table, print_report
 
 NAMES = ("unedited", "DualEdit")

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from easyedit_dualedit.benchmark import UNEDITED, method_folder
-from easyedit_dualedit.metrics import AVERAGE, RESAMPLES
+from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES
+from easyedit_dualedit.measure.run import write_json
 from easyedit_dualedit.results import (
     collect,
     compared,
@@ -26,7 +27,6 @@ from easyedit_dualedit.results import (
     to_csv,
     to_markdown,
 )
-from easyedit_dualedit.runs import write_json
 
 NAMES = ["Good", "Poor", "Broken"]
 PLAN = {

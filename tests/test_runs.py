@@ -10,8 +10,8 @@ import pytest
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.metrics import PROTOCOLS, summary
-from easyedit_dualedit.runs import METRICS_FILE, SETTINGS_FILE, Run, write_json
+from easyedit_dualedit.measure.metrics import PROTOCOLS, summary
+from easyedit_dualedit.measure.run import METRICS_FILE, SETTINGS_FILE, Run, write_json
 
 SETTINGS = {"records": 3, "methods": ["unedited"], "nested": {"gate": None, "lr": 1e-4}}
 

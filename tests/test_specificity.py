@@ -9,22 +9,22 @@ from conftest import picture, tiny_config, trained_editor
 from test_training import write_data
 from tiny_models import TinyModel
 
-from easyedit_dualedit import specificity
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.evaluation import RecordQueries, evaluate
-from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.metrics import PROTOCOLS, summary
-from easyedit_dualedit.model.encoder import Query
-from easyedit_dualedit.runs import Run
-from easyedit_dualedit.specificity import (
+from easyedit_dualedit.measure import specificity
+from easyedit_dualedit.measure.evaluation import RecordQueries, evaluate
+from easyedit_dualedit.measure.metrics import PROTOCOLS, summary
+from easyedit_dualedit.measure.run import Run
+from easyedit_dualedit.measure.specificity import (
     FAMILIES,
     KINDS,
     SIMILAR_IMAGE,
     SIMILAR_TEXT,
     specificity_queries,
 )
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.encoder import Query
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from benchmarks.subject import PUBLISHED, SHAPES, editor_of, records_of  # noqa:
 from benchmarks.tasks import STATE_BUDGETS, count_work, forth_and_back, tasks  # noqa: E402
 from benchmarks.work import bytes_written, counted, operations_of, reads_of  # noqa: E402
 from easyedit_dualedit.data.records import Record  # noqa: E402
+from easyedit_dualedit.measure.run import write_json  # noqa: E402
 from easyedit_dualedit.model.encoder import Query  # noqa: E402
-from easyedit_dualedit.runs import write_json  # noqa: E402
 from easyedit_dualedit.train.step import SharedSteps  # noqa: E402
 
 READS = {"edit": 10, "step": 29, "step, frozen states kept": 27}

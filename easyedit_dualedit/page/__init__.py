@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.measure.run import write_text
 from easyedit_dualedit.page.background import (
     data_section,
     details,
@@ -19,7 +20,6 @@ from easyedit_dualedit.page.background import (
 from easyedit_dualedit.page.browser import case_section, select
 from easyedit_dualedit.page.markup import Element, element, html_of
 from easyedit_dualedit.page.results import Results, cost_table, headline, protocol_section
-from easyedit_dualedit.runs import write_text
 
 __all__ = ["write_page"]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.measure.specificity import FAMILIES
 from easyedit_dualedit.page.markup import Element, element
 from easyedit_dualedit.page.results import Results
 from easyedit_dualedit.page.thumbnails import thumbnails
@@ -20,7 +21,6 @@ from easyedit_dualedit.page.wording import (
     metric_name,
     ordered,
 )
-from easyedit_dualedit.specificity import FAMILIES
 
 PER_PAGE = 20
 _PARTS = ("values", "answers", "gate")

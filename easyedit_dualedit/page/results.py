@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.metrics import AVERAGE
+from easyedit_dualedit.measure.metrics import AVERAGE
+from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
 from easyedit_dualedit.page.charts import Bar, chart
 from easyedit_dualedit.page.markup import Element, element
 from easyedit_dualedit.page.wording import (
@@ -25,7 +26,6 @@ from easyedit_dualedit.page.wording import (
     size,
     whole,
 )
-from easyedit_dualedit.protocols import EXPLANATIONS, PROTOCOLS
 
 _COSTS = (
     ("seconds_per_edit", "one edit", duration),

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.metrics import AVERAGE, LOCALITY
-from easyedit_dualedit.specificity import FAMILIES, KINDS
+from easyedit_dualedit.measure.metrics import AVERAGE, LOCALITY
+from easyedit_dualedit.measure.specificity import FAMILIES, KINDS
 
 UNEDITED = "unedited"
 """The method that makes no edit; all others are compared with it."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
-from easyedit_dualedit.methods import Bench, Contender, Edited
+from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query, open_image
 from easyedit_dualedit.plugin.host import Host

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import replace
 
-from easyedit_dualedit.methods import Contender
+from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.plugin.baselines import baselines
 from easyedit_dualedit.plugin.host import easyedit_folder, is_available
 from easyedit_dualedit.plugin.registry import register

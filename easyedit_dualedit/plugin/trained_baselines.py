@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
-from easyedit_dualedit.joined import joined_row
-from easyedit_dualedit.methods import Bench, Contender, Edited, Method
+from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
+from easyedit_dualedit.measure.easyedit_rows import joined_row
+from easyedit_dualedit.measure.run import read_json, write_json, write_text
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query, open_image
 from easyedit_dualedit.model.families import family_of
@@ -38,7 +39,6 @@ from easyedit_dualedit.plugin.model_parts import DOWN, UP, mlp_parameters
 from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.processors import CompleteProcessor
 from easyedit_dualedit.plugin.values import device_from
-from easyedit_dualedit.runs import read_json, write_json, write_text
 
 HF_NAME = "llava-onevision"
 """Model name by which EasyEdit takes its code for transformers models."""

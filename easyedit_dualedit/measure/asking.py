@@ -16,17 +16,17 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.scope import IN_SCOPE
-from easyedit_dualedit.joined import joined_row
-from easyedit_dualedit.methods import Edited
-from easyedit_dualedit.metrics import (
+from easyedit_dualedit.measure.contender import Edited
+from easyedit_dualedit.measure.easyedit_rows import joined_row
+from easyedit_dualedit.measure.metrics import (
     answer_accuracy,
     exact_match,
     likeliest,
     likeliest_agreement,
 )
+from easyedit_dualedit.measure.protocols import Protocol
+from easyedit_dualedit.measure.specificity import FAMILIES
 from easyedit_dualedit.model.encoder import Encoder, Query
-from easyedit_dualedit.protocols import Protocol
-from easyedit_dualedit.specificity import FAMILIES
 
 _PORTABILITY = "portability"
 _SPARE_TOKENS = 8

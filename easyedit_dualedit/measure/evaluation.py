@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.scope import IN_SCOPE
+from easyedit_dualedit.measure.metrics import answer_agreement, exact_match, token_accuracy
+from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.gate import Routing
-from easyedit_dualedit.metrics import answer_agreement, exact_match, token_accuracy
 from easyedit_dualedit.model.encoder import Batch, Encoder, Query
-from easyedit_dualedit.runs import Run
 
 _SPARE_TOKENS = 8
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.metrics import PROTOCOLS, summary
+from easyedit_dualedit.measure.metrics import PROTOCOLS, summary
 
 SETTINGS_FILE = "run.json"
 METRICS_FILE = "metrics.json"
