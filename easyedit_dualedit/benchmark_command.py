@@ -12,16 +12,27 @@ import transformers
 from rich.console import Console
 
 from easyedit_dualedit import __version__, testbed
-from easyedit_dualedit.benchmark import UNEDITED, Plan, cases_of, run_benchmark, slug
-from easyedit_dualedit.benchmark import merge as merge_folders
 from easyedit_dualedit.commands import console, read_hparams
-from easyedit_dualedit.contenders import Recipe, dualedit_contenders
 from easyedit_dualedit.data.leak_audit import Audit, audit, audit_table
 from easyedit_dualedit.data.records import Record, load_records, quirks
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.finetuning import finetuning_contenders
+from easyedit_dualedit.experiments.benchmark import UNEDITED, Plan, cases_of, run_benchmark, slug
+from easyedit_dualedit.experiments.benchmark import merge as merge_folders
+from easyedit_dualedit.experiments.dualedit_rows import Recipe, dualedit_contenders
+from easyedit_dualedit.experiments.finetuning_rows import finetuning_contenders
+from easyedit_dualedit.experiments.results import (
+    collect,
+    costs,
+    costs_table,
+    headline,
+    missing,
+    protocol_table,
+    stored_names,
+    to_csv,
+    to_markdown,
+)
 from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.measure.protocols import PROTOCOLS, Protocol
 from easyedit_dualedit.measure.run import METRICS_FILE, Run, read_json, write_json, write_text
@@ -35,17 +46,6 @@ from easyedit_dualedit.page import write_page
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
-from easyedit_dualedit.results import (
-    collect,
-    costs,
-    costs_table,
-    headline,
-    missing,
-    protocol_table,
-    stored_names,
-    to_csv,
-    to_markdown,
-)
 from easyedit_dualedit.settings import parse_value
 from easyedit_dualedit.train.checkpoint import records_digest
 

@@ -15,9 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from easyedit_dualedit import __version__, testbed
-from easyedit_dualedit.ablate import ablate as run_ablation
-from easyedit_dualedit.ablate import is_done, layer_pairs, to_markdown, variants
-from easyedit_dualedit.ablate import to_csv as ablation_csv
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.demo import (
     DUALEDIT,
@@ -27,9 +24,12 @@ from easyedit_dualedit.demo import (
     demo_records,
 )
 from easyedit_dualedit.errors import ArchiveError, ConfigError
-from easyedit_dualedit.locate import LocateConfig, write_hparams
-from easyedit_dualedit.locate import locate as locate_layers
-from easyedit_dualedit.locate import to_csv as locate_csv
+from easyedit_dualedit.experiments.ablate import ablate as run_ablation
+from easyedit_dualedit.experiments.ablate import is_done, layer_pairs, to_markdown, variants
+from easyedit_dualedit.experiments.ablate import to_csv as ablation_csv
+from easyedit_dualedit.experiments.locate import LocateConfig, write_hparams
+from easyedit_dualedit.experiments.locate import locate as locate_layers
+from easyedit_dualedit.experiments.locate import to_csv as locate_csv
 from easyedit_dualedit.measure.evaluation import Method
 from easyedit_dualedit.measure.evaluation import evaluate as evaluate_records
 from easyedit_dualedit.measure.run import METRICS_FILE, Run, digest_of, write_json, write_text

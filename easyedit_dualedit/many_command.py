@@ -12,13 +12,14 @@ import transformers
 from tqdm import tqdm
 
 from easyedit_dualedit import __version__
-from easyedit_dualedit.benchmark import slug
 from easyedit_dualedit.commands import console, editor_of, read_hparams
-from easyedit_dualedit.contenders import DUALEDIT
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.many import (
+from easyedit_dualedit.experiments.benchmark import slug
+from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
+from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
+from easyedit_dualedit.experiments.many_edits import (
     FEWEST_ASKED,
     Group,
     ManyMethod,
@@ -48,7 +49,6 @@ from easyedit_dualedit.plots import plot_many, plot_sizes
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
-from easyedit_dualedit.routing import routing_costs, routing_rates
 from easyedit_dualedit.train.checkpoint import records_digest
 
 SEQUENTIAL = ("GRACE", "WISE", "LoRA")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.locate import MODALITIES
+from easyedit_dualedit.experiments.locate import MODALITIES
 
 _COLOURS = {"vision": "tab:orange", "text": "tab:blue", "both": "tab:gray"}
 _MARKS = {"open": "o", "cosine": "s", "centred": "D", "learned": "^", "last-token": "x"}

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from easyedit_dualedit.ablate import COLUMNS
-from easyedit_dualedit.locate import ATTENTION, MODALITIES
+from easyedit_dualedit.experiments.ablate import COLUMNS
+from easyedit_dualedit.experiments.locate import ATTENTION, MODALITIES
 from easyedit_dualedit.measure.metrics import AVERAGE, PROTOCOLS
 
 _TITLES = {

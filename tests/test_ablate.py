@@ -13,9 +13,11 @@ from PIL import Image
 from test_training import fast, write_data
 from tiny_models import TinyModel
 
-from easyedit_dualedit import ablate as module
 from easyedit_dualedit import plots
-from easyedit_dualedit.ablate import (
+from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.errors import ConfigError, LayerError
+from easyedit_dualedit.experiments import ablate as module
+from easyedit_dualedit.experiments.ablate import (
     COLUMNS,
     Variant,
     ablate,
@@ -25,8 +27,6 @@ from easyedit_dualedit.ablate import (
     to_markdown,
     variants,
 )
-from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.errors import ConfigError, LayerError
 from easyedit_dualedit.measure.metrics import PROTOCOLS
 
 CONFIG = tiny_config(gate={"kind": "learned"})

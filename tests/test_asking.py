@@ -10,9 +10,9 @@ from conftest import trained_editor
 from test_training import write_data
 from tiny_models import TinyModel, tiny_llava
 
-from easyedit_dualedit.contenders import AdaptedEditor
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
+from easyedit_dualedit.experiments.dualedit_rows import AdaptedEditor
 from easyedit_dualedit.measure.asking import Answers, Asker, Questions, Said, score
 from easyedit_dualedit.measure.contender import Edited
 from easyedit_dualedit.measure.easyedit_rows import joined_row

@@ -12,7 +12,9 @@ import torch
 from test_training import write_data
 from tiny_models import tiny_llava
 
-from easyedit_dualedit.benchmark import (
+from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.errors import ConfigError, DataError
+from easyedit_dualedit.experiments.benchmark import (
     UNEDITED,
     Plan,
     cases_of,
@@ -23,8 +25,6 @@ from easyedit_dualedit.benchmark import (
     run_benchmark,
     slug,
 )
-from easyedit_dualedit.data.records import METRICS, Record, load_records
-from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.model.encoder import Query
 

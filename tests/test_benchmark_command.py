@@ -17,9 +17,9 @@ from easyedit_fixtures import needs_master
 from tiny_models import tiny_llava_onevision
 from workplace import Workplace
 
-from easyedit_dualedit.benchmark import UNEDITED, method_folder, slug
-from easyedit_dualedit.contenders import DUALEDIT
 from easyedit_dualedit.data.records import METRICS
+from easyedit_dualedit.experiments.benchmark import UNEDITED, method_folder, slug
+from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
 from easyedit_dualedit.measure.run import METRICS_FILE
 
 SCRIPT = Path(__file__).parent.parent / "run_multimodal_edit.py"

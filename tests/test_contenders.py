@@ -10,7 +10,9 @@ from conftest import tiny_config
 from test_training import write_data
 from tiny_models import TinyModel, tiny_llava
 
-from easyedit_dualedit.contenders import (
+from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.experiments.dualedit_rows import (
     DUALEDIT,
     GATES,
     PUBLISHED,
@@ -18,8 +20,6 @@ from easyedit_dualedit.contenders import (
     Recipe,
     dualedit_contenders,
 )
-from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.measure.contender import Bench, Contender
 from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
@@ -67,7 +67,8 @@ def test_gates_share_adapters_that_are_trained_once(records: list[Record], tmp_p
     assert not (tmp_path / "trained" / "dualedit" / "training.pt").exists()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            "easyedit_dualedit.contenders.train", lambda *_, **__: pytest.fail("trained again")
+            "easyedit_dualedit.experiments.dualedit_rows.train",
+            lambda *_, **__: pytest.fail("trained again"),
         )
         others = {name: made[name].make(bench) for name in GATES}
     assert {path.name: path.read_bytes() for path in archive.iterdir()} == written
@@ -161,7 +162,7 @@ def test_steps_may_be_given(records: list[Record], tmp_path: Path):
     seen = []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            "easyedit_dualedit.contenders.train",
+            "easyedit_dualedit.experiments.dualedit_rows.train",
             lambda _editor, _records, config, **_: seen.append(config.steps),
         )
         with pytest.raises(Exception, match="gate"):  # it was not trained, so it is not calibrated

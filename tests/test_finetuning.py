@@ -11,7 +11,7 @@ from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import BackboneError, ConfigError
-from easyedit_dualedit.finetuning import (
+from easyedit_dualedit.experiments.finetuning_rows import (
     LAST_LAYER,
     VISION_SIDE,
     FineTuning,

@@ -13,10 +13,10 @@ from test_training import write_data
 from tiny_families import FAMILIES
 from tiny_models import LAYERS, TinyModel
 
-from easyedit_dualedit import locate as module
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.locate import (
+from easyedit_dualedit.experiments import locate as module
+from easyedit_dualedit.experiments.locate import (
     ATTENTION,
     MODALITIES,
     LocateConfig,

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from workplace import Workplace
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
-from easyedit_dualedit.many import (
+from easyedit_dualedit.experiments.many_edits import (
     Group,
     SharedMemory,
     Unedited,

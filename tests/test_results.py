@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from easyedit_dualedit.benchmark import UNEDITED, method_folder
-from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES
-from easyedit_dualedit.measure.run import write_json
-from easyedit_dualedit.results import (
+from easyedit_dualedit.experiments.benchmark import UNEDITED, method_folder
+from easyedit_dualedit.experiments.results import (
     collect,
     compared,
     costs,
@@ -27,6 +25,8 @@ from easyedit_dualedit.results import (
     to_csv,
     to_markdown,
 )
+from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES
+from easyedit_dualedit.measure.run import write_json
 
 NAMES = ["Good", "Poor", "Broken"]
 PLAN = {

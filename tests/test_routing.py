@@ -12,13 +12,13 @@ from tiny_models import TinyModel
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
 from easyedit_dualedit.method.applied import AppliedEdits
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_projection import EDIT_COUNTS
 from easyedit_dualedit.method.router import OpenRows
 from easyedit_dualedit.model.encoder import TokenLayout
-from easyedit_dualedit.routing import routing_costs, routing_rates
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from easyedit_dualedit.benchmark import (
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.experiments.benchmark import (
     METHODS_FOLDER,
     UNEDITED,
     cases_of,
@@ -21,7 +22,6 @@ from easyedit_dualedit.benchmark import (
     failure,
     method_folder,
 )
-from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES, Interval, interval
 from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
 from easyedit_dualedit.measure.run import read_json
