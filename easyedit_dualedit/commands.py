@@ -45,8 +45,6 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.model.loading import load_model
-from easyedit_dualedit.plots import is_available as plots_available
-from easyedit_dualedit.plots import plot_ablation, plot_layers
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
@@ -54,7 +52,9 @@ from easyedit_dualedit.plugin.hparams import (
 )
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
-from easyedit_dualedit.report import ablation_table, locate_table, print_report
+from easyedit_dualedit.report.plots import is_available as plots_available
+from easyedit_dualedit.report.plots import plot_ablation, plot_layers
+from easyedit_dualedit.report.tables import ablation_table, locate_table, print_report
 from easyedit_dualedit.settings import read_yaml
 from easyedit_dualedit.testbed.world import Split
 from easyedit_dualedit.train.checkpoint import records_digest

@@ -30,7 +30,6 @@ from easyedit_dualedit.experiments.many_edits import (
     point_of,
     untouched,
 )
-from easyedit_dualedit.many_report import report_of
 from easyedit_dualedit.measure.contender import Bench
 from easyedit_dualedit.measure.run import (
     CASES_FOLDER,
@@ -44,11 +43,12 @@ from easyedit_dualedit.measure.run import (
 from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
 from easyedit_dualedit.method.packing import PRECISIONS
 from easyedit_dualedit.model.loading import load_model
-from easyedit_dualedit.plots import is_available as has_plots
-from easyedit_dualedit.plots import plot_many, plot_sizes
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
+from easyedit_dualedit.report.many_edits import report_of
+from easyedit_dualedit.report.plots import is_available as has_plots
+from easyedit_dualedit.report.plots import plot_many, plot_sizes
 from easyedit_dualedit.train.checkpoint import records_digest
 
 SEQUENTIAL = ("GRACE", "WISE", "LoRA")

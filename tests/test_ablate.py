@@ -13,7 +13,6 @@ from PIL import Image
 from test_training import fast, write_data
 from tiny_models import TinyModel
 
-from easyedit_dualedit import plots
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, LayerError
 from easyedit_dualedit.experiments import ablate as module
@@ -28,6 +27,7 @@ from easyedit_dualedit.experiments.ablate import (
     variants,
 )
 from easyedit_dualedit.measure.metrics import PROTOCOLS
+from easyedit_dualedit.report import plots
 
 CONFIG = tiny_config(gate={"kind": "learned"})
 TRAINING = fast(steps=2, gate_steps=5)

@@ -21,9 +21,9 @@ from easyedit_dualedit.experiments.many_edits import (
     point_of,
     untouched,
 )
-from easyedit_dualedit.many_report import report_of
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.report.many_edits import report_of
 
 
 @pytest.fixture

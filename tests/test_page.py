@@ -19,7 +19,7 @@ from PIL import Image
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.measure.specificity import KINDS
-from easyedit_dualedit.page import write_page
+from easyedit_dualedit.report.page import write_page
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
 EVIL = '</script><img src=x onerror="window.hit=1"><script>window.hit=1</script>'

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.metrics import PROTOCOLS
-from easyedit_dualedit.report import metrics_table, print_report
+from easyedit_dualedit.report.tables import metrics_table, print_report
 
 NAMES = ("unedited", "DualEdit")
 

@@ -10,10 +10,10 @@ from typing import Any
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.specificity import FAMILIES
-from easyedit_dualedit.page.markup import Element, element
-from easyedit_dualedit.page.results import Results
-from easyedit_dualedit.page.thumbnails import thumbnails
-from easyedit_dualedit.page.wording import (
+from easyedit_dualedit.report.page.markup import Element, element
+from easyedit_dualedit.report.page.results import Results
+from easyedit_dualedit.report.page.thumbnails import thumbnails
+from easyedit_dualedit.report.page.wording import (
     COMPARING,
     ORDER,
     UNEDITED,

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easyedit_dualedit.page.markup import Element, element
-from easyedit_dualedit.page.results import Results, scrolling
-from easyedit_dualedit.page.wording import counted, decimal, duration, number, whole
+from easyedit_dualedit.report.page.markup import Element, element
+from easyedit_dualedit.report.page.results import Results, scrolling
+from easyedit_dualedit.report.page.wording import counted, decimal, duration, number, whole
 
 _EXAMPLES = 5
 _DIGEST = 12

@@ -7,9 +7,9 @@ from typing import Any
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
-from easyedit_dualedit.page.charts import Bar, chart
-from easyedit_dualedit.page.markup import Element, element
-from easyedit_dualedit.page.wording import (
+from easyedit_dualedit.report.page.charts import Bar, chart
+from easyedit_dualedit.report.page.markup import Element, element
+from easyedit_dualedit.report.page.wording import (
     DASH,
     FAVOURITE,
     MISSING,

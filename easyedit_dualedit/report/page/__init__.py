@@ -10,16 +10,16 @@ from typing import Any
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.measure.run import write_text
-from easyedit_dualedit.page.background import (
+from easyedit_dualedit.report.page.background import (
     data_section,
     details,
     facts,
     warnings_of,
     workarounds,
 )
-from easyedit_dualedit.page.browser import case_section, select
-from easyedit_dualedit.page.markup import Element, element, html_of
-from easyedit_dualedit.page.results import Results, cost_table, headline, protocol_section
+from easyedit_dualedit.report.page.browser import case_section, select
+from easyedit_dualedit.report.page.markup import Element, element, html_of
+from easyedit_dualedit.report.page.results import Results, cost_table, headline, protocol_section
 
 __all__ = ["write_page"]
 
