@@ -2,7 +2,7 @@
 
 import sys
 
-from easyedit_dualedit.cli import main
+from easyedit_dualedit.commands.parser import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["run"]:
         return run(arguments[1:])
-    cli = importlib.import_module("easyedit_dualedit.cli")
+    cli = importlib.import_module("easyedit_dualedit.commands.parser")
     return int(cli.main(arguments) or 0)
 
 

@@ -556,7 +556,7 @@ def test_arguments_that_are_wrong_exit_with_code_2(call: Any, arguments: list[st
 def test_without_a_command_it_is_the_demo(
     call: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], command: str
 ):
-    from easyedit_dualedit import commands
+    from easyedit_dualedit.commands import shared as commands
 
     chosen = []
     for name in COMMANDS:

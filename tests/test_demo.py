@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from easyedit_dualedit import testbed
+from easyedit_dualedit.commands.demo_data import DUALEDIT, demo_records
 from easyedit_dualedit.data.records import METRICS, Record
-from easyedit_dualedit.demo import DUALEDIT, demo_records
 from easyedit_dualedit.measure.metrics import AVERAGE, PROTOCOLS
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor

@@ -13,7 +13,7 @@ from test_training import write_data
 from tiny_models import tiny_llava
 from tokenizers import normalizers
 
-from easyedit_dualedit import cli
+from easyedit_dualedit.commands import parser as cli
 
 PROGRESS = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*")
 """A progress bar; those that ran before a mistake was found may stay on the screen."""

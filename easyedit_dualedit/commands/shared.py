@@ -15,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from easyedit_dualedit import __version__, testbed
-from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.demo import (
+from easyedit_dualedit.commands.demo_data import (
     DUALEDIT,
     DemoAdapters,
     demo_hparams,
     demo_methods,
     demo_records,
 )
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ArchiveError, ConfigError
 from easyedit_dualedit.experiments.ablate import ablate as run_ablation
 from easyedit_dualedit.experiments.ablate import is_done, layer_pairs, to_markdown, variants

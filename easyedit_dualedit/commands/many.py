@@ -12,9 +12,9 @@ import transformers
 from tqdm import tqdm
 
 from easyedit_dualedit import __version__
-from easyedit_dualedit.commands import console, editor_of, read_hparams
+from easyedit_dualedit.commands.demo_data import demo_records, is_testbed
+from easyedit_dualedit.commands.shared import console, editor_of, read_hparams
 from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.demo import demo_records, is_testbed
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.experiments.benchmark import slug
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from easyedit_dualedit.commands import answer_to, console, editor_of, read_hparams
+from easyedit_dualedit.commands.shared import answer_to, console, editor_of, read_hparams
 from easyedit_dualedit.data.records import load_records
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
