@@ -21,7 +21,8 @@ from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.plugin import register, unregister
-from easyedit_dualedit.plugin.baselines import (
+from easyedit_dualedit.plugin.host import Host
+from easyedit_dualedit.plugin.rows.baselines import (
     GRACE,
     IKE,
     LORA,
@@ -31,7 +32,6 @@ from easyedit_dualedit.plugin.baselines import (
     hyperparameters,
     unchanged,
 )
-from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.train.losses import answer_cross_entropy
 
 pytestmark = needs_easyedit

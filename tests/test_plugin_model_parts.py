@@ -7,7 +7,7 @@ from tiny_models import LAYERS, TinyModel
 from torch import nn
 
 from easyedit_dualedit.errors import LayerError, UpstreamError
-from easyedit_dualedit.plugin.model_parts import (
+from easyedit_dualedit.plugin.rows.model_parts import (
     DOWN,
     GATE,
     UP,

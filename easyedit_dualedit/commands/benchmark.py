@@ -44,7 +44,7 @@ from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.models import load_processor
-from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
+from easyedit_dualedit.plugin.rows.roster import easyedit_contenders, easyedit_version
 from easyedit_dualedit.report.page import write_page
 from easyedit_dualedit.settings import parse_value
 from easyedit_dualedit.train.checkpoint import records_digest

@@ -45,7 +45,7 @@ from easyedit_dualedit.method.packing import PRECISIONS
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.models import load_processor
-from easyedit_dualedit.plugin.roster import easyedit_contenders, easyedit_version
+from easyedit_dualedit.plugin.rows.roster import easyedit_contenders, easyedit_version
 from easyedit_dualedit.report.many_edits import report_of
 from easyedit_dualedit.report.plots import is_available as has_plots
 from easyedit_dualedit.report.plots import plot_many, plot_sizes

@@ -27,7 +27,7 @@ from easyedit_dualedit.measure.run import write_json
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.plugin.trained_baselines import (
+from easyedit_dualedit.plugin.rows.trained_baselines import (
     TRAINING_REMARKS,
     Algorithm,
     Training,

@@ -35,9 +35,9 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query, open_image
 from easyedit_dualedit.model.families import family_of
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.plugin.model_parts import DOWN, UP, mlp_parameters
 from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.processors import CompleteProcessor
+from easyedit_dualedit.plugin.rows.model_parts import DOWN, UP, mlp_parameters
 from easyedit_dualedit.plugin.values import device_from
 
 HF_NAME = "llava-onevision"

@@ -33,15 +33,15 @@ from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query, open_image
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.plugin.model_parts import (
+from easyedit_dualedit.plugin.models import ConfigView
+from easyedit_dualedit.plugin.patching import Patches
+from easyedit_dualedit.plugin.rows.model_parts import (
     DOWN,
     as_expression,
     decoder_prefix,
     layer_in_proportion,
     mlp_parameters,
 )
-from easyedit_dualedit.plugin.models import ConfigView
-from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.settings import as_number, raise_if, unknown_keys
 
 logger = logging.getLogger(__name__)
