@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.measure.run import read_json, write_text
+from easyedit_dualedit.files import read_json, write_text
 
 _COUNTS = {
     "decoder_layers": "decoder layers",

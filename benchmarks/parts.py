@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.measure.run import SETTINGS_FILE, Run, read_json, write_json
+from easyedit_dualedit.files import read_json, write_json
+from easyedit_dualedit.measure.run import SETTINGS_FILE, Run
 
 
 class Parts:

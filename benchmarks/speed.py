@@ -27,7 +27,7 @@ from benchmarks.page import folder_of, section_of, write_page
 from benchmarks.parts import Parts
 from benchmarks.subject import NARROW, PUBLISHED, SHAPES, Shapes
 from benchmarks.tasks import STATE_BUDGETS, TRAINING, count_work
-from easyedit_dualedit.measure.run import digest_of, write_json
+from easyedit_dualedit.files import digest_of, write_json
 
 _EDITS = "edits and forwards"
 _TRIMMING = {"MALLOC_TRIM_THRESHOLD_": "131072"}

@@ -19,17 +19,17 @@ import torch
 import transformers
 
 _CHECKS = {
-    "test_contract": "edit, route, generate",
-    "test_batch": "batches",
-    "test_training": "train",
-    "test_editor": "many edits",
-    "test_archive": "save and load adapters",
-    "test_loading": "load a saved model",
-    "test_families": "own checks",
+    "method/test_contract": "edit, route, generate",
+    "model/test_encoder": "batches",
+    "train/test_trainer": "train",
+    "method/test_editor": "many edits",
+    "method/test_archive": "save and load adapters",
+    "model/test_loading": "load a saved model",
+    "model/test_families": "own checks",
     "test_editor_edit": "EasyEdit `edit`",
     "test_editor_edit_dataset": "EasyEdit `edit_dataset`",
     "test_trainer": "EasyEdit trainers",
-    "test_plugin_ports": "EasyEdit's own port",
+    "plugin/test_ports": "EasyEdit's own port",
 }
 _NAMES = ("family", "every", "tiny", "port")
 """Parameters of tests that name a family."""
@@ -50,7 +50,7 @@ class BackboneTable:
         for item in items:
             values = getattr(getattr(item, "callspec", None), "params", {})
             family = next((values[name] for name in _NAMES if values.get(name)), None)
-            module = item.path.stem
+            module = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
             check = _CHECKS.get(getattr(item, "originalname", ""), _CHECKS.get(module))
             if isinstance(family, str) and check:
                 self.places[item.nodeid] = (family, check)

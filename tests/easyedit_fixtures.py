@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import trained_editor
 from PIL import Image, ImageDraw
+from tiny_editors import trained_editor
 from tiny_families import FAMILIES
 
 HAS_MASTER = bool(os.environ.get("EASYEDIT_HOME"))

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from conftest import entering, hooks_of_ours, picture
+from tiny_editors import entering, hooks_of_ours, picture
 from tiny_families import FAMILIES, ids_of
 from tiny_models import TinyModel, finish
 

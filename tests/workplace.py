@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_training import write_data
+from tiny_data import write_data
 from tiny_models import tiny_llava
 from tokenizers import normalizers
 

@@ -33,9 +33,10 @@ from easyedit_dualedit.experiments.results import (
     to_csv,
     to_markdown,
 )
+from easyedit_dualedit.files import read_json, write_json, write_text
 from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.measure.protocols import PROTOCOLS, Protocol
-from easyedit_dualedit.measure.run import METRICS_FILE, Run, read_json, write_json, write_text
+from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.measure.specificity import specificity_queries
 from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.model.backbone import Backbone

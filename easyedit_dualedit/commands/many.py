@@ -30,16 +30,9 @@ from easyedit_dualedit.experiments.many_edits import (
     point_of,
     untouched,
 )
+from easyedit_dualedit.files import digest_of, read_json, write_json, write_text
 from easyedit_dualedit.measure.contender import Bench
-from easyedit_dualedit.measure.run import (
-    CASES_FOLDER,
-    METRICS_FILE,
-    Run,
-    digest_of,
-    read_json,
-    write_json,
-    write_text,
-)
+from easyedit_dualedit.measure.run import CASES_FOLDER, METRICS_FILE, Run
 from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
 from easyedit_dualedit.method.packing import PRECISIONS
 from easyedit_dualedit.model.loading import load_model

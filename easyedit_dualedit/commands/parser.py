@@ -17,17 +17,17 @@ from easyedit_dualedit.method.config import GateKind
 DEFAULT_COMMAND = "demo"
 
 _MODULES = {
-    "demo": "commands",
-    "train": "commands",
-    "edit": "commands",
-    "evaluate": "commands",
-    "locate": "commands",
-    "ablate": "commands",
-    "benchmark": "benchmark_command",
-    "merge": "benchmark_command",
-    "many": "many_command",
-    "edits": "edit_commands",
-    "chat": "edit_commands",
+    "demo": "shared",
+    "train": "shared",
+    "edit": "shared",
+    "evaluate": "shared",
+    "locate": "shared",
+    "ablate": "shared",
+    "benchmark": "benchmark",
+    "merge": "benchmark",
+    "many": "many",
+    "edits": "edits",
+    "chat": "edits",
 }
 """Command -> the module whose function of the same name carries it out."""
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        module = importlib.import_module(f"easyedit_dualedit.{_MODULES[parsed.command]}")
+        module = importlib.import_module(f"easyedit_dualedit.commands.{_MODULES[parsed.command]}")
         getattr(module, parsed.command)(parsed)
     except DualEditError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -30,9 +30,10 @@ from easyedit_dualedit.experiments.ablate import to_csv as ablation_csv
 from easyedit_dualedit.experiments.locate import LocateConfig, write_hparams
 from easyedit_dualedit.experiments.locate import locate as locate_layers
 from easyedit_dualedit.experiments.locate import to_csv as locate_csv
+from easyedit_dualedit.files import digest_of, write_json, write_text
 from easyedit_dualedit.measure.evaluation import Method
 from easyedit_dualedit.measure.evaluation import evaluate as evaluate_records
-from easyedit_dualedit.measure.run import METRICS_FILE, Run, digest_of, write_json, write_text
+from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.measure.specificity import specificity_queries
 from easyedit_dualedit.method.config import (
     PUBLISHED_THRESHOLD,
@@ -61,7 +62,7 @@ from easyedit_dualedit.train.checkpoint import records_digest
 from easyedit_dualedit.train.processes import joined
 from easyedit_dualedit.train.trainer import train as train_adapters
 
-_HPARAMS = Path(__file__).parent.parent / "hparams"
+_HPARAMS = Path(__file__).parents[2] / "hparams"
 _WIDTH = 150
 _LOCATE_RECORDS = 100
 

@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError
+from easyedit_dualedit.files import read_json, write_json
 from easyedit_dualedit.measure.asking import Answers, Asker, Questions, score
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.measure.peak_memory import PeakMemory
 from easyedit_dualedit.measure.protocols import Protocol
-from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE, Run, read_json, write_json
+from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE, Run
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query
 from easyedit_dualedit.model.families import BackboneConfig

@@ -11,8 +11,9 @@ import torch
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.files import digest_of
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
-from easyedit_dualedit.measure.run import Run, digest_of
+from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
 from easyedit_dualedit.method.config import (

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError
+from easyedit_dualedit.files import write_text
 from easyedit_dualedit.measure.metrics import interval
-from easyedit_dualedit.measure.run import Run, write_text
+from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.model.answers import with_own_answers
 from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder
 from easyedit_dualedit.model.hooks import LayerEdit, attach

@@ -22,9 +22,9 @@ from easyedit_dualedit.experiments.benchmark import (
     failure,
     method_folder,
 )
+from easyedit_dualedit.files import read_json
 from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES, Interval, interval
 from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
-from easyedit_dualedit.measure.run import read_json
 
 _NO_AVERAGE = ("portability",)
 _FIRST = "generate"

@@ -3,15 +3,14 @@
 Every file is written whole or not at all, so a run can be stopped at any moment and continued.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.errors import ConfigError, DataError
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.files import read_json, write_json
 from easyedit_dualedit.measure.metrics import PROTOCOLS, summary
 
 SETTINGS_FILE = "run.json"
@@ -95,72 +94,3 @@ class Run:
 
     def _case_path(self, index: int) -> Path:
         return self.folder / CASES_FOLDER / f"{index:05d}.json"
-
-
-def digest_of(path: Path) -> str:
-    """Return a short hash of a file, or of the files of a folder.
-
-    Raises:
-        DataError: if a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()[:16]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; several processes may write the same one.
-
-    Raises:
-        DataError: if the file cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        DataError: if the file cannot be written.
-    """
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value to a JSON file, whole or not at all.
-
-    Raises:
-        DataError: if the file cannot be written.
-    """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None if there is no file.
-
-    Raises:
-        DataError: if the file is damaged or holds something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); remove it to have it made again") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds no case; remove it to have it made again")
-    return value

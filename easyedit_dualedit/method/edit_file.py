@@ -18,7 +18,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from easyedit_dualedit.errors import ArchiveError
-from easyedit_dualedit.measure.run import digest_of
+from easyedit_dualedit.files import digest_of
 from easyedit_dualedit.method.archive import ModelFingerprint, replace_both
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.method.stored_edit import PackedProjection, Provenance, StoredEdit

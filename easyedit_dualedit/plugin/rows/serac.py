@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.files import write_json
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.measure.easyedit_rows import joined_row
-from easyedit_dualedit.measure.run import write_json
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import IGNORED, Encoder
 from easyedit_dualedit.plugin.host import Host

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
+from easyedit_dualedit.files import read_json, write_json, write_text
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.measure.easyedit_rows import joined_row
-from easyedit_dualedit.measure.run import read_json, write_json, write_text
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder, Query, open_image
 from easyedit_dualedit.model.families import family_of

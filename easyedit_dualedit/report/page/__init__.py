@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.measure.run import write_text
+from easyedit_dualedit.files import write_text
 from easyedit_dualedit.report.page.background import (
     data_section,
     details,

@@ -1,0 +1,272 @@
+"""The benchmark's command: one table whatever stops it, shards that merge, EasyEdit's numbers."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from easyedit_fixtures import needs_master
+from tiny_models import tiny_llava_onevision
+from workplace import Workplace
+
+from easyedit_dualedit.data.records import METRICS
+from easyedit_dualedit.experiments.benchmark import UNEDITED, method_folder, slug
+from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
+from easyedit_dualedit.measure.run import METRICS_FILE
+
+SCRIPT = Path(__file__).parents[2] / "run_multimodal_edit.py"
+METHODS = ("dualedit", "dualedit-no-gate", "ft-last-layer")
+REAL = os.environ.get("MMEDIT_DATA")
+
+
+def benchmark(work: Workplace, *options: object, methods: tuple[str, ...] = METHODS) -> list[str]:
+    """Return a short benchmark; its hyperparameters are always the same file."""
+    path = work.folder / "benchmark.yaml"
+    if not path.is_file():
+        made = work.hparams(
+            archive=str(work.adapters), gate={"kind": "cosine", "threshold": 0.9999}, max_iters=4
+        )
+        values = yaml.safe_load(made.read_text()) | {"val_interval": 2, "batch_size": 2}
+        path.write_text(yaml.safe_dump(values))
+    arguments = ["benchmark", "--hparams", path, "--data", work.data, "--images", work.images]
+    arguments += ["--train", work.data, "--output", work.folder / "outputs"]
+    arguments += ["--methods", *methods, "--set", "ft-last-layer.steps=2", *options]
+    return [str(argument) for argument in arguments]
+
+
+def run_of(work: Workplace, name: str = "benchmark") -> Path:
+    return work.folder / "outputs" / name
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text())
+    return found
+
+
+def test_every_report_says_the_same(work: Workplace, call: Any):
+    called = call(benchmark(work))
+    assert called.code == 0, called.err
+    folder = run_of(work)
+    metrics = metrics_of(folder)
+    assert list(metrics["methods"]) == [UNEDITED, DUALEDIT, "DualEdit, no gate", "FT, last layer"]
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    markdown, page = (folder / "results.md").read_text(), (folder / "results.html").read_text()
+    for name, method in metrics["methods"].items():
+        assert method["status"] == "done", method
+        assert set(method["protocols"]) == {"generate", "visedit", "easyedit", "specificity"}
+        mean = method["protocols"]["visedit"]["reliability"]["mean"]
+        found = [row for row in rows if (row["method"], row["protocol"]) == (name, "visedit")]
+        assert float(found[0]["mean"]) == mean
+        assert f"{mean:.1f} ±" in markdown
+        assert name in markdown and name in page and name in called.out
+    assert metrics["audit"]["findings"]
+    assert "image locality" in called.out.lower() or "image-locality" in called.out.lower()
+
+
+def test_a_second_call_makes_nothing_anew_and_more_methods_can_follow(work: Workplace, call: Any):
+    call(benchmark(work, methods=METHODS[:2]))
+    before = {path: path.stat().st_mtime_ns for path in run_of(work).glob("methods/*/cases/*")}
+    call(benchmark(work))
+    for path, written in before.items():
+        assert path.stat().st_mtime_ns == written
+    assert list(metrics_of(run_of(work))["methods"])[-1] == "FT, last layer"
+
+
+def test_other_settings_do_not_continue_a_run(work: Workplace, call: Any):
+    call(benchmark(work, methods=METHODS[:1]))
+    for options in (["--limit", "3"], ["--protocols", "generate"]):
+        called = call(benchmark(work, *options, methods=METHODS[:1]))
+        assert called.code == 2
+        assert "other settings" in called.err
+    called = call(benchmark(work, "--set", "dualedit.steps=3", methods=METHODS[:1]))
+    assert called.code == 2 and "steps" in called.err
+    assert call(benchmark(work, "--limit", "3", "--fresh", methods=METHODS[:1])).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--methods", "nothing"], "no methods ['nothing']"),
+        (["--set", "dualedit"], "METHOD.KEY=VALUE"),
+        (["--set", "nothing.rate=1"], "no methods ['nothing']"),
+        (["--set", "dualedit.rate=["], "is not YAML"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(work: Workplace, call: Any, options: list[str], told: str):
+    assert told in call(benchmark(work, *options, methods=METHODS[:1])).error
+
+
+def test_data_options_that_do_not_fit_are_told(work: Workplace, call: Any):
+    hparams = str(work.hparams())
+    bare = ["benchmark", "--hparams", hparams, "--output", str(work.folder / "outputs")]
+    assert "give --data" in call(bare).error
+    assert "need --data" in call([*bare, "--train", str(work.data)]).error
+    assert "--stand-ins" in call([*bare, "--data", str(work.data)]).error
+
+
+def test_a_method_that_fails_is_a_row(work: Workplace, call: Any):
+    called = call(benchmark(work, "--set", "ft-last-layer.nothing=1"))
+    assert called.code == 0
+    failed = metrics_of(run_of(work))["methods"]["FT, last layer"]
+    assert failed["status"] == "failed" and "nothing" in failed["error"]
+    assert "FT, last layer; failed" in " ".join(called.out.split())
+
+
+def test_shards_merge_to_the_unsharded_run(work: Workplace, call: Any):
+    call(benchmark(work))
+    for place in range(2):
+        called = call(benchmark(work, "--shard", f"{place}/2", "--name", f"part{place}"))
+        assert called.code == 0
+        assert "not complete" in called.out
+    parts = [str(run_of(work, f"part{place}")) for place in range(2)]
+    merged = run_of(work, "merged")
+    called = call(["merge", *parts, "--output", str(merged), "--images", str(work.images)])
+    assert called.code == 0, called.err
+    assert (merged / METRICS_FILE).read_bytes() == (run_of(work) / METRICS_FILE).read_bytes()
+    assert (merged / "results.html").is_file()
+
+
+def test_a_run_that_is_killed_ten_times_ends_as_an_unbroken_one(work: Workplace, call: Any):
+    call(benchmark(work))
+    source = random.Random(7)
+    command = [sys.executable, str(SCRIPT), *benchmark(work, "--name", "killed")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    cases = run_of(work, "killed") / "methods"
+    killed = 0
+    for _ in range(10):
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # A moment while cases are being written, not while Python is still starting.
+        count, deadline = len(list(cases.glob("*/cases/*.json"))), time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(cases.glob("*/cases/*.json"))) > count:
+                time.sleep(source.random() * 0.5)
+                break
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 3
+    assert call(benchmark(work, "--name", "killed")).code == 0
+    whole = (run_of(work) / METRICS_FILE).read_bytes()
+    assert (run_of(work, "killed") / METRICS_FILE).read_bytes() == whole
+
+
+@needs_master
+def test_numbers_under_easyedit_are_those_of_its_own_editor(tmp_path: Path, call: Any):
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+    from easyedit_dualedit.plugin.registry import register
+
+    work = onevision_workplace(tmp_path)
+    assert call(work.train("--steps", 30)).code == 0
+    assert call(benchmark(work, "--protocols", "easyedit", methods=METHODS[:2])).code == 0
+    host = register()
+    hparams = DualEditMultimodalHparams.from_dict(
+        {
+            "model_name": str(work.model),
+            "name": str(work.model),
+            "archive": str(work.adapters),
+            "gate": "open",
+            "device": "cpu",
+            "coco_image": str(work.images),
+            "rephrase_image": str(work.images),
+        }
+    )
+    editor = host.package.MultimodalEditor.from_hparams(hparams)
+    dataset = host.package.VQADataset(str(work.data), config=hparams)
+    measured, _, _ = editor.edit_dataset(dataset, verbose=False)
+    names = dict(
+        zip(
+            METRICS,
+            (
+                "rewrite_acc",
+                "rephrase_acc",
+                "image_rephrase_acc",
+                "locality_acc",
+                "multimodal_locality_acc",
+            ),
+            strict=True,
+        )
+    )
+    assert len(measured) == len(dataset) > 3
+    distinct = set()
+    for index, found in enumerate(measured):
+        folder = method_folder(run_of(work), "DualEdit, no gate")
+        case = json.loads((folder / "cases" / f"{index:05d}.json").read_text())
+        for metric, name in names.items():
+            assert case["values"]["easyedit"][metric] == float(found["post"][name]), metric
+            distinct.add(float(found["post"][name]))
+    assert len(distinct) > 3
+
+
+def onevision_workplace(folder: Path) -> Workplace:
+    """Return a workplace whose model EasyEdit's master knows by its folder's name."""
+    from tiny_data import write_data
+
+    class OneVision(Workplace):
+        @property
+        def model(self) -> Path:
+            return self.folder / "llava-onevision-tiny"
+
+    work = OneVision(folder)
+    tiny_llava_onevision().save(work.model)
+    write_data(work.images, 8)
+    items = json.loads(work.data.read_text())
+    items[1]["alt"] = " blue circle \n"  # as some targets of E-IC are
+    items[2]["rephrase"] = items[2]["rephrase"] + "\nin one word"
+    work.data.write_text(json.dumps(items))
+    return work
+
+
+@pytest.mark.skipif(REAL is None, reason="MMEDIT_DATA does not name a folder of MMEdit's records")
+@pytest.mark.parametrize(
+    ("evaluated", "known"),
+    [("vqa_eval", "vqa_train"), ("caption_eval_edit", "caption_train_edit")],
+)
+def test_real_records_go_through_every_protocol(
+    work: Workplace, call: Any, evaluated: str, known: str
+):
+    data = Path(str(REAL))
+    hparams = work.hparams(archive=str(work.adapters), gate={"kind": "cosine", "threshold": 0.9999})
+    command: list[object] = ["benchmark", "--hparams", hparams, "--stand-ins", "--limit", 50]
+    command += ["--data", data / f"{evaluated}.json", "--train", data / f"{known}.json"]
+    command += ["--train-limit", 20, "--methods", "dualedit", "--output", work.folder / "out"]
+    called = call([str(argument) for argument in command])
+    assert called.code == 0, called.err
+    metrics = metrics_of(work.folder / "out" / "benchmark")
+    found = metrics["methods"][DUALEDIT]["protocols"]
+    assert set(found) == {"generate", "visedit", "easyedit", "specificity"}
+    assert all(value["n"] == 50 for values in found.values() for value in values.values())
+    count = {"vqa_eval": 2093, "caption_eval_edit": 1000}[evaluated]
+    pairs = [finding for finding in metrics["audit"]["findings"] if finding["found"] == count]
+    assert any("locality" in finding["what"] for finding in pairs)
+
+
+def test_portability_is_measured_where_the_data_has_it(work: Workplace, call: Any):
+    def with_portability(items: list[Any]) -> None:
+        for item in items[:3]:
+            item["port_new"] = [
+                {"port_edit_q": "-", "port_edit_a": "-", "port_q": "Where is it?", "port_a": "one"}
+            ]
+
+    work.rewrite(with_portability)
+    assert call(benchmark(work, "--protocols", "portability", methods=METHODS[:1])).code == 0
+    found = metrics_of(run_of(work))["methods"][DUALEDIT]["protocols"]
+    assert set(found) == {"portability"}
+    assert found["portability"]["exact_match"]["n"] == 3
+
+
+def test_names_of_methods_are_arguments():
+    assert [slug(name) for name in (DUALEDIT, "DualEdit, no gate", "FT, last layer")] == list(
+        METHODS
+    )

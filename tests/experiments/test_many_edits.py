@@ -1,0 +1,144 @@
+"""Many edits in one model: groups, cases that are resumed, and the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_data import write_data
+from tiny_editors import trained_editor
+from tiny_models import TinyModel
+from tqdm import tqdm
+from workplace import Workplace
+
+from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.experiments.many_edits import (
+    Group,
+    SharedMemory,
+    Unedited,
+    groups_of,
+    measure_group,
+    point_of,
+    untouched,
+)
+from easyedit_dualedit.measure.run import Run
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.report.many_edits import report_of
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    return load_records(write_data(tmp_path, 12), tmp_path)
+
+
+@pytest.fixture
+def editor(llava: TinyModel) -> DualEditor:
+    return trained_editor(llava, gate={"kind": "cosine", "threshold": 0.99999})
+
+
+def measured(editor: DualEditor, group: Group, folder: Path) -> dict[str, Any] | None:
+    unedited = Unedited(editor.backbone.model, editor.encoder, Run(folder / "unedited", {}))
+    with tqdm(disable=True) as bar:
+        run = Run(folder / group.name, {})
+        method = SharedMemory(editor, "float32")
+        measure_group(method, group, unedited, editor.encoder, run, bar=bar)
+    return point_of(folder, [group])
+
+
+def test_few_edits_are_measured_in_groups_of_other_records(records: list[Record]):
+    groups = groups_of(records * 20, (100, 10, 1))
+    assert [group.count for group in groups] == [1] * 100 + [10] * 10 + [100]
+    for count in (1, 10, 100):
+        places = [group.place for group in groups if group.count == count]
+        assert places == list(range(max(1, 100 // count)))
+        assert all(len(group.records) == count for group in groups if group.count == count)
+    assert groups_of(records, (100,)) == []
+
+
+def test_edits_are_asked_after_all_of_them_and_cases_are_kept(
+    editor: DualEditor, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    group = groups_of(records, (12,))[0]
+    first = measured(editor, group, tmp_path / "run")
+    assert first is not None and first["edits"] == first["asked"] == 12
+    assert first["open"]["reliability"] == 100.0, "the request itself opens an exact gate"
+    assert first["average"] == pytest.approx(sum(first[metric] for metric in METRICS) / 5)
+    paths = sorted((tmp_path / "run" / group.name / "cases").glob("*.json"))
+    assert len(paths) == 12
+    kept = {path: path.read_bytes() for path in paths[1:]}
+    paths[0].unlink()
+    assert point_of(tmp_path / "run", [group]) is None
+    assert measured(editor, group, tmp_path / "run") == first
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    monkeypatch.setattr(SharedMemory, "many", None)
+    assert measured(editor, group, tmp_path / "run") == first, "nothing is edited again"
+
+
+def test_a_gate_that_stays_closed_changes_no_bit(editor: DualEditor, records: list[Record]):
+    found = untouched(editor, records, "int8")
+    assert found["closed"] > 0
+    assert found["different"] == found["after_removal"] == 0
+
+
+def test_bits_that_differ_are_counted(
+    editor: DualEditor, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    from easyedit_dualedit.method.edited_model import EditedModel
+
+    call = EditedModel.__call__
+
+    def wrong(self: EditedModel, *args: Any, **inputs: Any) -> Any:
+        output = call(self, *args, **inputs)
+        output.logits = output.logits + 1e-4
+        return output
+
+    monkeypatch.setattr(EditedModel, "__call__", wrong)
+    found = untouched(editor, records, "float32")
+    assert found["different"] == found["closed"] > 0
+    assert found["after_removal"] == 3 * len(records)
+
+
+def command(work: Workplace, *more: object) -> list[str]:
+    hparams = work.hparams(archive=str(work.adapters), gate={"kind": "cosine", "threshold": 0.9999})
+    records = next(work.data.glob("*.json")) if work.data.is_dir() else work.data
+    return [
+        str(part)
+        for part in (
+            "many", "--hparams", hparams, "--data", records, "--images", work.images,
+            "--counts", 1, 3, "--methods", "dualedit", "--output", work.folder / "out", *more,
+        )
+    ]  # fmt: skip
+
+
+def test_the_command_writes_a_report_and_continues(work: Workplace, call: Any):
+    called = call(command(work))
+    assert called.code == 0, called.error
+    folder = work.folder / "out" / "many"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [point["edits"] for point in metrics["points"]["DualEdit"]] == [1, 3]
+    assert [row["precision"] for row in metrics["sizes"]] == ["float32", "float16", "int8"]
+    sizes = [row["bytes_per_edit"] for row in metrics["sizes"]]
+    assert sizes == sorted(sizes, reverse=True) and sizes[2] < 0.6 * sizes[0]
+    report = (folder / "many_edits.md").read_text()
+    assert report == report_of(metrics, plots="](many_edits.png)" in report)
+    for heading in ("Quality", "Bits", "What routing costs", "Quality against size"):
+        assert f"## {heading}\n" in report
+    again = call(command(work))
+    assert again.code == 0
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    case = next(folder.rglob("dualedit/00001-000/cases/*.json"))
+    case.write_text(case.read_text().replace('"values"', '"stale"'))
+    assert call(command(work, "--fresh")).code == 0
+    assert "stale" not in case.read_text(), "a fresh run measures again"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--counts", "999"], "needs as many records"),
+        (["--methods", "magic"], "no methods ['magic']"),
+    ],
+)
+def test_bad_arguments_are_one_line(work: Workplace, call: Any, options: list[str], message: str):
+    called = call(command(work, *options))
+    assert message in called.error

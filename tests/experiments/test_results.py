@@ -1,0 +1,198 @@
+"""Results: numbers, intervals, comparison and tables are what the cases say."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from easyedit_dualedit.experiments.benchmark import UNEDITED, method_folder
+from easyedit_dualedit.experiments.results import (
+    collect,
+    compared,
+    costs,
+    costs_table,
+    headline,
+    intervals,
+    missing,
+    paired_difference,
+    protocol_table,
+    stored_names,
+    to_csv,
+    to_markdown,
+)
+from easyedit_dualedit.files import write_json
+from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES
+
+NAMES = ["Good", "Poor", "Broken"]
+PLAN = {
+    "title": "a run",
+    "contenders": {
+        "Good": {"reads_label": False, "remarks": []},
+        "Poor": {"reads_label": True, "remarks": ["Its scale | was set by hand."]},
+        "Broken": {"reads_label": False, "remarks": []},
+    },
+}
+VALUES = {UNEDITED: (0.0, 1.0), "Good": (1.0, 0.9), "Poor": (0.5, 0.2)}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for name, (mean, locality) in VALUES.items():
+        folder = method_folder(tmp_path, name)
+        write_json(folder / "run.json", {"name": name})
+        for index in range(10):
+            values = {"reliability": mean, "text_locality": locality if index else 1.0}
+            case = {
+                "index": index,
+                "values": {"generate": values, "visedit": values},
+                "stored_bytes": 1500,
+                "seconds": {"edit": 0.5, "forward": 0.25 if name == "Good" else 0.1},
+            }
+            write_json(folder / "cases" / f"{index:05d}.json", case)
+        write_json(
+            folder / "making.json",
+            {"trained_parameters": 1234, "making_seconds": 2.0, "peak_memory_bytes": 2**20},
+        )
+    broken = method_folder(tmp_path, "Broken")
+    write_json(broken / "run.json", {"name": "Broken"})
+    write_json(broken / "failed.json", {"error": "ValueError: no such layer"})
+    return tmp_path
+
+
+def collected(run: Path) -> dict[str, Any]:
+    metrics = collect(run, NAMES, range(10), PLAN)
+    assert metrics is not None
+    return metrics
+
+
+def text_of(table: Any) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_means_and_intervals(run: Path):
+    found = collected(run)["methods"]["Poor"]["protocols"]["generate"]
+    assert found["reliability"] == {"mean": 50.0, "low": 50.0, "high": 50.0, "n": 10}
+    locality = found["text_locality"]
+    assert locality["mean"] == pytest.approx(28.0)
+    assert locality["low"] < 28.0 < locality["high"]
+    assert found[AVERAGE]["mean"] == pytest.approx(39.0)
+
+
+def test_a_method_that_failed_is_a_row_that_says_why(run: Path):
+    metrics = collected(run)
+    broken = metrics["methods"]["Broken"]
+    assert (broken["status"], broken["error"]) == ("failed", "ValueError: no such layer")
+    for text in (text_of(protocol_table(metrics, "generate")), to_markdown(metrics, {})):
+        assert "Broken" in text
+        assert "no such layer" in text
+    rows = list(csv.DictReader(io.StringIO(to_csv(metrics))))
+    assert [row["error"] for row in rows if row["method"] == "Broken"] == [
+        "ValueError: no such layer"
+    ]
+
+
+def test_a_row_that_reads_the_label_says_so(run: Path):
+    assert "Poor (reads the label)" in text_of(protocol_table(collected(run), "visedit"))
+    assert "Poor (reads the label)" in to_markdown(collected(run), {})
+
+
+def test_nothing_is_collected_while_cases_are_missing(run: Path):
+    (method_folder(run, "Good") / "cases" / "00004.json").unlink()
+    assert collect(run, NAMES, range(10), PLAN) is None
+    assert missing(run, NAMES, range(10)) == {"Good": 1}
+
+
+def test_the_best_is_compared_with_the_next_pair_by_pair(run: Path):
+    found = collected(run)["comparison"]
+    assert (found["best"], found["runner_up"], found["protocol"]) == ("Good", "Poor", "generate")
+    expected = (1.0 + (1.0 + 0.9 * 9) / 10) / 2 - (0.5 + (1.0 + 0.2 * 9) / 10) / 2
+    assert found["difference"]["mean"] == pytest.approx(expected * 100)
+    assert found["difference"]["low"] <= found["difference"]["mean"] <= found["difference"]["high"]
+    assert list(found["against"]) == ["Poor"]
+    sentence = headline(collected(run))
+    assert "Good has the highest average under generate: 95.5" in sentence
+    assert f"which is {expected * 100:.1f} (95 % interval" in sentence
+    assert sentence.endswith(" above Poor.")
+
+
+def test_a_variant_is_no_rival():
+    averages = {
+        "DualEdit": {"generate": [1.0, 1.0]},
+        "DualEdit, cosine gate": {"generate": [1.0, 0.9]},
+        "MEND": {"generate": [0.5, 0.7]},
+    }
+    found = compared(averages)
+    assert found is not None
+    assert (found["runner_up"], found["rival"]) == ("DualEdit, cosine gate", "MEND")
+    values = {"protocols": {"generate": {AVERAGE: {"mean": 100.0}}}}
+    told = headline({"comparison": found, "methods": {"DualEdit": values}})
+    assert "5.0 (95 % interval" in told and "40.0 (95 % interval" in told
+    assert told.endswith("above MEND.")
+
+
+def test_the_unedited_model_is_no_method_to_compare():
+    averages = {UNEDITED: {"generate": [1.0, 1.0]}, "A": {"generate": [0.1, 0.2]}}
+    assert compared(averages) is None
+    assert "nothing to compare" in headline({"comparison": None})
+
+
+def test_a_paired_interval_is_narrow_where_two_methods_fail_on_the_same_cases():
+    generator = np.random.default_rng(0)
+    first = generator.random(100)
+    same = paired_difference(first, first - 0.1)
+    assert (same.mean, same.low, same.high) == pytest.approx((10.0, 10.0, 10.0))
+    other = paired_difference(first, generator.permutation(first))
+    assert other.low < 0.0 < other.high
+    draws = np.random.default_rng(0).integers(0, 100, (RESAMPLES, 100))
+    means = ((first - first[::-1]) * 100)[draws].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    found = paired_difference(first, first[::-1])
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_portability_counts_the_cases_that_have_it_and_has_no_average():
+    cases = [
+        {"values": {"generate": {"reliability": 1.0}}},
+        {"values": {"portability": {"exact_match": 1.0, "token_accuracy": 0.5}}},
+    ]
+    found = intervals([{"values": {**cases[0]["values"], **cases[1]["values"]}}, cases[0]])
+    assert found["portability"]["exact_match"]["n"] == 1
+    assert set(found["portability"]) == {"exact_match", "token_accuracy"}
+    assert found["generate"]["reliability"]["n"] == 2
+
+
+def test_costs_are_beside_those_of_the_unedited_model(run: Path):
+    found = costs(run, NAMES, range(10))
+    assert found["Good"]["forward_overhead"] == pytest.approx(2.5)
+    assert found["Broken"]["seconds_per_edit"] is None
+    text = text_of(costs_table(found))
+    assert "2.500" in text
+    assert "1,234" in text
+    assert "| Good | 0.500 | 2.500 | 1 | 1,234 | 1.5 | 2.0 |" in to_markdown(collected(run), found)
+
+
+def test_markdown_keeps_protocols_apart_and_tells_how_methods_were_run(run: Path):
+    text = to_markdown(collected(run), costs(run, NAMES, range(10)))
+    assert text.index("### generate") < text.index("### visedit") < text.index("### costs")
+    assert "- Poor: Its scale | was set by hand." in text
+    assert "| Good | 100.0 ±0.0 |" in text
+
+
+def test_numbers_hold_nothing_that_a_second_run_would_change(run: Path):
+    first = json.dumps(collected(run))
+    for path in run.glob("methods/*/cases/*.json"):
+        case = json.loads(path.read_text())
+        case["seconds"] = {"edit": 9.0, "forward": 9.0}
+        path.write_text(json.dumps(case))
+    assert json.dumps(collected(run)) == first
+
+
+def test_names_come_from_the_folders(run: Path):
+    assert sorted(stored_names(run)) == sorted(NAMES)

@@ -1,0 +1,158 @@
+"""RI, NI and CI: each query shares with the edit what it should and nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import write_data
+from tiny_editors import picture, tiny_config, trained_editor
+from tiny_models import TinyModel
+
+from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.measure import specificity
+from easyedit_dualedit.measure.evaluation import RecordQueries, evaluate
+from easyedit_dualedit.measure.metrics import PROTOCOLS, summary
+from easyedit_dualedit.measure.run import Run
+from easyedit_dualedit.measure.specificity import (
+    FAMILIES,
+    KINDS,
+    SIMILAR_IMAGE,
+    SIMILAR_TEXT,
+    specificity_queries,
+)
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.encoder import Query
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    return load_records(write_data(tmp_path / "data", 8), tmp_path / "data")
+
+
+def editor_of(tiny: TinyModel) -> DualEditor:
+    return DualEditor(tiny.model, tiny.processor, tiny_config())
+
+
+def asked(prompt: str, image: Path, index: int = 0) -> Record:
+    """Return a record of which only the request matters."""
+    request = Query(prompt, image, "blue")
+    return Record(index, *([request] * 5), prediction="")
+
+
+def test_each_query_shares_with_the_edit_what_its_name_says(tiny: TinyModel, records: list[Record]):
+    found = specificity_queries(records[:4], records, editor_of(tiny).encoder, progress=False)
+    assert len(found) == 4
+    others = {(record.request.prompt, record.request.image) for record in records}
+    for record, queries in zip(records, found, strict=False):
+        own = record.request
+        assert tuple(queries) == KINDS
+        assert queries[OTHER_IMAGE].prompt == own.prompt
+        assert queries[OTHER_IMAGE].image not in (None, own.image)
+        assert queries[OTHER_QUESTION].image == own.image
+        assert queries[NO_IMAGE].prompt == own.prompt and queries[NO_IMAGE].image is None
+        for kind in (SIMILAR_TEXT, SIMILAR_IMAGE):
+            pair = (queries[kind].prompt, queries[kind].image)
+            assert pair in others and pair != (own.prompt, own.image)
+        assert all(query.target for query in queries.values())
+
+
+def test_the_draws_depend_on_the_seed_alone(llava: TinyModel, records: list[Record]):
+    encoder = editor_of(llava).encoder
+    first, again, other = (
+        specificity_queries(records, records, encoder, seed=seed, progress=False)
+        for seed in (3, 3, 4)
+    )
+    assert first == again != other
+
+
+def test_the_most_similar_sample_is_found(llava: TinyModel, tmp_path: Path):
+    paths = {}
+    for name, colour in (("a", "red"), ("b", "green"), ("c", "blue"), ("d", "red")):
+        paths[name] = tmp_path / f"{name}.png"
+        picture(colour).save(paths[name])
+    edit = asked("What colour is the circle?", paths["a"])
+    others = [
+        asked("Where is the star?", paths["d"], 1),
+        asked("What colour is the circle there?", paths["b"], 2),
+        asked("How many are there?", paths["c"], 3),
+    ]
+    (found,) = specificity_queries([edit], others, editor_of(llava).encoder, progress=False)
+    assert found[SIMILAR_TEXT].image == paths["b"]
+    assert found[SIMILAR_IMAGE].image == paths["d"]
+
+
+def test_a_question_that_is_answered_like_the_edits_own_is_drawn_again(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    """Only one of the other questions begins with another token."""
+    different = records[5].request.prompt
+    monkeypatch.setattr(specificity, "_DRAWS", 200)
+    monkeypatch.setattr(
+        specificity,
+        "first_answer_tokens",
+        lambda _encoder, queries, _size: torch.tensor([q.prompt == different for q in queries]),
+    )
+    edits = [record for record in records if record.request.prompt != different]
+    found = specificity_queries(edits, records, editor_of(llava).encoder, progress=False)
+    assert {queries[OTHER_QUESTION].prompt for queries in found} == {different}
+
+
+def test_nothing_to_compare_with_is_one_clear_line(llava: TinyModel, records: list[Record]):
+    encoder = editor_of(llava).encoder
+    with pytest.raises(DataError, match="give more records"):
+        specificity_queries(records[:1], records[:1], encoder, progress=False)
+    blind = replace(records[0], request=replace(records[0].request, image=None))
+    with pytest.raises(DataError, match="need edits of pictures"):
+        specificity_queries([blind], records, encoder, progress=False)
+
+
+def test_specificity_is_agreement_with_the_unedited_model(
+    tiny: TinyModel, records: list[Record], tmp_path: Path
+):
+    editor = trained_editor(tiny, gate="open")
+    queries = specificity_queries(records[:2], records, editor.encoder, progress=False)
+    further = {record.index: more for record, more in zip(records, queries, strict=False)}
+    methods = {
+        "unedited": lambda _record: None,
+        "edited": lambda record: editor.edited(editor.read([record.request])),
+    }
+    run = Run(tmp_path / "run", {})
+    cases = evaluate(
+        records[:2], editor.encoder, methods, run, further=further, batch_size=2, progress=False
+    )
+    for place, case in enumerate(cases):
+        assert list(case["queries"]) == [*METRICS, *KINDS]
+        for kind in KINDS:
+            assert case["methods"]["unedited"]["values"]["generate"][kind] == 1.0
+            before, after = case["before"][kind], case["methods"]["edited"]["answers"][kind]
+            value = case["methods"]["edited"]["values"]["generate"][kind]
+            assert value == float(before == after), (place, kind)
+            # The answers are cut at different lengths.
+            assert case["queries"][kind]["target"][:4] in (before[:4], ".")
+    metrics = run.finish(cases)["methods"]["edited"]["protocols"]
+    for protocol in PROTOCOLS:
+        for name, kinds in FAMILIES.items():
+            halves = [metrics[protocol][kind]["mean"] for kind in kinds]
+            assert metrics[protocol][name]["mean"] == pytest.approx(sum(halves) / len(halves))
+
+
+def test_further_queries_leave_the_five_metrics_as_they_were(
+    llava: TinyModel, records: list[Record]
+):
+    editor = trained_editor(llava)
+    edits = [editor.edited(editor.read([record.request])) for record in records[:2]]
+    more = specificity_queries(records[:2], records, editor.encoder, progress=False)
+    plain = RecordQueries(editor.encoder, records[:2]).cases(edits)
+    asked_more = RecordQueries(editor.encoder, records[:2], more).cases(edits)
+    for alone, together in zip(plain, asked_more, strict=True):
+        assert together.is_open[: len(METRICS)] == alone.is_open
+        for protocol in PROTOCOLS:
+            found = {metric: together.values[protocol][metric] for metric in METRICS}
+            assert found == alone.values[protocol]
+
+
+def test_a_summary_without_further_queries_has_no_further_numbers():
+    assert not {"RI", "NI", "CI"} & set(summary([dict.fromkeys(METRICS, 1.0)]))

@@ -1,0 +1,299 @@
+"""The adapter agrees with an independent computation and acts where it is told to."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny_editors import tiny_config
+
+from easyedit_dualedit.method.adapter import (
+    CrossAttentionAdapter,
+    DualAdapters,
+    ProjectedEdit,
+    add_at,
+    add_folded,
+)
+
+HIDDEN, WIDTH = 12, 8
+Array = NDArray[np.float64]
+
+
+def random_adapter(heads: int = 2) -> CrossAttentionAdapter:
+    adapter = CrossAttentionAdapter(HIDDEN, WIDTH, heads)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_()
+    return adapter
+
+
+def expected_delta(
+    adapter: CrossAttentionAdapter, hidden: torch.Tensor, edit: torch.Tensor, mask: torch.Tensor
+) -> Array:
+    """Compute W_o softmax(Q K^T / sqrt(k)) V one query, head and row at a time."""
+    weights = {name: value.detach().double().numpy() for name, value in adapter.named_parameters()}
+
+    def normed(states: Array, name: str) -> Array:
+        centred = states - states.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(states: Array, name: str) -> Array:
+        return states @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    size = WIDTH // adapter.heads
+    deltas = np.zeros(hidden.shape)
+    for row in range(len(hidden)):
+        source = normed(edit[row].double().numpy()[mask[row].numpy()], "edit_norm")
+        queries = linear(normed(hidden[row].double().numpy(), "query_norm"), "query")
+        keys, values = linear(source, "key"), linear(source, "value")
+        for place, query in enumerate(queries):
+            joined = []
+            for head in range(adapter.heads):
+                part = slice(head * size, (head + 1) * size)
+                scores = keys[:, part] @ query[part] / math.sqrt(size)
+                shares = np.exp(scores - scores.max())
+                joined.append((shares / shares.sum()) @ values[:, part])
+            deltas[row, place] = linear(np.concatenate(joined), "output")
+    return deltas
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_the_change_is_cross_attention_to_the_edit(heads: int):
+    adapter = random_adapter(heads)
+    hidden, edit = torch.randn(3, 5, HIDDEN) * 2 + 1, torch.randn(3, 4, HIDDEN) * 3 - 1
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 0, 1]]).bool()
+    with torch.no_grad():
+        delta = adapter(hidden, adapter.project(edit, mask))
+    np.testing.assert_allclose(
+        delta.numpy(), expected_delta(adapter, hidden, edit, mask), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_masked_positions_of_an_edit_have_no_say():
+    adapter = random_adapter()
+    hidden, edit = torch.randn(2, 3, HIDDEN), torch.randn(2, 4, HIDDEN)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    other = torch.where(mask[..., None], edit, 1e3)
+    with torch.no_grad():
+        first = adapter(hidden, adapter.project(edit, mask))
+        assert torch.equal(first, adapter(hidden, adapter.project(other, mask)))
+        unmasked = adapter(hidden, adapter.project(edit, torch.ones_like(mask)))
+    assert not torch.allclose(first, unmasked, atol=1e-3)
+
+
+def test_an_untrained_adapter_changes_nothing_and_can_learn():
+    adapter = CrossAttentionAdapter(HIDDEN, WIDTH, 2)
+    edit = adapter.project(torch.randn(2, 4, HIDDEN), torch.ones(2, 4, dtype=torch.bool))
+    delta = adapter(torch.randn(2, 3, HIDDEN), edit)
+    assert torch.equal(delta, torch.zeros_like(delta))
+    (delta - 1).pow(2).sum().backward()
+    assert adapter.output.weight.grad is not None
+    assert float(adapter.output.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_states_of_any_dtype_are_taken_and_given_back(dtype: torch.dtype):
+    adapter = random_adapter()
+    hidden, edit = torch.randn(1, 3, HIDDEN), torch.randn(1, 2, HIDDEN)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    with torch.no_grad():
+        delta = adapter(hidden.to(dtype), adapter.project(edit.to(dtype), mask))
+        expected = adapter(hidden, adapter.project(edit, mask))
+    assert delta.dtype == dtype
+    torch.testing.assert_close(delta.float(), expected, atol=0.2, rtol=0.05)
+
+
+def test_edits_are_selected_and_repeated_by_index():
+    adapter = random_adapter()
+    mask = torch.tensor([[True, False], [True, True], [False, True]])
+    with torch.no_grad():
+        edit = adapter.project(torch.randn(3, 2, HIDDEN), mask)
+    chosen = edit.select(torch.tensor([2, 0, 2]))
+    for whole, part in (
+        (edit.keys, chosen.keys),
+        (edit.values, chosen.values),
+        (mask, chosen.mask),
+    ):
+        assert torch.equal(part, torch.stack([whole[2], whole[0], whole[2]]))
+
+
+def case() -> tuple[CrossAttentionAdapter, torch.Tensor, torch.Tensor, ProjectedEdit]:
+    adapter = random_adapter()
+    hidden = torch.randn(4, 6, HIDDEN)
+    positions = torch.zeros(4, 6, dtype=torch.bool)
+    positions[0, [0, 5]] = positions[1, 2:5] = positions[3, 1] = True
+    with torch.no_grad():
+        edit = adapter.project(torch.randn(3, 2, HIDDEN), torch.ones(3, 2, dtype=torch.bool))
+    return adapter, hidden, positions, edit
+
+
+def test_only_the_positions_of_the_rows_change_by_the_change_of_their_own_edit():
+    adapter, hidden, positions, edit = case()
+    rows = [3, 0, 2]  # row 2 has no positions, row 1 is not among them
+    kept = hidden.clone()
+    with torch.no_grad():
+        changed = add_at(hidden, positions, adapter, edit, rows)
+        everywhere = adapter(hidden[rows], edit)
+    assert torch.equal(hidden, kept), "the input must not be modified"
+    allowed = positions.clone()
+    allowed[1] = False
+    assert torch.equal((changed != hidden).any(-1), allowed)
+    for place, row in enumerate(rows):
+        expected = hidden[row] + everywhere[place]
+        torch.testing.assert_close(
+            changed[row, allowed[row]], expected[allowed[row]], atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("empty", ["rows", "positions"])
+def test_nothing_to_change_gives_the_very_tensor_back(empty: str):
+    adapter, hidden, positions, edit = case()
+    rows = [3, 0, 2]
+    if empty == "rows":
+        rows, edit = [], edit.select(torch.tensor([], dtype=torch.long))
+    else:
+        positions = torch.zeros_like(positions)
+    assert add_at(hidden, positions, adapter, edit, rows) is hidden
+
+
+def test_states_that_are_not_finite_stay_where_they_are():
+    adapter, hidden, positions, edit = case()
+    hidden[0, 1], hidden[3, 5] = float("nan"), float("inf")  # not among the positions
+    with torch.no_grad():
+        changed = add_at(hidden, positions, adapter, edit, [0, 1, 3])
+    assert torch.equal(changed.isfinite(), hidden.isfinite())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_unchanged_states_keep_their_bits_in_half_precision(dtype: torch.dtype):
+    adapter, hidden, positions, edit = case()
+    hidden = hidden.to(dtype)
+    with torch.no_grad():
+        changed = add_at(hidden, positions, adapter, edit, [0, 1, 3])
+    assert changed.dtype == dtype
+    assert torch.equal(changed[~positions], hidden[~positions])
+    assert bool((changed != hidden).any(-1)[positions].all())
+
+
+def one_edit(adapter: CrossAttentionAdapter, length: int = 3) -> ProjectedEdit:
+    states, mask = torch.randn(1, length, HIDDEN), torch.ones(1, length, dtype=torch.bool)
+    with torch.no_grad():
+        return adapter.project(states, mask)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 0, 2], [1]])
+def test_a_folded_edit_changes_states_as_the_adapter_does(heads: int, rows: list[int]):
+    adapter = random_adapter(heads)
+    _, hidden, positions, _ = case()
+    hidden = 2 * hidden + 1
+    edit = one_edit(adapter)
+    with torch.no_grad():
+        changed = add_folded(hidden, positions, adapter.fold(edit), rows)
+        every = edit.select(torch.zeros(len(rows), dtype=torch.long))
+        expected = add_at(hidden, positions, adapter, every, rows)
+    torch.testing.assert_close(changed, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(changed == hidden, expected == hidden), "nothing else may change"
+
+
+@pytest.mark.parametrize("marks", ["0111100", "1111111", "0100110", "0000001", "1000000"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folded_edit_changes_one_row_where_it_may(marks: str, dtype: torch.dtype):
+    adapter = random_adapter()
+    positions = torch.tensor([[mark == "1" for mark in marks]])
+    hidden = torch.randn(1, len(marks), HIDDEN).to(dtype)
+    before, edit = hidden.clone(), one_edit(adapter)
+    with torch.no_grad():
+        changed = add_folded(hidden, positions, adapter.fold(edit), [0])
+        expected = add_at(hidden, positions, adapter, edit, [0])
+    assert torch.equal(hidden, before) and changed.dtype == dtype
+    assert torch.equal(changed[~positions], hidden[~positions])
+    torch.testing.assert_close(changed, expected)
+    assert bool((changed != hidden).any(-1)[positions].all())
+
+
+def test_positions_that_are_not_real_are_not_folded():
+    adapter = random_adapter()
+    _, hidden, positions, _ = case()
+    states = torch.randn(1, 5, HIDDEN)
+    mask = torch.tensor([[True, False, True, True, False]])
+    with torch.no_grad():
+        folded = adapter.fold(adapter.project(states, mask))
+        own = adapter.fold(adapter.project(states[:, mask[0]], mask[:, mask[0]]))
+    assert len(folded.scores) == 2 * 3
+    torch.testing.assert_close(
+        add_folded(hidden, positions, folded, range(4)),
+        add_folded(hidden, positions, own, range(4)),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_folded_edit_gives_the_dtype_of_the_states(dtype: torch.dtype):
+    adapter = random_adapter()
+    _, hidden, positions, _ = case()
+    folded = adapter.fold(one_edit(adapter))
+    with torch.no_grad():
+        changed = add_folded(hidden.to(dtype), positions, folded, range(4))
+        expected = add_folded(hidden, positions, folded, range(4))
+    assert changed.dtype == dtype
+    assert torch.equal(changed[~positions], hidden.to(dtype)[~positions])
+    torch.testing.assert_close(changed.float(), expected, atol=0.2, rtol=0.05)
+
+
+def test_an_untrained_adapter_changes_nothing_when_it_is_folded():
+    adapter = CrossAttentionAdapter(HIDDEN, WIDTH, 2)
+    _, hidden, positions, _ = case()
+    assert torch.equal(
+        add_folded(hidden, positions, adapter.fold(one_edit(adapter)), range(4)), hidden
+    )
+    nowhere = torch.zeros_like(positions)
+    assert add_folded(hidden, nowhere, adapter.fold(one_edit(adapter)), range(4)) is hidden
+
+
+def test_only_a_single_short_edit_is_worth_folding():
+    adapter = random_adapter(2)  # of width 8: up to four tokens
+    assert adapter.pays_to_fold(one_edit(adapter, 4))
+    assert not adapter.pays_to_fold(one_edit(adapter, 5))
+    assert not adapter.pays_to_fold(one_edit(adapter).select(torch.tensor([0, 0])))
+
+
+def test_gradients_reach_the_adapter_through_the_changed_positions():
+    adapter, hidden, positions, _ = case()
+    edit = adapter.project(torch.randn(3, 2, HIDDEN), torch.ones(3, 2, dtype=torch.bool))
+    changed = add_at(hidden, positions, adapter, edit, [0, 1, 3])
+    changed.pow(2).sum().backward()
+    for name, parameter in adapter.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+        if name != "key.bias":  # a shift of all scores: softmax does not see it
+            assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_an_edit_projected_under_autocast_is_used_without_it():
+    adapter = random_adapter()
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            edit = adapter.project(torch.randn(1, 2, HIDDEN), torch.ones(1, 2, dtype=torch.bool))
+        adapter(torch.randn(1, 3, HIDDEN), edit)
+
+
+@pytest.mark.parametrize("modalities", [("text", "vision"), ("vision", "text"), ("vision",)])
+def test_there_is_one_adapter_for_each_modality_in_use(modalities: tuple[str, ...]):
+    config = tiny_config(modalities=modalities, text_layer=3, vision_layer=1)
+    adapters = DualAdapters(HIDDEN, config)
+    assert adapters.modalities == tuple(sorted(modalities)), "text comes first"
+    assert adapters.layer_of == {"text": 3, "vision": 1}
+    for modality in adapters.modalities:
+        assert adapters[modality].heads == config.heads
+        assert adapters[modality].query.weight.shape == (config.width, HIDDEN)
+    if "text" not in modalities:
+        with pytest.raises(KeyError, match="text"):
+            adapters["text"]
+
+
+def test_what_is_no_adapter_is_refused():
+    adapters = DualAdapters(HIDDEN, tiny_config())
+    adapters.by_modality["text"] = torch.nn.Identity()
+    with pytest.raises(TypeError, match="text holds Identity, not an adapter"):
+        adapters["text"]

@@ -1,0 +1,408 @@
+"""Saved adapters: the same numbers come back, and nothing else is taken for them."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tiny_editors import backbone_of, request_of, tiny_config, trained_editor
+from tiny_families import FAMILIES
+from tiny_models import LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
+from torch import nn
+
+from easyedit_dualedit.errors import ArchiveError, ConfigError
+from easyedit_dualedit.method import archive as archive_module
+from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive, ModelFingerprint
+from easyedit_dualedit.method.config import DualEditConfig, GateConfig
+from easyedit_dualedit.method.editor import DualEditor
+
+
+def logits_of(editor: DualEditor) -> torch.Tensor:
+    edited = editor.edited(editor.read([request_of()]))
+    with torch.no_grad():
+        result: torch.Tensor = edited(**editor.encoder.encode([request_of()]).inputs).logits
+    return result
+
+
+def saved(tiny: TinyModel, folder: Path, **changes: Any) -> DualEditor:
+    editor = trained_editor(tiny, **changes)
+    editor.save(folder)
+    return editor
+
+
+def change_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / CONFIG_FILE
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("modalities", [["text", "vision"], ["vision"]])
+def test_a_loaded_editor_gives_the_same_bits(
+    every: TinyModel, tmp_path: Path, modalities: list[str]
+):
+    editor = saved(every, tmp_path / "new" / "deep", modalities=modalities)
+    loaded = DualEditor.load(every.model, every.processor, str(tmp_path / "new" / "deep"))
+    assert loaded.config == editor.config
+    assert torch.equal(logits_of(loaded), logits_of(editor))
+    with torch.no_grad():
+        plain = every.model(**editor.encoder.encode([request_of()]).inputs).logits
+    assert not torch.equal(logits_of(loaded), plain)
+
+
+def test_calibration_comes_back(llava: TinyModel, tmp_path: Path):
+    editor = trained_editor(llava, gate="centred")
+    editor.gate.mean.normal_()
+    editor.gate.thresholds.copy_(torch.tensor([0.25, 0.5, 0.75]))
+    editor.save(tmp_path)
+    loaded = DualEditor.load(llava.model, llava.processor, tmp_path)
+    assert loaded.gate.threshold == 0.5
+    assert torch.equal(loaded.gate.mean, editor.gate.mean)
+    other = DualEditor.load(llava.model, llava.processor, tmp_path, gate=GateConfig("cosine"))
+    assert other.gate.threshold == 0.25
+    assert other.config == editor.config.with_gate("cosine")
+    fixed = DualEditor.load(llava.model, llava.processor, tmp_path, gate=GateConfig("cosine", 0.1))
+    assert fixed.gate.threshold == 0.1
+
+
+def test_the_files_hold_tensors_and_plain_values(llava: TinyModel, tmp_path: Path):
+    editor = saved(llava, tmp_path)
+    assert sorted(contents(tmp_path)) == [WEIGHTS_FILE, CONFIG_FILE]
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    assert set(tensors) == set(editor.state_dict())
+    values = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert DualEditConfig.from_dict(values["config"]) == editor.config
+    assert values["model"]["architecture"]["decoder_layers"] == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llava", "llava-onevision"])
+def test_adapters_belong_to_their_model_in_any_dtype(
+    tmp_path: Path, family: str, dtype: torch.dtype
+):
+    editor = saved(FAMILIES[family](), tmp_path / "full")
+    half = FAMILIES[family]()
+    half.model.to(dtype)
+    loaded = DualEditor.load(half.model, half.processor, tmp_path / "full")
+    assert logits_of(loaded).dtype == dtype
+    assert loaded.adapters["text"].query.weight.dtype == torch.float32
+    for name, value in editor.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name].nan_to_num(), value.nan_to_num()), name
+    loaded.save(tmp_path / "half")
+    full = FAMILIES[family]()
+    back = DualEditor.load(full.model, full.processor, tmp_path / "half")
+    assert torch.equal(logits_of(back), logits_of(editor))
+
+
+def test_half_precision_adapters_are_saved_as_they_are(llava: TinyModel, tmp_path: Path):
+    editor = trained_editor(llava)
+    editor.adapters.to(torch.bfloat16)
+    editor.save(tmp_path)
+    assert load_file(tmp_path / WEIGHTS_FILE)["adapters.by_modality.text.query.weight"].dtype == (
+        torch.bfloat16
+    )
+    loaded = DualEditor.load(llava.model, llava.processor, tmp_path)
+    assert torch.equal(
+        loaded.adapters["text"].query.weight, editor.adapters["text"].query.weight.float()
+    )
+
+
+def reseeded() -> TinyModel:
+    """Return a LLaVA of the same architecture with other weights."""
+    other = tiny_llava(seed=1)
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.25, generator=generator)
+    return other
+
+
+def test_a_model_of_other_weights_is_refused(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    other = reseeded()
+    with pytest.raises(ArchiveError, match="trained on another model: this one has other weights"):
+        DualEditor.load(other.model, other.processor, tmp_path)
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_a_model_that_differs_in_one_layer_is_refused(llava: TinyModel, tmp_path: Path, layer: int):
+    saved(llava, tmp_path)
+    other = tiny_llava()
+    with torch.no_grad():
+        backbone_of(other).layers[layer].self_attn.q_proj.weight.mul_(1.1)
+    with pytest.raises(ArchiveError, match="other weights"):
+        DualEditor.load(other.model, other.processor, tmp_path)
+
+
+def test_a_model_of_another_architecture_is_refused(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    other = tiny_llava_onevision()
+    with pytest.raises(ArchiveError, match="model_type 'llava_onevision' instead of 'llava'"):
+        DualEditor.load(other.model, other.processor, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["model_type", "hidden_size", "decoder_layers", "vocabulary"])
+def test_every_part_of_the_architecture_counts(llava: TinyModel, tmp_path: Path, key: str):
+    saved(llava, tmp_path)
+    change_config(tmp_path, lambda values: values["model"]["architecture"].update({key: 7}))
+    with pytest.raises(ArchiveError, match=f"{key} .* instead of 7; load the model"):
+        DualEditor.load(llava.model, llava.processor, tmp_path)
+
+
+def fake_backbone(*layers: nn.Module) -> Any:
+    text = SimpleNamespace(vocab_size=9)
+    config = SimpleNamespace(model_type="fake", get_text_config=lambda: text)
+    return SimpleNamespace(model=SimpleNamespace(config=config), hidden_size=4, layers=layers)
+
+
+def layer_of(value: torch.Tensor) -> nn.Module:
+    layer = nn.Module()
+    layer.norm = nn.Parameter(torch.ones(4))
+    layer.weight = nn.Parameter(value, requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        nn.Module(),
+        layer_of(torch.ones(4, 4, dtype=torch.uint8)),
+        layer_of(torch.ones(4, 4, device="meta")),
+    ],
+    ids=["no-matrix", "quantised", "meta"],
+)
+def test_weights_that_cannot_be_read_are_not_compared(hidden: nn.Module):
+    readable = ModelFingerprint.of(fake_backbone(layer_of(torch.ones(4, 4))))
+    unreadable = ModelFingerprint.of(fake_backbone(hidden))
+    assert len(readable.weights) == 8 and unreadable.weights == ()
+    assert readable.difference(unreadable) is None
+    assert unreadable.difference(readable) is None
+
+
+def test_fingerprints_tolerate_rounding_and_nothing_more():
+    weight = torch.randn(4, 4)
+    mine = ModelFingerprint.of(fake_backbone(layer_of(weight)))
+    assert mine.difference(ModelFingerprint.of(fake_backbone(layer_of(weight.half())))) is None
+    other = ModelFingerprint.of(fake_backbone(layer_of(weight * 1.05)))
+    assert mine.difference(other) == "other weights"
+    longer = ModelFingerprint(mine.architecture, mine.weights * 2)
+    assert mine.difference(longer) == "other decoder layers"
+
+
+def test_fingerprints_of_large_matrices_stay_within_them():
+    # 5120 by 5120, as in models of 13 billion parameters.
+    layer = layer_of(torch.zeros(5120, 5120, dtype=torch.bfloat16))
+    assert ModelFingerprint.of(fake_backbone(layer)).weights == (0.0,) * 8
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_missing_file_is_named(llava: TinyModel, tmp_path: Path, name: str):
+    saved(llava, tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ArchiveError, match=f"no saved adapters in .*: {name} is missing; train"):
+        Archive.load(tmp_path)
+
+
+def test_a_missing_folder_is_named(llava: TinyModel, tmp_path: Path):
+    with pytest.raises(ArchiveError, match="no saved adapters in .*absent: config.json"):
+        DualEditor.load(llava.model, llava.processor, tmp_path / "absent")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_weights_are_refused(llava: TinyModel, tmp_path: Path, share: float):
+    saved(llava, tmp_path)
+    path = tmp_path / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ArchiveError, match="adapters.safetensors is damaged .*; save it again"):
+        Archive.load(tmp_path)
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_neither_taken_nor_run(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    sprung = tmp_path / "sprung"
+    for data in (pickle.dumps(Trap(sprung)), None):
+        if data is None:
+            torch.save({"trap": Trap(sprung)}, tmp_path / WEIGHTS_FILE)
+        else:
+            (tmp_path / WEIGHTS_FILE).write_bytes(data)
+        with pytest.raises(ArchiveError, match="adapters.safetensors is damaged"):
+            Archive.load(tmp_path)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "3", '{"format": 1}', '{"format": 1, "config": null, "model": {}}'],
+)
+def test_a_damaged_configuration_is_refused(llava: TinyModel, tmp_path: Path, text: str):
+    saved(llava, tmp_path)
+    (tmp_path / CONFIG_FILE).write_text(text)
+    with pytest.raises(ArchiveError, match="config.json is damaged .*; save it again"):
+        Archive.load(tmp_path)
+
+
+def test_a_configuration_that_is_no_text_is_refused(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    (tmp_path / CONFIG_FILE).write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ArchiveError, match="config.json is damaged"):
+        Archive.load(tmp_path)
+
+
+def test_a_configuration_without_fingerprint_is_refused(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    change_config(tmp_path, lambda values: values.pop("model"))
+    with pytest.raises(ArchiveError, match="config.json is damaged .*model"):
+        Archive.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"architecture": None}, {"weights": ["a"] * 32}], ids=["architecture", "weights"]
+)
+def test_a_damaged_fingerprint_is_refused(llava: TinyModel, tmp_path: Path, change: dict[str, Any]):
+    saved(llava, tmp_path)
+    change_config(tmp_path, lambda values: values["model"].update(change))
+    with pytest.raises(ArchiveError, match="config.json is damaged"):
+        DualEditor.load(llava.model, llava.processor, tmp_path)
+
+
+@pytest.mark.parametrize("value", [2, "1", None])
+def test_an_unknown_format_is_refused(llava: TinyModel, tmp_path: Path, value: Any):
+    saved(llava, tmp_path)
+    change_config(tmp_path, lambda values: values.update(format=value))
+    with pytest.raises(ArchiveError, match=f"has format {value!r}, this version reads 1; save"):
+        Archive.load(tmp_path)
+
+
+def test_a_setting_that_is_not_known_is_named_with_its_file(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    change_config(tmp_path, lambda values: values["config"].update(widht=3))
+    with pytest.raises(ConfigError, match="unknown keys in .*config.json: widht; did you mean"):
+        Archive.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": 32}, {"modalities": ["text"]}], ids=["shape", "unexpected"]
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(
+    llava: TinyModel, tmp_path: Path, change: dict[str, Any]
+):
+    saved(llava, tmp_path)
+    change_config(tmp_path, lambda values: values["config"].update(change))
+    with pytest.raises(ArchiveError, match="do not fit its configuration") as caught:
+        DualEditor.load(llava.model, llava.processor, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_refused(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    tensors.pop("gate.mean")
+    save_file(tensors, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(ArchiveError, match="its digest is not the one in config.json"):
+        DualEditor.load(llava.model, llava.processor, tmp_path)
+    change_config(tmp_path, lambda values: values.pop("weights_sha256"))
+    with pytest.raises(ArchiveError, match="do not fit its configuration.*gate.mean"):
+        DualEditor.load(llava.model, llava.processor, tmp_path)
+
+
+def fail_at_weights(patch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(archive_module, "save_file", fail)
+
+
+def fail_at_weights_in_rust(patch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    patch.setattr(archive_module, "save_file", fail)
+
+
+def fail_at_config(patch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(Path, "write_text", fail)
+
+
+def fail_at_move(patch: pytest.MonkeyPatch, place: int) -> None:
+    moved: list[str] = []
+    replace = os.replace
+
+    def fail(source: Any, target: Any, **options: Any) -> None:
+        moved.append(str(source))
+        if len(moved) > place:
+            raise OSError(28, "No space left on device")
+        replace(source, target, **options)
+
+    patch.setattr(os, "replace", fail)
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        fail_at_weights,
+        fail_at_config,
+        lambda patch: fail_at_move(patch, 0),
+        lambda patch: fail_at_move(patch, 1),
+        fail_at_weights_in_rust,
+    ],
+    ids=["weights", "config", "first-move", "second-move", "weights-in-rust"],
+)
+def test_a_failed_save_leaves_the_old_archive_whole(
+    llava: TinyModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fail: Callable[[pytest.MonkeyPatch], None],
+):
+    old = saved(llava, tmp_path)
+    before = contents(tmp_path)
+    new = trained_editor(llava, gate={"kind": "cosine", "threshold": 0.1})
+    with torch.no_grad():
+        new.adapters["text"].output.weight.normal_()
+    with monkeypatch.context() as patch:
+        fail(patch)
+        with pytest.raises(ArchiveError, match="cannot save adapters in .*No space left"):
+            new.save(tmp_path)
+    assert contents(tmp_path) == before
+    loaded = DualEditor.load(llava.model, llava.processor, tmp_path)
+    assert torch.equal(logits_of(loaded), logits_of(old))
+
+
+def test_saving_over_an_archive_replaces_it(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    new = saved(llava, tmp_path, width=32, heads=4)
+    loaded = DualEditor.load(llava.model, llava.processor, tmp_path)
+    assert loaded.config == new.config == tiny_config(width=32, heads=4)
+    assert set(contents(tmp_path)) == {CONFIG_FILE, WEIGHTS_FILE, "notes.txt"}
+
+
+def test_a_folder_that_cannot_be_made_is_named(llava: TinyModel, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ArchiveError, match=f"cannot save adapters in {folder}: "):
+            trained_editor(llava).save(folder)

@@ -1,0 +1,402 @@
+"""The memory of edits: what is added applies, what is removed is gone, what is saved comes back."""
+
+import json
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_editors import picture, trained_editor
+from tiny_models import TinyModel, tiny_llava
+
+from easyedit_dualedit.errors import ArchiveError, ConfigError, DataError
+from easyedit_dualedit.method.adapter import CrossAttentionAdapter
+from easyedit_dualedit.method.config import DualEditConfig
+from easyedit_dualedit.method.edit_file import EDITS_FILE, NUMBERS_FILE
+from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION, EditMemory
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate_projection import KEY_WIDTH
+from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
+from easyedit_dualedit.method.stored_edit import PackedProjection, Provenance, StoredEdit
+from easyedit_dualedit.model.encoder import Query
+
+COLOURS = ("red", "green", "blue", "yellow")
+GATE = {"kind": "cosine", "threshold": 0.99999}
+
+
+def requests(count: int = 4) -> list[Query]:
+    """Return edits of different questions on different pictures, with targets of any length."""
+    words = ("two", "blue", "green", "circles", "in", "the", "top", "left", "corner")
+    return [
+        Query(
+            f"What is in picture {place}?",
+            picture(COLOURS[place % 4], (30 + place, 40)),
+            " ".join(words[: 1 + place % len(words)]),
+        )
+        for place in range(count)
+    ]
+
+
+def editor_of(tiny: TinyModel, **changes: Any) -> DualEditor:
+    return trained_editor(tiny, gate=GATE, **changes)
+
+
+def logits(model: Any, editor: DualEditor, queries: list[Query]) -> torch.Tensor:
+    batch = editor.encoder.encode(queries, with_target=False)
+    with torch.no_grad():
+        return model(layout=batch.layout, **batch.inputs).logits  # type: ignore[no-any-return]
+
+
+def plain(editor: DualEditor, queries: list[Query]) -> torch.Tensor:
+    batch = editor.encoder.encode(queries, with_target=False)
+    with torch.no_grad():
+        return editor.backbone.model(**batch.inputs).logits  # type: ignore[no-any-return]
+
+
+def test_each_row_of_a_batch_gets_its_own_edit(every: TinyModel):
+    editor = editor_of(every)
+    memory = EditMemory(editor, precision="float32")
+    asked = requests(3)
+    memory.add(asked)
+    batch = editor.encoder.encode([asked[2], asked[0], asked[1]], with_target=False)
+    routing = memory.model.route(layout=batch.layout, **batch.inputs)
+    assert routing.edit_index.tolist() == [2, 0, 1]
+    for place in range(3):
+        alone = EditMemory(editor, precision="float32")
+        alone.add(asked[place])
+        torch.testing.assert_close(
+            logits(memory.model, editor, [asked[place]]),
+            logits(alone.model, editor, [asked[place]]),
+            rtol=1e-3,
+            atol=1e-4,
+        )
+        assert not torch.equal(
+            logits(memory.model, editor, [asked[place]]), plain(editor, [asked[place]])
+        )
+
+
+def test_later_edits_leave_earlier_answers_and_other_queries_alone(every: TinyModel):
+    editor = editor_of(every)
+    memory = EditMemory(editor)
+    asked, other = requests(4), Query("Who is the king?", None)
+    memory.add(asked[0])
+    first = logits(memory.model, editor, asked[:1])
+    memory.add(asked[1:])
+    assert torch.equal(logits(memory.model, editor, asked[:1]), first)
+    assert torch.equal(logits(memory.model, editor, [other]), plain(editor, [other]))
+
+
+def test_removing_gives_back_what_was_before(every: TinyModel):
+    editor = editor_of(every)
+    memory = EditMemory(editor)
+    asked = requests(3)
+    memory.add(asked[:2])
+    before = [logits(memory.model, editor, [query]) for query in asked]
+    (identifier,) = memory.add(asked[2])
+    memory.remove(identifier)
+    after = [logits(memory.model, editor, [query]) for query in asked]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    memory.clear()
+    assert len(memory) == 0
+    for query in asked:
+        assert torch.equal(logits(memory.model, editor, [query]), plain(editor, [query]))
+
+
+def test_unknown_ids_are_refused_and_nothing_is_removed(llava: TinyModel):
+    memory = EditMemory(editor_of(llava))
+    ids = memory.add(requests(2))
+    with pytest.raises(DataError, match="'nothing'"):
+        memory.remove(ids[0], "nothing")
+    assert [edit.id for edit in memory] == ids
+
+
+def test_edits_in_one_batch_are_those_made_one_by_one(every: TinyModel):
+    editor = editor_of(every)
+    together, apart = (EditMemory(editor, precision="float32") for _ in range(2))
+    asked = requests(3)
+    together.add(asked)
+    for query in asked:
+        apart.add(query)
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one.key, other.key, rtol=1e-3, atol=1e-4)
+        for modality, part in one.projected.items():
+            for name in ("keys", "values"):
+                pair = (
+                    getattr(item, name).unpacked() for item in (part, other.projected[modality])
+                )
+                torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4)
+
+
+def test_the_newest_edit_of_a_question_wins_and_a_warning_says_so(
+    llava: TinyModel, caplog: pytest.LogCaptureFixture
+):
+    editor = editor_of(llava)
+    memory = EditMemory(editor)
+    asked = requests(2)
+    (first, _) = memory.add(asked)
+    with caplog.at_level(logging.WARNING):
+        (newer,) = memory.add(Query(asked[0].prompt, asked[0].image, "another answer"))
+    assert first in caplog.text and newer in caplog.text and "'another answer'" in caplog.text
+    batch = editor.encoder.encode(asked, with_target=False)
+    assert memory.model.route(layout=batch.layout, **batch.inputs).edit_index.tolist() == [2, 1]
+    caplog.clear()
+    memory.add(Query(asked[0].prompt, asked[1].image, "elsewhere"))
+    assert caplog.text == ""
+
+
+def test_where_an_edit_comes_from_is_kept(llava: TinyModel):
+    memory = EditMemory(editor_of(llava))
+    asked = requests(2)
+    memory.add([*asked, Query("Who is the king?", None, "nobody")])
+    edits = list(memory)
+    assert [edit.provenance.prompt for edit in edits[:2]] == [query.prompt for query in asked]
+    assert edits[0].provenance.target == asked[0].target
+    assert edits[0].provenance.pictures != edits[1].provenance.pictures
+    assert edits[2].provenance.pictures == ()
+    assert edits[0].provenance.time.endswith("+00:00")
+    assert len({edit.id for edit in edits}) == 3
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_is_loaded_answers_as_what_was_saved(llava: TinyModel, tmp_path: Path, precision: Any):
+    editor = editor_of(llava)
+    memory = EditMemory(editor, precision=precision)
+    asked = requests(9)
+    memory.add(asked)
+    memory.save(tmp_path / "edits")
+    loaded = EditMemory.load(editor, tmp_path / "edits")
+    assert [edit.id for edit in loaded] == [edit.id for edit in memory]
+    assert [edit.provenance for edit in loaded] == [edit.provenance for edit in memory]
+    assert loaded.stored_bytes == memory.stored_bytes
+    for query in asked:
+        assert torch.equal(
+            logits(loaded.model, editor, [query]), logits(memory.model, editor, [query])
+        )
+
+
+def test_another_process_answers_the_same(tmp_path: Path):
+    tiny = tiny_llava(seed=4)
+    tiny.save(tmp_path / "model")
+    editor = editor_of(tiny)
+    editor.save(tmp_path / "adapters")
+    memory = EditMemory(editor)
+    asked = Query("What is it?", picture("red"), "blue circle")
+    picture("red").save(tmp_path / "red.png")
+    memory.add(asked)
+    memory.save(tmp_path / "edits")
+    script = """
+import sys, torch
+from pathlib import Path
+from easyedit_dualedit.model.encoder import Query
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.edit_memory import EditMemory
+from easyedit_dualedit.model.loading import load_model
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+editor = DualEditor.load(*load_model(str(folder / "model")), folder / "adapters")
+memory = EditMemory.load(editor, folder / "edits")
+batch = editor.encoder.encode([Query("What is it?", folder / "red.png")], with_target=False)
+with torch.no_grad():
+    torch.save(memory.model(layout=batch.layout, **batch.inputs).logits, folder / "logits.pt")
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
+    torch.set_num_threads(1)
+    expected = logits(memory.model, editor, [Query("What is it?", tmp_path / "red.png")])
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+
+def saved(tiny: TinyModel, folder: Path) -> tuple[DualEditor, EditMemory]:
+    editor = editor_of(tiny)
+    memory = EditMemory(editor)
+    memory.add(requests(3))
+    memory.save(folder)
+    return editor, memory
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def disguise(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"gate.keys": [1.0]}))
+
+
+def honest_disguise(path: Path) -> None:
+    """A pickle whose digest the other file vouches for."""
+    disguise(path)
+    vouch(path)
+
+
+def vouch(path: Path) -> None:
+    from easyedit_dualedit.files import digest_of
+
+    described = path.with_name(EDITS_FILE)
+    values = json.loads(described.read_text())
+    values["numbers_sha256"] = digest_of(path)
+    described.write_text(json.dumps(values))
+
+
+def shorten(path: Path) -> None:
+    tensors = load_file(path)
+    save_file({name: value[:-1].contiguous() for name, value in tensors.items()}, path)
+    vouch(path)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, disguise, honest_disguise, shorten, Path.unlink])
+def test_a_damaged_file_is_one_clear_error(llava: TinyModel, tmp_path: Path, damage: Any):
+    editor, _ = saved(llava, tmp_path)
+    damage(tmp_path / NUMBERS_FILE)
+    with pytest.raises(ArchiveError, match="edits") as error:
+        EditMemory.load(editor, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 9}, "format 9"),
+        ({"precision": "int3"}, "precision"),
+        ({"edits": 5}, "damaged"),
+        ({"adapters": "0"}, "other adapters"),
+        ({"gate": "centred"}, "other gate"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(
+    llava: TinyModel, tmp_path: Path, change: dict[str, Any], message: str
+):
+    editor, _ = saved(llava, tmp_path)
+    values = json.loads((tmp_path / EDITS_FILE).read_text())
+    (tmp_path / EDITS_FILE).write_text(json.dumps({**values, **change}))
+    with pytest.raises(ArchiveError, match=message):
+        EditMemory.load(editor, tmp_path)
+
+
+def test_edits_of_another_model_or_other_adapters_are_refused(llava: TinyModel, tmp_path: Path):
+    editor, memory = saved(llava, tmp_path)
+    rescaled = tiny_llava()
+    with torch.no_grad():
+        for parameter in rescaled.model.parameters():
+            parameter.mul_(1.5)
+    other = editor_of(rescaled)
+    with pytest.raises(ArchiveError, match="another model"):
+        EditMemory.load(other, tmp_path)
+    with torch.no_grad():
+        next(iter(editor.adapters.parameters())).add_(1.0)
+    with pytest.raises(ArchiveError, match="other adapters"):
+        EditMemory.load(editor, tmp_path)
+    with pytest.raises(ArchiveError, match="other precision"):
+        EditMemory(editor, precision="float16").merge(memory)
+
+
+def test_memories_merge_without_doubles(llava: TinyModel):
+    editor = editor_of(llava)
+    first, second = EditMemory(editor), EditMemory(editor)
+    first.add(requests(2))
+    second.merge(first)
+    second.add(requests(4)[3])
+    first.merge(second)
+    assert [edit.id for edit in first] == [edit.id for edit in second]
+    assert len(first) == 3
+
+
+def test_saving_replaces_both_files_or_neither(
+    llava: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    editor, memory = saved(llava, tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in (EDITS_FILE, NUMBERS_FILE)}
+    memory.add(requests(5)[4])
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("easyedit_dualedit.method.edit_file.replace_both", refuse)
+        with pytest.raises(ArchiveError, match="No space left"):
+            memory.save(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(before)
+    memory.save(tmp_path)
+    assert len(EditMemory.load(editor, tmp_path)) == 4
+
+
+def test_an_empty_memory_can_be_saved(llava: TinyModel, tmp_path: Path):
+    editor = editor_of(llava)
+    EditMemory(editor).save(tmp_path)
+    loaded = EditMemory.load(editor, tmp_path)
+    query = requests(1)
+    assert torch.equal(logits(loaded.model, editor, query), plain(editor, query))
+
+
+def test_an_edit_costs_by_its_target_alone(llava: TinyModel):
+    sizes = {}
+    for precision in PRECISIONS:
+        memory = EditMemory(editor_of(llava), precision=precision)
+        memory.add(
+            [
+                Query("What is it?", picture(), "two"),
+                Query("What is it? " * 9, picture(), "two"),
+                Query("What is it?", None, "two"),
+                Query("What is it?", picture(), "two blue circles"),
+            ]
+        )
+        short, wordy, blind, long = (edit.stored_bytes for edit in memory)
+        assert short == wordy == blind < long
+        sizes[precision] = short
+    assert sizes["float32"] > sizes["float16"] > sizes["int8"]
+
+
+def test_a_request_without_a_target_adds_nothing(llava: TinyModel):
+    memory = EditMemory(editor_of(llava))
+    with pytest.raises(DataError, match="no target"):
+        memory.add([requests(1)[0], Query("What is it?", picture())])
+    assert len(memory) == 0
+    assert memory.add([]) == []
+
+
+def test_an_unknown_precision_is_refused(llava: TinyModel):
+    with pytest.raises(ConfigError, match="precision"):
+        EditMemory(editor_of(llava), precision="int4")  # type: ignore[arg-type]
+
+
+def test_a_model_taken_earlier_keeps_the_edits_of_then(llava: TinyModel):
+    editor = editor_of(llava)
+    memory = EditMemory(editor)
+    asked = requests(2)
+    memory.add(asked[0])
+    earlier = memory.model
+    memory.add(asked[1])
+    assert len(earlier.edits) == 1
+    assert torch.equal(logits(earlier, editor, asked[1:]), plain(editor, asked[1:]))
+
+
+def test_an_edit_is_small_at_the_size_of_a_large_model():
+    config = DualEditConfig(text_layer=16, vision_layer=19)
+    adapter = CrossAttentionAdapter(4096, config.width, config.heads)
+
+    def stored(length: int, precision: Precision) -> StoredEdit:
+        one = adapter.project(torch.randn(1, length, 4096), torch.ones(1, length, dtype=torch.bool))
+        part = PackedProjection(
+            Packed.of(one.keys[0], precision), Packed.of(one.values[0], precision)
+        )
+        return StoredEdit(
+            "0", Provenance("", "", "", ()), torch.zeros(KEY_WIDTH), {"text": part, "vision": part}
+        )
+
+    with torch.no_grad():
+        sizes = {precision: stored(5, precision).stored_bytes for precision in PRECISIONS}
+        assert sizes == {"float32": 82432, "float16": 41472, "int8": 21632}
+        assert sizes[DEFAULT_PRECISION] <= 64_000
+        key = 4 * KEY_WIDTH
+        grown = stored(10, DEFAULT_PRECISION).stored_bytes
+        assert grown - key == 2 * (sizes[DEFAULT_PRECISION] - key), "it grows with the target alone"

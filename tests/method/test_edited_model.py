@@ -1,0 +1,402 @@
+"""The edited model: where it finds the prompt, what it passes through and what it refuses."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+from tiny_editors import picture, request_of, shared, trained_editor
+from tiny_families import FAMILIES
+from tiny_models import TinyModel
+from transformers import DynamicCache
+
+from easyedit_dualedit.errors import (
+    CalibrationError,
+    DataError,
+    PromptEndError,
+)
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.encoder import IGNORED, Query, TokenLayout
+
+OTHER = Query("How many squares are there?", picture("blue"), "three four")
+ORDERS = pytest.mark.parametrize(
+    ("text_layer", "vision_layer"), [(1, 2), (2, 1)], ids=["below", "above"]
+)
+
+
+def edited_of(tiny: TinyModel, **changes: Any) -> tuple[DualEditor, EditedModel]:
+    editor = trained_editor(tiny, **changes)
+    return editor, editor.edited(editor.read([request_of()]))
+
+
+def prompt_inputs(editor: DualEditor, *queries: Query) -> dict[str, torch.Tensor]:
+    return editor.encoder.encode(queries or [request_of()], with_target=False).inputs
+
+
+def logits(model: Any, *args: Any, **inputs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(*args, **inputs).logits
+    return result
+
+
+def layout_of_call(edited: EditedModel, inputs: dict[str, torch.Tensor]) -> TokenLayout:
+    """Return the layout that a call of the model finds."""
+    found: list[TokenLayout] = []
+    layout = edited._encoder.layout
+
+    def spy(*args: Any, **options: Any) -> TokenLayout:
+        found.append(layout(*args, **options))
+        return found[-1]
+
+    edited._encoder.layout = spy  # type: ignore[method-assign]
+    try:
+        logits(edited, **inputs)
+    finally:
+        edited._encoder.layout = layout  # type: ignore[method-assign]
+    return found[0]
+
+
+def test_attributes_are_those_of_the_base_model(tiny: TinyModel):
+    editor, edited = edited_of(tiny)
+    assert edited.base_model is tiny.model
+    assert edited.config is tiny.model.config
+    assert edited.device == tiny.model.device and edited.dtype == torch.float32
+    assert edited.get_output_embeddings() is tiny.model.get_output_embeddings()
+    assert [signal.request.target for signal in edited.edits] == ["blue"]
+    assert editor.edited([]).edits == ()
+    for name in ("nonsense", "__nonsense__"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(edited, name)
+
+
+def test_a_half_made_edited_model_has_no_endless_attributes():
+    with pytest.raises(AttributeError, match="base_model"):
+        EditedModel.__new__(EditedModel).base_model  # noqa: B018
+
+
+@pytest.mark.parametrize("call", [lambda m: m.eval(), lambda m: m.to("cpu")], ids=["eval", "to"])
+def test_methods_that_return_the_model_keep_the_edit(llava: TinyModel, call: Any):
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    expected = logits(edited, **inputs)
+    assert not torch.equal(expected, logits(llava.model, **inputs))
+    assert torch.equal(logits(call(edited), **inputs), expected)
+
+
+@ORDERS
+def test_token_ids_may_be_positional(tiny: TinyModel, text_layer: int, vision_layer: int):
+    editor, edited = edited_of(tiny, text_layer=text_layer, vision_layer=vision_layer)
+    inputs = prompt_inputs(editor)
+    expected = logits(edited, **inputs)
+    ids = inputs.pop("input_ids")
+    assert not torch.equal(expected, logits(tiny.model, ids, **inputs))
+    assert torch.equal(logits(edited, ids, **inputs), expected)
+
+
+def test_pictures_may_be_positional(llava: TinyModel):
+    editor, edited = edited_of(llava, text_layer=2, vision_layer=1)
+    inputs = prompt_inputs(editor)
+    expected = logits(edited, **inputs)
+    ids, pixels = inputs.pop("input_ids"), inputs.pop("pixel_values")
+    assert torch.equal(logits(edited, ids, pixels, **inputs), expected)
+
+
+def test_embeddings_instead_of_token_ids_are_refused(tiny: TinyModel):
+    editor, edited = edited_of(tiny)
+    embeddings = torch.randn(1, 5, editor.backbone.hidden_size)
+    for call in (edited, edited.route):
+        with pytest.raises(PromptEndError, match="needs input_ids.*not inputs_embeds"):
+            call(inputs_embeds=embeddings)
+    with pytest.raises(DataError, match="generate needs input_ids"):
+        edited.generate(inputs_embeds=embeddings, max_new_tokens=1)
+
+
+def test_the_layout_is_found_at_the_marker_at_the_labels_or_given(tiny: TinyModel):
+    editor, edited = edited_of(tiny)
+    batch = editor.encoder.encode([request_of(), OTHER])
+    at_marker = layout_of_call(edited, batch.inputs)
+    at_labels = layout_of_call(edited, batch.inputs | {"labels": batch.labels})
+    assert torch.equal(at_marker.gate, batch.layout.gate)
+    assert torch.equal(at_labels.gate, batch.layout.gate)
+    earlier = batch.labels.clone()
+    rows = torch.arange(2)
+    earlier[rows, batch.layout.gate] = batch.inputs["input_ids"][rows, batch.layout.gate]
+    moved = layout_of_call(edited, batch.inputs | {"labels": earlier})
+    assert torch.equal(moved.gate, batch.layout.gate - 1), "labels come before the marker"
+
+    given = editor.encoder.layout(
+        batch.inputs["input_ids"], batch.inputs["attention_mask"], gate=batch.layout.gate - 2
+    )
+    by_hand = logits(edited, **batch.inputs, layout=given)
+    assert not torch.equal(by_hand, logits(edited, **batch.inputs))
+
+
+def test_labels_that_say_nothing_of_the_prompt_leave_it_to_the_marker(tiny: TinyModel):
+    editor, edited = edited_of(tiny)
+    batch = editor.encoder.encode([request_of(), Query(OTHER.prompt, OTHER.image)])
+    ids = batch.inputs["input_ids"]
+    some_rows = torch.where(torch.tensor([[True], [False]]), ids, IGNORED)
+    everywhere = ids
+    for labels in (batch.labels, some_rows, everywhere):
+        found = layout_of_call(edited, batch.inputs | {"labels": labels})
+        assert torch.equal(found.gate, batch.layout.gate)
+    found = edited._layout_of_call(batch.inputs | {"labels": ids[:, :3]}, None)
+    assert torch.equal(found.gate, batch.layout.gate), "labels of another shape"
+
+
+def test_labels_that_ignore_only_padding_leave_the_prompt_to_the_marker(tiny: TinyModel):
+    editor, edited = edited_of(tiny)
+    batch = editor.encoder.encode([request_of(), OTHER])
+    inputs = {}
+    for name in ("input_ids", "attention_mask"):
+        filler = tiny.processor.tokenizer.pad_token_id if name == "input_ids" else 0
+        padding = torch.full((2, 3), filler)
+        inputs[name] = torch.cat([padding, batch.inputs[name]], 1)
+    labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], IGNORED)
+    found = edited._layout_of_call(inputs | {"labels": labels}, None)
+    assert torch.equal(found.gate, batch.layout.gate + 3)
+
+
+def test_a_prompt_without_end_is_refused_and_nothing_is_left(tiny: TinyModel):
+    _, edited = edited_of(tiny)
+    ids = tiny.processor.tokenizer(["Where is the star?"], return_tensors="pt")["input_ids"]
+    with pytest.raises(PromptEndError, match="add_generation_prompt=True"):
+        edited(input_ids=ids)
+    with pytest.raises(PromptEndError, match="add_generation_prompt=True"):
+        edited.route(input_ids=ids)
+
+
+def test_generate_takes_prompts_without_the_chat_template(tiny: TinyModel):
+    _, edited = edited_of(tiny, gate="open")
+    ids = tiny.processor.tokenizer(["Where is the star?"], return_tensors="pt")["input_ids"]
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
+    tokens = edited.generate(ids, **options)
+    assert torch.equal(tokens, edited.generate(input_ids=ids, **options))
+    assert torch.equal(tokens, edited.generate(inputs=ids, **options))
+    scores = options | {"return_dict_in_generate": True, "output_logits": True}
+    first = [model.generate(ids, **scores).logits[0] for model in (edited, tiny.model)]
+    assert not torch.allclose(*first, atol=1e-3)
+
+
+@ORDERS
+def test_steps_with_a_cache_pass_through(tiny: TinyModel, text_layer: int, vision_layer: int):
+    editor, edited = edited_of(tiny, text_layer=text_layer, vision_layer=vision_layer)
+    inputs = prompt_inputs(editor)
+    expected = edited.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=-1)
+    plain = tiny.model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=-1)
+    assert not torch.equal(expected, plain)
+    tokens, mask = inputs["input_ids"], inputs["attention_mask"]
+    with torch.no_grad():
+        output = edited(**inputs, past_key_values=DynamicCache(), use_cache=True)
+        for _ in range(5):
+            token = output.logits[:, -1:].argmax(-1)
+            tokens = torch.cat([tokens, token], 1)
+            mask = torch.cat([mask, torch.ones_like(token)], 1)
+            step = {"input_ids": token, "attention_mask": mask, "use_cache": True}
+            plain_step = tiny.model(**step, past_key_values=copy.deepcopy(output.past_key_values))
+            output = edited(**step, past_key_values=output.past_key_values)
+            assert torch.equal(output.logits, plain_step.logits), "a step is not edited again"
+    assert torch.equal(tokens, expected)
+
+
+@ORDERS
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_implementation": "static"},
+        {"past_key_values": DynamicCache},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"use_cache": False},
+    ],
+    ids=["static", "empty-cache", "dictionary", "no-cache"],
+)
+def test_every_way_of_greedy_generation_gives_the_same_tokens(
+    llava: TinyModel, text_layer: int, vision_layer: int, options: dict[str, Any]
+):
+    editor, edited = edited_of(llava, text_layer=text_layer, vision_layer=vision_layer)
+    inputs = prompt_inputs(editor)
+    usual = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
+    expected = edited.generate(**inputs, **usual)
+    assert not torch.equal(expected, llava.model.generate(**inputs, **usual))
+    made = {key: value() if isinstance(value, type) else value for key, value in options.items()}
+    tokens = edited.generate(**inputs, **usual, **made)
+    assert torch.equal(tokens if isinstance(tokens, torch.Tensor) else tokens.sequences, expected)
+
+
+@ORDERS
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_static_cache_edits_padded_rows_as_any_other(
+    family: str, text_layer: int, vision_layer: int
+):
+    """For one, `generate` makes masks of four dimensions, or several by name."""
+    if family == "qwen3.5" and Version(transformers.__version__) < Version("5.6"):
+        pytest.skip("transformers 5.5 has no static cache for it")
+    editor, edited = edited_of(shared(family), text_layer=text_layer, vision_layer=vision_layer)
+    queries = [request_of(), Query("How many squares are there in it?", picture("blue"))]
+    batch = editor.encoder.encode(queries, with_target=False)
+    assert not bool(batch.layout.real.all()), "a row is padded"
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": -1}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    expected = edited.generate(**batch.inputs, **options)
+    plain = editor.backbone.model.generate(**batch.inputs, **options)
+    assert not torch.allclose(plain.logits[0], expected.logits[0], atol=1e-3)
+    options["cache_implementation"] = "static"
+    found = edited.generate(**batch.inputs, **options)
+    torch.testing.assert_close(found.logits[0], expected.logits[0], atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.sequences, expected.sequences)
+    options |= {"do_sample": True, "num_return_sequences": 2}
+    twice = edited.generate(**batch.inputs, **options).logits[0]
+    torch.testing.assert_close(twice, expected.logits[0].repeat_interleave(2, 0))
+
+
+@ORDERS
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_static_cache_needs_no_mask(llava: TinyModel, text_layer: int, vision_layer: int, rows):
+    editor, edited = edited_of(llava, text_layer=text_layer, vision_layer=vision_layer)
+    inputs = editor.encoder.encode([request_of()] * rows, with_target=False).inputs
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": -1}
+    expected = edited.generate(**inputs, **options)
+    del inputs["attention_mask"]
+    for more in ({}, {"cache_implementation": "static"}):
+        assert torch.equal(edited.generate(**inputs, **options, **more), expected)
+
+
+def test_a_call_needs_to_know_which_tokens_are_real(llava: TinyModel):
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    wide = inputs["attention_mask"][:, None, None].bool()
+    with pytest.raises(DataError, match="two dimensions"):
+        edited(**inputs | {"attention_mask": wide})
+
+
+@ORDERS
+def test_candidate_tokens_after_the_prompt_are_no_prompt(
+    llava: TinyModel, text_layer: int, vision_layer: int
+):
+    editor, edited = edited_of(llava, text_layer=text_layer, vision_layer=vision_layer, gate="open")
+    # Without a picture, since a model refuses image tokens that were copied as candidates.
+    inputs = prompt_inputs(editor, Query("one two three one two three: one two"))
+    usual = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
+    expected = edited.generate(**inputs, **usual)
+    assert not torch.equal(expected, llava.model.generate(**inputs, **usual))
+    lengths: list[int] = []
+    handle = llava.model.register_forward_pre_hook(
+        lambda _model, _args, options: lengths.append(options["input_ids"].shape[1]),
+        with_kwargs=True,
+    )
+    try:
+        tokens = edited.generate(**inputs, **usual, prompt_lookup_num_tokens=3)
+    finally:
+        handle.remove()
+    assert lengths[0] > inputs["input_ids"].shape[1], "otherwise this tests nothing"
+    assert torch.equal(tokens, expected)
+
+
+@ORDERS
+def test_one_edited_model_answers_one_prompt_after_another(
+    tiny: TinyModel, text_layer: int, vision_layer: int
+):
+    editor, edited = edited_of(tiny, text_layer=text_layer, vision_layer=vision_layer)
+    first, second = prompt_inputs(editor), prompt_inputs(editor, OTHER)
+    once = [logits(edited, **inputs) for inputs in (first, second)]
+    edited.generate(**second, max_new_tokens=2)
+    again = [logits(edited, **inputs) for inputs in (first, second)]
+    assert torch.equal(once[0], again[0]) and torch.equal(once[1], again[1])
+
+
+def test_routing_says_which_edit_applies_and_runs_no_more_than_it_needs(tiny: TinyModel):
+    editor = trained_editor(tiny, gate={"kind": "cosine", "threshold": 0.9999})
+    edited = editor.edited(editor.read([OTHER, request_of()]))
+    ran: list[int] = []
+    handle = editor.backbone.layers[2].register_forward_hook(lambda *_: ran.append(2))
+    try:
+        batch = editor.encoder.encode([request_of(), Query("Where?"), OTHER])
+        routing = edited.route(**batch.inputs, labels=batch.labels, use_cache=True)
+    finally:
+        handle.remove()
+    assert routing.edit_index.tolist() == [1, -1, 0]
+    assert routing.is_open.tolist() == [True, False, True]
+    assert float(routing.similarity[0]) == pytest.approx(1.0, abs=1e-5)
+    assert ran == []
+
+
+def test_an_assignment_chooses_the_edit_of_each_row(tiny: TinyModel):
+    editor = trained_editor(tiny)
+    edits = editor.read([request_of(), Query("How many stars?", picture("green"), "two")])
+    inputs = prompt_inputs(editor, request_of(), request_of())
+    alone = [logits(editor.edited([edit], gate=editor.open_gate()), **inputs) for edit in edits]
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+    assigned = editor.edited(edits, assignment=torch.tensor([1, 0]), gate=editor.open_gate())
+    together = logits(assigned, **inputs)
+    torch.testing.assert_close(together[0], alone[1][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[1], alone[0][1], atol=1e-5, rtol=1e-5)
+
+
+def test_an_assignment_follows_rows_through_beam_search(tiny: TinyModel):
+    editor = trained_editor(tiny)
+    edits = editor.read([request_of(), Query("How many stars?", picture("green"), "two")])
+    inputs = prompt_inputs(editor, request_of(), request_of())
+    options = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False, "eos_token_id": -1}
+    alone = [
+        editor.edited([edit], gate=editor.open_gate()).generate(**inputs, **options)
+        for edit in edits
+    ]
+    assigned = editor.edited(edits, assignment=torch.tensor([1, 0]), gate=editor.open_gate())
+    together = assigned.generate(**inputs, **options)
+    assert torch.equal(together[0], alone[1][0]) and torch.equal(together[1], alone[0][1])
+
+
+def test_a_gate_without_threshold_is_refused_only_when_it_has_to_decide(tiny: TinyModel):
+    editor = trained_editor(tiny, gate="cosine")
+    inputs = prompt_inputs(editor)
+    edited = editor.edit(request_of().image, request_of().prompt, "blue")
+    for call in (edited, edited.route, edited.generate):
+        with pytest.raises(CalibrationError, match="cosine gate has no threshold"):
+            call(**inputs)
+    assert torch.equal(logits(editor.edited([]), **inputs), logits(tiny.model, **inputs))
+
+
+@pytest.mark.parametrize("modality", ["text", "vision"])
+@ORDERS
+def test_one_modality_alone_changes_the_answer(
+    tiny: TinyModel, text_layer: int, vision_layer: int, modality: str
+):
+    editor, edited = edited_of(
+        tiny, text_layer=text_layer, vision_layer=vision_layer, modalities=[modality]
+    )
+    assert set(edited._applied.memory.projected) == {modality}
+    inputs = prompt_inputs(editor)
+    assert not torch.equal(logits(edited, **inputs), logits(tiny.model, **inputs))
+
+
+def test_without_a_picture_the_vision_adapter_has_nothing_to_do(tiny: TinyModel):
+    editor, edited = edited_of(tiny, modalities=["vision"], gate="open")
+    inputs = prompt_inputs(editor, Query("Where is the star?"))
+    assert bool(edited.route(**inputs).is_open.all())
+    assert torch.equal(logits(edited, **inputs), logits(tiny.model, **inputs))
+
+
+@ORDERS
+def test_gradients_reach_the_adapters_and_not_the_model(
+    llava: TinyModel, text_layer: int, vision_layer: int
+):
+    editor = trained_editor(llava, text_layer=text_layer, vision_layer=vision_layer)
+    batch = editor.encoder.encode([request_of(), OTHER])
+    signals = editor.read([request_of()])
+    flags = [parameter.requires_grad for parameter in llava.model.parameters()]
+    llava.model.requires_grad_(False)
+    llava.model.zero_grad(set_to_none=True)  # the model is shared with tests that train it
+    try:
+        edited = editor.edited(signals, gate=editor.open_gate())
+        edited(**batch.inputs, labels=batch.labels).loss.backward()
+    finally:
+        for parameter, flag in zip(llava.model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+    for name, parameter in editor.adapters.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+        if "key.bias" not in name:
+            assert float(parameter.grad.abs().sum()) > 0, name
+    assert all(parameter.grad is None for parameter in llava.model.parameters())

@@ -1,0 +1,217 @@
+"""What a model must answer, and where a prompt ends."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_editors import backbone_of
+from tiny_models import LAYERS, TinyModel, tiny_llava
+from torch import nn
+
+from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
+from easyedit_dualedit.model.backbone import Backbone, PromptMarker
+
+
+class Part(nn.Module):
+    """A module with whatever attributes a test gives it."""
+
+    def __init__(self, **attributes: Any):
+        super().__init__()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+class Wrapper(Part):
+    def get_decoder(self) -> nn.Module:
+        decoder: nn.Module = self.decoder
+        return decoder
+
+
+class Circle(Part):
+    def get_decoder(self) -> nn.Module:
+        return self
+
+
+def config_of(**values: Any) -> SimpleNamespace:
+    return SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=8), **values)
+
+
+def layers(count: int = 3) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(2, 2) for _ in range(count))
+
+
+def test_the_parts_of_a_real_model(tiny: TinyModel):
+    backbone = backbone_of(tiny)
+    assert backbone.model is tiny.model
+    assert len(backbone.layers) == LAYERS
+    assert backbone.layers == tuple(tiny.model.get_decoder().layers)
+    assert backbone.hidden_size == 32
+    tokenizer = tiny.processor.tokenizer
+    assert backbone.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
+    assert backbone.device == torch.device("cpu")
+
+
+def test_only_image_tokens_are_vision(tiny: TinyModel):
+    backbone = backbone_of(tiny)
+    image = backbone.image_token_id
+    ids = torch.tensor([[image, 7, image], [image + 1, image - 1, 0]])
+    assert backbone.vision_positions(ids).tolist() == [[True, False, True], [False] * 3]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_decoder_layers_are_found_below_wrappers(depth: int):
+    found = layers()
+    model: nn.Module = Part(layers=found)
+    for _ in range(depth):
+        model = Wrapper(decoder=model)
+    model.config = config_of(image_token_id=5)  # type: ignore[assignment]
+    backbone = Backbone.of(model)
+    assert backbone.layers == tuple(found)
+    assert (backbone.hidden_size, backbone.image_token_id) == (8, 5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Part(),
+        Part(layers=nn.ModuleList()),
+        Part(layers=[nn.Linear(2, 2)]),
+        Circle(),
+        Wrapper(decoder=None),
+    ],
+    ids=["bare", "no-layers", "plain-list", "circle", "no-decoder"],
+)
+def test_a_model_without_decoder_layers_is_refused(model: nn.Module):
+    with pytest.raises(BackboneError, match=r"does not say where its decoder layers are.*use a"):
+        Backbone.of(model)
+
+
+def test_the_older_name_of_the_image_token_is_read_too():
+    assert (
+        Backbone.of(Part(layers=layers(), config=config_of(image_token_index=0))).image_token_id
+        == 0
+    )
+    both = config_of(image_token_id=4, image_token_index=9)
+    assert Backbone.of(Part(layers=layers(), config=both)).image_token_id == 4
+
+
+@pytest.mark.parametrize("config", [None, config_of()], ids=["no-config", "text-model"])
+def test_a_model_without_an_image_token_is_refused(config: Any):
+    with pytest.raises(BackboneError, match="which positions are vision.*image_token_id"):
+        Backbone.of(Part(layers=layers(), config=config))
+
+
+@pytest.mark.parametrize("layer", [-1, LAYERS, LAYERS + 20])
+def test_a_layer_that_does_not_exist_is_named(llava: TinyModel, layer: int):
+    backbone = backbone_of(llava)
+    names = ("text_layer", "vision_layer")
+    with pytest.raises(LayerError, match=rf"vision_layer = {layer}, but .* {LAYERS} .*\(0-3\)"):
+        backbone.require_layers((0, layer), names=names)
+    with pytest.raises(LayerError, match=f"^layer = {layer}"):
+        backbone.require_layers([layer])
+    backbone.require_layers(range(LAYERS), names=names)
+
+
+def test_an_offloaded_model_takes_inputs_where_it_runs():
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny_llava().model
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert Backbone.of(model).device == torch.device("cpu")
+
+
+class Processor:
+    """Writes prompts with a function and reads each character as a token."""
+
+    def __init__(self, write: Any, chat_template: str | None = "some"):
+        self.chat_template = chat_template
+        self.write = write
+
+    def apply_chat_template(
+        self, messages: Any, *, add_generation_prompt: bool, tokenize: bool
+    ) -> str:
+        assert add_generation_prompt and not tokenize
+        return str(self.write(messages[0]["content"][0]["text"]))
+
+    def tokenizer(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [ord(character) for character in text]}
+
+
+def ids_of(text: str) -> tuple[int, ...]:
+    return tuple(ord(character) for character in text)
+
+
+def test_the_marker_is_what_ends_every_prompt():
+    assert PromptMarker.of(Processor("<u>{}<a>".format)) == PromptMarker(ids_of("<a>"))
+
+
+def test_a_long_marker_is_cut_to_its_end():
+    marker = PromptMarker.of(Processor(lambda text: text + "0123456789" * 3))
+    assert marker == PromptMarker(ids_of(("0123456789" * 3)[-16:]))
+
+
+def test_without_template_or_common_ending_there_is_no_marker():
+    assert PromptMarker.of(Processor("{}!".format, chat_template=None)) is None
+    assert PromptMarker.of(Processor("{}!".format, chat_template="")) is None
+    assert PromptMarker.of(SimpleNamespace()) is None
+    assert PromptMarker.of(Processor("<u>{}".format)) is None
+
+
+def test_the_marker_of_a_real_processor_ends_its_prompts(tiny: TinyModel):
+    marker = PromptMarker.of(tiny.processor)
+    assert marker is not None
+    text = tiny.processor.tokenizer.decode(marker.ids)
+    prompt = tiny.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert prompt.endswith(text) and "assistant" in text.lower()
+
+
+MARKER = PromptMarker((8, 9))
+
+
+def rows(*values: list[int]) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize(
+    ("row", "mask", "expected"),
+    [
+        ([1, 8, 9, 2, 3], [1, 1, 1, 1, 1], 2),
+        ([1, 8, 9, 8, 9], [1, 1, 1, 1, 1], 4),
+        ([8, 9, 8, 8, 9], [1, 1, 1, 1, 1], 4),
+        ([8, 9, 5, 9, 8], [1, 1, 1, 1, 1], 1),
+        ([0, 0, 8, 9, 5], [0, 0, 1, 1, 1], 3),
+        ([8, 9, 5, 8, 9], [1, 1, 1, 0, 0], 1),
+        ([8, 9, 8, 9, 5], [0, 0, 1, 1, 1], 3),
+    ],
+    ids=["once", "twice", "start-repeated", "halves", "left", "in-right-padding", "in-left"],
+)
+def test_the_last_real_occurrence_ends_the_prompt(row: list[int], mask: list[int], expected: int):
+    assert MARKER.last_index(rows(row), rows(mask)).tolist() == [expected]
+    assert MARKER.last_index(rows(row), rows(mask).bool()).tolist() == [expected]
+
+
+def test_rows_of_a_batch_do_not_meet():
+    ids = rows([1, 8, 9, 2], [8, 9, 4, 4], [9, 8, 8, 9])
+    assert MARKER.last_index(ids, torch.ones_like(ids)).tolist() == [2, 1, 3]
+    long = PromptMarker((1, 8, 9, 2))
+    assert long.last_index(ids[:1], torch.ones(1, 4)).tolist() == [3]
+
+
+def test_rows_without_marker_are_named_with_the_remedy():
+    ids = rows([1, 8, 9, 2], [8, 1, 9, 4], [9, 8, 8, 9], [9, 0, 0, 8])
+    with pytest.raises(
+        PromptEndError, match=r"rows \[1, 3\].*\[8, 9\].*add_generation_prompt=True.*labels"
+    ):
+        MARKER.last_index(ids, torch.ones_like(ids))
+    with pytest.raises(PromptEndError, match=r"rows \[0\]"):
+        MARKER.last_index(ids[:1], rows([1, 1, 0, 0]))
+
+
+def test_rows_shorter_than_the_marker_are_named():
+    with pytest.raises(PromptEndError, match=r"rows \[0, 1\]"):
+        MARKER.last_index(rows([8], [9]), torch.ones(2, 1))

@@ -1,0 +1,55 @@
+"""Small records with pictures, and trainings and editors that fit them."""
+
+import json
+from pathlib import Path
+
+from tiny_editors import picture, tiny_config
+from tiny_models import TinyModel
+
+from easyedit_dualedit.method.config import TrainingConfig
+from easyedit_dualedit.method.editor import DualEditor
+
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+def write_data(folder: Path, count: int = 8) -> Path:
+    """Return a data file of `count` records with their pictures beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for index in range(count):
+        colour, other = COLOURS[index % 4], COLOURS[(index + 1) % 4]
+        picture(colour, (30 + index, 40)).save(folder / f"{index}.png")
+        picture(other, (40, 30 + index)).save(folder / f"{index}_other.png")
+        items.append(
+            {
+                "src": f"What colour is circle {index}?",
+                "pred": colour,
+                "rephrase": f"Circle {index} is which colour?",
+                "alt": other,
+                "image": f"{index}.png",
+                "image_rephrase": f"{index}.png",
+                "loc": f"nq question: where is the star {index}",
+                "loc_ans": "top left",
+                "m_loc": f"{index}_other.png",
+                "m_loc_q": "How many squares are there?",
+                "m_loc_a": "three",
+            }
+        )
+    path = folder / "data.json"
+    path.write_text(json.dumps(items), encoding="utf-8")
+    return path
+
+
+def fast(**changes: object) -> TrainingConfig:
+    values = {
+        "steps": 40,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "text_locality_weight": 0.1,
+        "gate_steps": 20,
+    }
+    return TrainingConfig.from_dict(values | changes)
+
+
+def editor_of(tiny: TinyModel, **changes: int) -> DualEditor:
+    return DualEditor(tiny.model, tiny.processor, tiny_config(gate="cosine", **changes))

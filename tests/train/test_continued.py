@@ -1,0 +1,100 @@
+"""Rows that have begun go on as whole forwards do: their states, their end, and their changes."""
+
+from collections.abc import Hashable, Sequence
+
+import pytest
+import torch
+from tiny_editors import request_of, shared, trained_editor
+from tiny_models import TinyModel
+from torch import Tensor
+
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.hooks import LayerEdit, attach, record
+from easyedit_dualedit.train.continued import Started, head_of, rows_of
+from easyedit_dualedit.train.frozen_part import Prefix
+
+LAYER = 1
+QUERIES = [
+    request_of(),
+    request_of("Where is the star in the picture?", "top left"),
+    request_of(colour="blue"),
+    request_of("How many?", "three four"),
+]
+OWNERS = [0, 0, 2, 0]
+
+
+def started_of(
+    editor: DualEditor, owners: Sequence[Hashable] | None, *, trims: bool = True
+) -> Started:
+    prefix = Prefix(editor.encoder, LAYER)
+    prefix.shares = owners is not None
+    prefix.trims = trims
+    return prefix.read(QUERIES, [False] * len(QUERIES), owners)
+
+
+def sharing_of(every: TinyModel) -> list[int] | None:
+    """Return who may share, in a family that can."""
+    return None if every.family in ("gemma3", "paligemma", "qwen3.5") else OWNERS
+
+
+@torch.no_grad()
+def whole(editor: DualEditor, layer: int, edits: dict[int, LayerEdit]) -> tuple[Tensor, Tensor]:
+    """Return the output of a layer and the logits, in forwards of whole rows."""
+    backbone, batch = editor.backbone, editor.encoder.encode(QUERIES)
+    with attach(backbone.layers, edits), record(backbone.layers, [layer]) as states:
+        logits = backbone.model(**batch.inputs, use_cache=False).logits
+    return states[layer], logits
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1], [2]])
+def test_states_are_those_of_whole_forwards(every: TinyModel, rows: list[int]):
+    editor = trained_editor(every)
+    start = started_of(editor, sharing_of(every))
+    real = start.batch.layout.real[rows]
+    for layer in (LAYER, LAYER + 1):
+        expected = whole(editor, layer, {})[0][rows]
+        with torch.no_grad():
+            found = start.take(rows).states_at(layer)
+        torch.testing.assert_close(found[real], expected[real], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trims", [True, False])
+def test_edited_rows_end_as_whole_forwards_do(every: TinyModel, trims: bool):
+    editor = trained_editor(every)
+    rows = [0, 1, 3]
+    start = started_of(editor, sharing_of(every), trims=trims)
+    at = start.batch.target.roll(-1, 1)
+
+    def change(hidden: Tensor) -> Tensor:
+        return hidden * 1.5
+
+    expected = whole(editor, LAYER, {LAYER: change, LAYER + 1: change})[1]
+    with torch.no_grad():
+        given = {LAYER: change, LAYER + 1: change}
+        found = head_of(every.model)(start.take(rows).resume(at[rows], given))
+    assert len(found) == int(at[rows].sum())
+    torch.testing.assert_close(found, expected[rows][at[rows]], atol=1e-4, rtol=1e-4)
+
+
+def test_rows_of_one_owner_and_picture_lie_in_one():
+    start = started_of(trained_editor(shared("llava")), OWNERS)
+    taken = start.take([0, 1, 2, 3])
+    assert len(taken.sharing.row) == 2
+    assert taken.first.tolist() == [3, 2], "the row that stands last in each"
+    marks = taken.marked(start.batch.layout.vision)
+    assert int(marks.sum()) == 2 * int(start.batch.layout.vision[0].sum())
+
+
+def test_arguments_of_a_call_are_taken_by_row():
+    rows, states = torch.tensor([2, 0]), torch.arange(6.0).view(3, 2)
+    assert torch.equal(rows_of("inputs_embeds", states, rows, 3), states[[2, 0]])
+    three = torch.arange(18).view(3, 3, 2)
+    assert torch.equal(rows_of("position_ids", three, rows, 3), three[:, [2, 0]])
+    masks = {"full_attention": states, "sliding_attention": None}
+    found = rows_of("attention_mask", masks, rows, 3)
+    assert torch.equal(found["full_attention"], states[[2, 0]])
+    assert found["sliding_attention"] is None
+    for name, value in (("cache_position", torch.arange(3)), ("use_cache", False)):
+        assert rows_of(name, value, rows, 3) is value
+    assert rows_of("deepstack_visual_embeds", [states], rows, 3) is None
+    assert torch.equal(rows_of("rotary", torch.ones(1, 2), rows, 3), torch.ones(1, 2))

@@ -1,0 +1,95 @@
+"""Prompts are tokenised once, and told apart by all that a model reads of them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_editors import request_of, trained_editor
+from tiny_models import TinyModel
+
+from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.train import frozen_prompts as module
+from easyedit_dualedit.train.frozen_prompts import Prompt, Prompts
+from easyedit_dualedit.train.picture_features import key_of
+
+FIRST = request_of()
+SECOND = request_of("How many squares are there?")
+
+
+def get(prompts: Prompts, query: Query, loaded: dict[Any, Any], casts: bool = False) -> Prompt:
+    return prompts.get(query, (key_of(query), casts), loaded)
+
+
+@pytest.fixture
+def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the prompts that are tokenised from now on."""
+    asked: list[str] = []
+    real = Encoder.tokenised
+
+    def noting(self: Encoder, query: Query) -> Any:
+        asked.append(query.prompt)
+        return real(self, query)
+
+    monkeypatch.setattr(Encoder, "tokenised", noting)
+    return asked
+
+
+def test_a_prompt_is_tokenised_once_whatever_its_answer(every: TinyModel, tokenised: list[str]):
+    encoder = trained_editor(every).encoder
+    prompts, loaded = Prompts(encoder), {}
+    first = get(prompts, FIRST, loaded)
+    assert get(prompts, replace(FIRST, target="red"), loaded) is first
+    get(prompts, SECOND, loaded)
+    assert tokenised == [FIRST.prompt, SECOND.prompt]
+    assert len(loaded) == 1, "one picture"
+    own = encoder.encode([FIRST], with_target=False)
+    for name, tokens in first.tokens.items():
+        assert torch.equal(tokens, own.inputs[name][0])
+    assert "pixel_values" not in first.small and first.digest == ""
+
+
+def test_the_oldest_are_forgotten(
+    llava: TinyModel, tokenised: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_MOST", 2)
+    prompts = Prompts(trained_editor(llava).encoder)
+    asked = [request_of(f"What colour is circle {i}?") for i in (0, 1, 2, 1, 0)]
+    for query in asked:
+        get(prompts, query, {})
+    assert tokenised == [asked[i].prompt for i in (0, 1, 2, 0)]
+
+
+def test_a_name_tells_all_that_is_read(llava: TinyModel):
+    encoder = trained_editor(llava).encoder
+    prompts = Prompts(encoder, names=True)
+
+    def name(query: Query, *, end: bool = False, casts: bool = False) -> str:
+        prompt = get(prompts, query, {}, casts)
+        batch = encoder.assemble([query], [prompt.tokens], prompt.small, ends=[end])
+        return prompt.name_in(batch, 0)
+
+    others = [
+        name(SECOND),
+        name(replace(FIRST, target="red")),
+        name(FIRST, end=True),
+        name(FIRST, casts=True),
+        name(request_of(colour="yellow")),
+        name(replace(FIRST, image=None)),
+    ]
+    assert len({name(FIRST), *others}) == 1 + len(others)
+    again = Prompts(encoder, names=True)
+    assert get(again, request_of(), {}).digest == get(prompts, FIRST, {}).digest != ""
+
+
+def test_padding_is_no_part_of_a_name(llava: TinyModel):
+    encoder = trained_editor(llava).encoder
+    prompts = Prompts(encoder, names=True)
+    queries = [replace(FIRST, target="red green blue yellow red green"), FIRST]
+    own = [get(prompts, query, {}) for query in queries]
+    tokens = [prompt.tokens for prompt in own]
+    merged = {n: torch.cat([p.small[n] for p in own]) for n in own[0].small}
+    together = encoder.assemble(queries, tokens, merged, ends=[False, False])
+    alone = encoder.assemble(queries[1:], tokens[1:], own[1].small, ends=[False])
+    assert not bool(together.layout.real[1].all())
+    assert own[1].name_in(together, 1) == own[1].name_in(alone, 0)

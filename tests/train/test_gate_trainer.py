@@ -1,0 +1,132 @@
+"""The learned gate: trained without any target, calibrated on records held out."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import fast, write_data
+from tiny_editors import picture, request_of, tiny_config, trained_editor
+from tiny_models import TinyModel
+
+from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
+from easyedit_dualedit.errors import CalibrationError
+from easyedit_dualedit.method.adapter import CrossAttentionAdapter
+from easyedit_dualedit.method.config import DualEditConfig
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate_projection import GateProjection
+from easyedit_dualedit.model.encoder import Query
+from easyedit_dualedit.train.gate_trainer import collect, train_gate
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    return load_records(write_data(tmp_path, 24), tmp_path)
+
+
+def editor_of(tiny: TinyModel, **gate: object) -> DualEditor:
+    return DualEditor(tiny.model, tiny.processor, tiny_config(gate={"kind": "learned", **gate}))
+
+
+def test_training_teaches_the_gate_what_is_in_scope(tiny: TinyModel, records: list[Record]):
+    editor = editor_of(tiny)
+    found = train_gate(editor, records, fast(gate_steps=300), progress=False)
+    assert editor.gate.kind == "learned"
+    assert editor.gate.threshold == pytest.approx(found.threshold)
+    states = collect(editor, records, progress=False)
+    edits = editor.gate.key(states.gate["reliability"], states.vision["reliability"])
+    rates = {}
+    for kind in SCOPE:
+        keys = editor.gate.key(states.gate[kind], states.vision[kind])
+        similarity = (keys * edits).sum(-1)[states.counts[kind]]
+        rates[kind] = float((similarity >= editor.gate.threshold).float().mean())
+    assert rates["reliability"] == 1.0
+    assert all(rates[kind] >= 0.8 for kind in IN_SCOPE), rates
+    assert all(rate <= 0.2 for kind, rate in rates.items() if kind not in IN_SCOPE), rates
+
+
+def test_the_threshold_keeps_to_the_false_open_rate(llava: TinyModel, records: list[Record]):
+    strict = train_gate(
+        editor_of(llava, false_open_rate=0.0), records, fast(gate_steps=5), progress=False
+    )
+    assert strict.false_open_rate == 0.0
+    loose = train_gate(
+        editor_of(llava, false_open_rate=1.0), records, fast(gate_steps=5), progress=False
+    )
+    assert loose.threshold <= strict.threshold
+
+
+def test_a_question_that_is_answered_alike_does_not_teach(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "easyedit_dualedit.train.gate_trainer.first_answer_tokens",
+        lambda _encoder, queries, _size: torch.arange(len(queries)) * 0,
+    )
+    states = collect(editor_of(llava), records, progress=False)
+    assert not bool(states.counts[OTHER_QUESTION].any())
+    assert all(bool(states.counts[kind].all()) for kind in SCOPE if kind != OTHER_QUESTION)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_decision_ignores_target_batch_and_padding(
+    tiny: TinyModel, records: list[Record], side: str
+):
+    editor = trained_editor(tiny, gate="learned")
+    train_gate(editor, records, fast(gate_steps=60), progress=False)
+    request = records[0].request
+    edited = editor.edited(editor.read([request]))
+    others = [records[1].request, Query("Where is the star?", None, "top left")]
+
+    def similarity(queries: list[Query]) -> float:
+        batch = editor.encoder.encode(queries, padding_side=side)
+        return float(edited.route(layout=batch.layout, **batch.inputs).similarity[0])
+
+    alone = similarity([request])
+    for queries in (
+        [Query(request.prompt, request.image, "yellow yellow green")],
+        [Query(request.prompt, request.image)],
+        [request, *others],
+    ):
+        assert similarity(queries) == pytest.approx(alone, abs=1e-4)
+
+
+def test_training_depends_on_the_seed_alone(llava: TinyModel, records: list[Record]):
+    weights = []
+    for _ in range(2):
+        editor = editor_of(llava)
+        train_gate(editor, records, fast(gate_steps=5), progress=False)
+        weights.append(editor.gate.projection.state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_an_untrained_gate_falls_back_to_cosine_and_says_so(
+    llava: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    editor = trained_editor(llava, gate={"kind": "learned", "threshold": 0.9})
+    editor.save(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        loaded = DualEditor.load(llava.model, llava.processor, tmp_path)
+    assert "the weights hold no trained learned gate; the cosine gate decides" in caplog.text
+    assert loaded.gate.kind == "cosine"
+    signals = loaded.read([request_of()])
+    batch = loaded.encoder.encode([request_of(colour="red"), Query("How?", picture("green"))])
+    cosine = editor.gate.with_config(tiny_config(gate="cosine").gate)
+    expected = cosine.key(signals[0].gate_state)
+    assert torch.allclose(loaded.gate.key(signals[0].gate_state), expected)
+    assert batch.size == 2
+
+
+def test_too_few_records_are_refused(llava: TinyModel, records: list[Record]):
+    with pytest.raises(CalibrationError, match="3 records are too few .* gate_steps to 0"):
+        train_gate(editor_of(llava), records[:3], fast(), progress=False)
+
+
+def test_the_projection_is_small_beside_the_adapters_of_a_large_model():
+    config = DualEditConfig(text_layer=16, vision_layer=19)
+    with torch.device("meta"):
+        projection = GateProjection(4096)
+        adapter = CrossAttentionAdapter(4096, config.width, config.heads)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (projection, adapter)]
+    assert sizes[0] <= 0.07 * 2 * sizes[1]

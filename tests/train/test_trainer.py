@@ -1,0 +1,313 @@
+"""Training: losses fall, only adapters change, runs continue where they stopped."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import editor_of, fast, write_data
+from tiny_models import TinyModel
+from torch._dynamo.exc import TorchDynamoException
+
+from easyedit_dualedit import standing, training
+from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
+from easyedit_dualedit.method.config import TrainingConfig
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.step import SharedSteps
+from easyedit_dualedit.train.trainer import batch_indices, calibrate, step_losses, train
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    return load_records(write_data(tmp_path), tmp_path)
+
+
+def test_training_lowers_the_loss_and_leaves_the_model_alone(
+    every: TinyModel, records: list[Record]
+):
+    before = {k: v.clone() for k, v in every.model.state_dict().items()}
+    required = [p.requires_grad for p in every.model.parameters()]
+    editor = editor_of(every)
+    config = fast()
+    start = step_losses(editor, records[:4], config)
+    found = train(editor, records, config, progress=False)
+    end = step_losses(editor, records[:4], config)
+    assert float(end.total.detach()) < 0.8 * float(start.total.detach())
+    assert set(start.by_metric) == set(METRICS)
+    # An untrained adapter changes nothing, so it diverges by nothing.
+    assert start.by_metric["image_locality"] == pytest.approx(0.0, abs=1e-6)
+    assert all(torch.equal(v, before[k]) for k, v in every.model.state_dict().items())
+    assert required == [p.requires_grad for p in every.model.parameters()]
+    assert all(p.grad is None for p in every.model.parameters())
+    assert set(found) == {"cosine", "centred", "last-token", "learned"}
+    assert editor.gate.threshold == pytest.approx(found["cosine"].threshold)
+
+
+def test_gradients_reach_every_adapter_parameter(every: TinyModel, records: list[Record]):
+    editor = editor_of(every)
+    with torch.no_grad():
+        for name, parameter in editor.adapters.named_parameters():
+            if "output" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    step_losses(editor, records[:4], fast()).total.backward()
+    missing = [n for n, p in editor.adapters.named_parameters() if p.grad is None]
+    assert not missing
+
+
+def stirred(tiny: TinyModel, **changes: int) -> DualEditor:
+    """Return an editor whose adapters change something."""
+    torch.manual_seed(0)
+    editor = editor_of(tiny, **changes)
+    with torch.no_grad():
+        for name, parameter in editor.adapters.named_parameters():
+            if "output" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return editor
+
+
+def gradients(
+    editor: DualEditor, records: list[Record], config: TrainingConfig, times: int = 1
+) -> list[torch.Tensor]:
+    """Return the gradients of a step's total, times a factor, and forget them."""
+    editor.adapters.zero_grad()
+    (step_losses(editor, records, config).total * times).backward()
+    return [parameter.grad.clone() for parameter in editor.adapters.parameters()]
+
+
+def test_accumulated_batches_make_one_step_of_their_mean(llava: TinyModel, records: list[Record]):
+    config = fast(steps=1, batch_size=2, accumulate=2, gate_steps=0)
+    editor = stirred(llava)
+    parts = [[records[i] for i in batch_indices(n, len(records), config)] for n in (0, 1)]
+    assert not {r.index for r in parts[0]} & {r.index for r in parts[1]}
+    one, two = (gradients(editor, part, config) for part in parts)
+    before = [parameter.detach().clone() for parameter in editor.adapters.parameters()]
+    optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=config.learning_rate)
+    for parameter, first, second in zip(editor.adapters.parameters(), one, two, strict=True):
+        parameter.grad = (first + second) / 2
+    optimiser.step()
+    expected = [parameter.detach().clone() for parameter in editor.adapters.parameters()]
+    trained = stirred(llava)
+    for parameter, value in zip(trained.adapters.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+    train(trained, records, config, progress=False)
+    for parameter, value in zip(trained.adapters.parameters(), expected, strict=True):
+        # Adam's first step is the sign of the gradient: where that is noise, so is the step.
+        close = torch.isclose(parameter, value, atol=1e-5)
+        assert float(close.float().mean()) > 0.99
+
+
+def test_checkpointed_activations_change_no_gradient(every: TinyModel, records: list[Record]):
+    editor = stirred(every)
+    kept = gradients(editor, records[:2], fast())
+    again = gradients(editor, records[:2], fast(checkpoint_activations=True))
+    for one, two in zip(kept, again, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    own = [record for record in caplog.records if record.name.startswith("easyedit_dualedit")]
+    return [record.getMessage() for record in own]
+
+
+NO_COMPILER = "no C++ compiler, without which torch.compile makes no code for a processor"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason=NO_COMPILER)
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_layers_change_no_gradient(
+    llava: TinyModel, records: list[Record], checkpointed: bool, caplog: pytest.LogCaptureFixture
+):
+    editor = stirred(llava, text_layer=0, vision_layer=1)
+    plain = gradients(editor, records[:2], fast())
+    before = [layer.forward for layer in editor.backbone.layers]
+    options = {"compile_layers": True, "checkpoint_activations": checkpointed}
+    compiled = gradients(editor, records[:2], fast(**options))
+    assert not warnings_in(caplog), "a fallback would warn"
+    assert [layer.forward for layer in editor.backbone.layers] == before
+    for one, two in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_compiler_layers_run_as_they_are(
+    llava: TinyModel,
+    records: list[Record],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    def compile_nothing(_function: object, **_options: object) -> object:
+        def fail(*_args: object, **_kwargs: object) -> None:
+            raise TorchDynamoException("no compiler\nhere")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(standing, "_COMPILED", {})
+    editor = stirred(llava, text_layer=0, vision_layer=1)
+    plain = gradients(editor, records[:2], fast())
+    fallen = gradients(editor, records[:2], fast(compile_layers=True))
+    line = "layers run as they are, not compiled: no compiler here"
+    assert warnings_in(caplog) == [line] * len(standing._COMPILED), "once for each layer"
+    assert standing._COMPILED
+    for one, two in zip(plain, fallen, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_checkpointed_layers_run_again_for_the_gradient(llava: TinyModel, records: list[Record]):
+    editor = stirred(llava)
+    runs = []
+    last = editor.backbone.layers[-1].self_attn.k_proj
+    hook = last.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    try:
+        for checkpointed in (False, True):
+            runs.clear()
+            total = step_losses(
+                editor, records[:2], fast(checkpoint_activations=checkpointed)
+            ).total
+            forward = len(runs)
+            total.backward()
+            assert (len(runs) > forward) == checkpointed
+    finally:
+        hook.remove()
+
+
+def test_autocast_computes_the_model_in_half_precision(every: TinyModel, records: list[Record]):
+    editor = stirred(every)
+    dtypes = set()
+    part = next(
+        m
+        for n, m in editor.backbone.layers[-1].named_modules()
+        if n.endswith("v_proj") or "qkv" in n
+    )
+    hook = part.register_forward_hook(lambda _m, _a, output: dtypes.add(output.dtype))
+    try:
+        full = step_losses(editor, records[:4], fast())
+        assert dtypes == {torch.float32}
+        half = step_losses(editor, records[:4], fast(autocast="bfloat16"))
+        assert torch.bfloat16 in dtypes
+    finally:
+        hook.remove()
+    assert not torch.is_autocast_enabled("cpu")
+    total = float(full.total.detach())
+    assert float(half.total.detach()) != total
+    assert float(half.total.detach()) == pytest.approx(total, rel=0.05)
+    half.total.backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in editor.adapters.parameters())
+
+
+def test_caches_keep_to_the_bytes_they_are_given(llava: TinyModel, records: list[Record]):
+    config = fast(feature_cache_bytes=0, state_cache_bytes=0)
+    steps = SharedSteps.within(editor_of(llava), config)
+    steps.losses(records[:4], config)
+    assert len(steps.prefix.vision.cache) == 0
+    steps = SharedSteps.within(editor_of(llava), fast())
+    steps.losses(records[:4], fast())
+    assert len(steps.prefix.vision.cache) > 0
+
+
+def test_a_weight_of_zero_computes_nothing(llava: TinyModel, records: list[Record]):
+    config = fast(text_locality_weight=0.0, image_locality_weight=0.0)
+    losses = step_losses(editor_of(llava), records[:4], config)
+    assert set(losses.by_metric) == {"reliability", "text_generality", "image_generality"}
+
+
+def test_losses_equal_those_of_a_plain_implementation(every: TinyModel, records: list[Record]):
+    editor = editor_of(every)
+    with torch.no_grad():
+        for name, parameter in editor.adapters.named_parameters():
+            if "output" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    chosen = records[:3]
+    got = step_losses(editor, chosen, fast(end_of_answer=False))
+    logs: dict[str, list[torch.Tensor]] = {metric: [] for metric in METRICS}
+    for item in chosen:
+        edited = editor.edited(editor.read([item.request]), gate=editor.open_gate())
+        for metric, query in zip(METRICS, item.queries, strict=True):
+            batch = editor.encoder.encode([query])
+            start = int(batch.layout.gate[0])
+            answer = batch.inputs["input_ids"][0, start + 1 :]
+            with torch.no_grad():
+                after = edited(**batch.inputs).logits[0, start:-1].log_softmax(-1)
+                before = every.model(**batch.inputs).logits[0, start:-1].log_softmax(-1)
+            if "locality" in metric:
+                logs[metric].append((before.exp() * (before - after)).sum(-1))
+            else:
+                logs[metric].append(-after.gather(1, answer[:, None])[:, 0])
+    for metric, parts in logs.items():
+        expected = float(torch.cat(parts).mean())
+        assert got.by_metric[metric] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_one_seed_gives_one_result(llava: TinyModel, records: list[Record]):
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        editor = editor_of(llava)
+        train(editor, records, fast(steps=3), progress=False)
+        states.append(editor.state_dict())
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_an_interrupted_run_continues_as_if_unbroken(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
+    config = fast(steps=6, schedule="one-cycle")
+    torch.manual_seed(5)
+    whole = editor_of(llava)
+    start = {k: v.clone() for k, v in whole.state_dict().items()}
+    train(whole, records, config, progress=False)
+
+    checkpoint = tmp_path / "run" / "training.pt"
+    broken = editor_of(llava)
+    broken.load_state_dict(start)
+    calls = {"n": 0}
+    real = training.step_losses
+
+    def failing(*arguments: object) -> training.StepLosses:
+        calls["n"] += 1
+        if calls["n"] == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "step_losses", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, records, config, checkpoint=checkpoint, progress=False)
+    monkeypatch.setattr(training, "step_losses", real)
+    assert checkpoint.is_file()
+    continued = editor_of(llava)
+    train(continued, records, config, checkpoint=checkpoint, progress=False)
+    assert checkpoint.is_file(), "it stays until the adapters are saved"
+    assert all(torch.equal(v, continued.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(training, "calibrate", lambda *_: pytest.fail("stop before calibration"))
+    checkpoint = tmp_path / "training.pt"
+    with pytest.raises(BaseException, match="stop before"):
+        train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
+    with pytest.raises(ArchiveError, match="another configuration"):
+        train(editor_of(llava), records, fast(steps=9), checkpoint=checkpoint, progress=False)
+    checkpoint.write_bytes(b"no checkpoint")
+    with pytest.raises(ArchiveError, match="damaged"):
+        train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
+
+
+def test_too_few_records_are_refused(llava: TinyModel, records: list[Record]):
+    with pytest.raises(DataError, match="2 records are fewer than a batch of 4"):
+        train(editor_of(llava), records[:2], fast(), progress=False)
+    with pytest.raises(CalibrationError, match="no records to calibrate"):
+        calibrate(editor_of(llava), [])
+
+
+def test_every_epoch_sees_every_record_once_in_another_order():
+    config = fast(batch_size=3)
+    epochs = [
+        [i for step in range(e * 4, e * 4 + 4) for i in batch_indices(step, 12, config)]
+        for e in (0, 1)
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
+    assert epochs[0] != epochs[1]
