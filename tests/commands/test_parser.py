@@ -16,10 +16,11 @@ from tiny_editors import picture
 from tiny_models import tiny_llava
 from workplace import INVISIBLE, Workplace
 
-from easyedit_dualedit import __version__, training
+from easyedit_dualedit import __version__
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.archive import Archive
+from easyedit_dualedit.train import trainer
 
 SCRIPT = Path(__file__).parents[2] / "run_multimodal_edit.py"
 COMMANDS = ("demo", "train", "edit", "evaluate", "locate", "ablate")
@@ -113,7 +114,7 @@ def test_an_interrupted_evaluation_says_so_and_continues(
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], None]:
     """Interrupt training at a step, with a checkpoint after each; return what undoes it."""
-    real = training.step_losses
+    real = trainer.step_losses
     calls = {"n": 0}
 
     def stopping(*arguments: Any) -> Any:
@@ -122,9 +123,9 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], Non
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setattr(training, "step_losses", stopping)
-    return lambda: monkeypatch.setattr(training, "step_losses", real)
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(trainer, "step_losses", stopping)
+    return lambda: monkeypatch.setattr(trainer, "step_losses", real)
 
 
 def same_adapters(first: Path, second: Path) -> bool:
@@ -419,7 +420,7 @@ def test_a_training_that_could_not_be_saved_is_not_lost(
 ):
     output = work.folder / "new"
     command = work.train("--output", output, hparams=work.hparams(lr=0.01))
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
 
     def full(*_arguments: Any, **_options: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -457,8 +458,8 @@ def test_epochs_are_not_taken_for_a_single_step(
     values = yaml.safe_load(work.hparams(batch_size=4, max_epochs=2).read_text())
     hparams.write_text(yaml.safe_dump(values | {"max_iters": None}))
     steps = []
-    real = training.step_losses
-    monkeypatch.setattr(training, "step_losses", lambda *a: steps.append(1) or real(*a))
+    real = trainer.step_losses
+    monkeypatch.setattr(trainer, "step_losses", lambda *a: steps.append(1) or real(*a))
     arguments = work.train("--output", work.folder / "new", hparams=hparams)
     place = arguments.index("--steps")
     done = call(arguments[:place] + arguments[place + 2 :])

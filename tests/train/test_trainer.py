@@ -9,11 +9,12 @@ from tiny_data import editor_of, fast, write_data
 from tiny_models import TinyModel
 from torch._dynamo.exc import TorchDynamoException
 
-from easyedit_dualedit import standing, training
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model import layer_swaps
+from easyedit_dualedit.train import trainer
 from easyedit_dualedit.train.step import SharedSteps
 from easyedit_dualedit.train.trainer import batch_indices, calibrate, step_losses, train
 
@@ -142,13 +143,13 @@ def test_without_a_compiler_layers_run_as_they_are(
         return fail
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    monkeypatch.setattr(standing, "_COMPILED", {})
+    monkeypatch.setattr(layer_swaps, "_COMPILED", {})
     editor = stirred(llava, text_layer=0, vision_layer=1)
     plain = gradients(editor, records[:2], fast())
     fallen = gradients(editor, records[:2], fast(compile_layers=True))
     line = "layers run as they are, not compiled: no compiler here"
-    assert warnings_in(caplog) == [line] * len(standing._COMPILED), "once for each layer"
-    assert standing._COMPILED
+    assert warnings_in(caplog) == [line] * len(layer_swaps._COMPILED), "once for each layer"
+    assert layer_swaps._COMPILED
     for one, two in zip(plain, fallen, strict=True):
         assert torch.equal(one, two)
 
@@ -251,7 +252,7 @@ def test_one_seed_gives_one_result(llava: TinyModel, records: list[Record]):
 def test_an_interrupted_run_continues_as_if_unbroken(
     llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 2)
     config = fast(steps=6, schedule="one-cycle")
     torch.manual_seed(5)
     whole = editor_of(llava)
@@ -262,18 +263,18 @@ def test_an_interrupted_run_continues_as_if_unbroken(
     broken = editor_of(llava)
     broken.load_state_dict(start)
     calls = {"n": 0}
-    real = training.step_losses
+    real = trainer.step_losses
 
-    def failing(*arguments: object) -> training.StepLosses:
+    def failing(*arguments: object) -> trainer.StepLosses:
         calls["n"] += 1
         if calls["n"] == 6:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "step_losses", failing)
+    monkeypatch.setattr(trainer, "step_losses", failing)
     with pytest.raises(KeyboardInterrupt):
         train(broken, records, config, checkpoint=checkpoint, progress=False)
-    monkeypatch.setattr(training, "step_losses", real)
+    monkeypatch.setattr(trainer, "step_losses", real)
     assert checkpoint.is_file()
     continued = editor_of(llava)
     train(continued, records, config, checkpoint=checkpoint, progress=False)
@@ -284,8 +285,8 @@ def test_an_interrupted_run_continues_as_if_unbroken(
 def test_a_checkpoint_of_another_run_is_refused(
     llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setattr(training, "calibrate", lambda *_: pytest.fail("stop before calibration"))
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(trainer, "calibrate", lambda *_: pytest.fail("stop before calibration"))
     checkpoint = tmp_path / "training.pt"
     with pytest.raises(BaseException, match="stop before"):
         train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
