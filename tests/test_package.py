@@ -40,6 +40,32 @@ def test_importing_the_package_imports_nothing_heavy():
     assert not loaded & {"easyeditor", "torch", "transformers", "torchvision", "yaml"}
 
 
+def test_public_names_are_loaded_when_they_are_used():
+    for name in easyedit_dualedit.__all__:
+        assert getattr(easyedit_dualedit, name).__name__ == name
+    assert set(easyedit_dualedit.__all__) <= set(dir(easyedit_dualedit))
+    with pytest.raises(AttributeError, match="no attribute 'DualEdit'"):
+        easyedit_dualedit.DualEdit  # noqa: B018
+    loaded = modules_after("from easyedit_dualedit import DualEditConfig, GateConfig")
+    assert not loaded & {"easyeditor", "torch", "transformers"}
+    loaded = modules_after(
+        "from easyedit_dualedit import DualEditor, EditMemory, load_model, register"
+    )
+    assert "torch" in loaded and not loaded & {"easyeditor"}
+
+
+def test_importing_the_package_is_quick():
+    code = (
+        "import time; began = time.perf_counter(); import easyedit_dualedit;"
+        " print(time.perf_counter() - began)"
+    )
+    root = str(Path(__file__).parents[1])
+    taken = min(
+        float(subprocess.check_output([sys.executable, "-c", code], cwd=root)) for _ in range(3)
+    )
+    assert taken < 0.15
+
+
 def test_importing_the_core_does_not_import_easyedit():
     loaded = modules_after(
         "import easyedit_dualedit.method.editor, easyedit_dualedit.model.torchvision_ops"

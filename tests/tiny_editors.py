@@ -10,7 +10,8 @@ from tiny_models import TinyModel
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import Batch, Query
+from easyedit_dualedit.model.layout import Batch
+from easyedit_dualedit.model.query import Query
 
 MODELS: dict[str, TinyModel] = {}
 """Those that tests of this process share."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.encoder import Query
+from easyedit_dualedit.model.query import Query
 
 FIELDS = (
     "src",

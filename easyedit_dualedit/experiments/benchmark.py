@@ -31,8 +31,9 @@ from easyedit_dualedit.measure.peak_memory import PeakMemory
 from easyedit_dualedit.measure.protocols import Protocol
 from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE, Run
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig
+from easyedit_dualedit.model.query import Query
 
 UNEDITED = "unedited"
 METHODS_FOLDER = "methods"

@@ -27,8 +27,9 @@ from easyedit_dualedit.files import write_text
 from easyedit_dualedit.measure.metrics import interval
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.model.answers import with_own_answers
-from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder
+from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import LayerEdit, attach
+from easyedit_dualedit.model.layout import IGNORED, Batch
 
 Modality = Literal["vision", "text", "both"]
 MODALITIES: tuple[Modality, ...] = ("vision", "text", "both")

@@ -26,7 +26,8 @@ from easyedit_dualedit.measure.metrics import (
 )
 from easyedit_dualedit.measure.protocols import Protocol
 from easyedit_dualedit.measure.specificity import FAMILIES
-from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.query import Query
 
 _PORTABILITY = "portability"
 _SPARE_TOKENS = 8

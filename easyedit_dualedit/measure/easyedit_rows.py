@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query, open_image
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.query import Query, open_image
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from easyedit_dualedit.measure.metrics import answer_agreement, exact_match, tok
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.gate import Routing
-from easyedit_dualedit.model.encoder import Batch, Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import Batch
+from easyedit_dualedit.model.query import Query
 
 _SPARE_TOKENS = 8
 

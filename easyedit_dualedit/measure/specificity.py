@@ -20,8 +20,9 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.answers import first_answer_tokens, with_own_answers
-from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record as record_layers
+from easyedit_dualedit.model.query import Query
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from easyedit_dualedit.method.applied import AppliedEdits
 from easyedit_dualedit.method.forward import Forward, LayoutFinder, real_tokens, token_ids
 from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
-from easyedit_dualedit.model.encoder import IGNORED, Encoder, TokenLayout
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED, TokenLayout
 
 
 class EditedModel:

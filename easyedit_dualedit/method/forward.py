@@ -16,8 +16,8 @@ from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndEr
 from easyedit_dualedit.method.applied import AppliedEdits
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.method.router import OpenRows
-from easyedit_dualedit.model.encoder import TokenLayout
 from easyedit_dualedit.model.hooks import Hooks
+from easyedit_dualedit.model.layout import TokenLayout
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.query import Query
 
 _LONGEST = 24
 

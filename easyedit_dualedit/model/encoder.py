@@ -6,112 +6,19 @@ token for token the prompt that `generate` sees.
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
 from easyedit_dualedit.model.backbone import Backbone, PromptMarker, written_prompt
-
-IGNORED = -100
-"""Label of a position that carries no loss, as in transformers."""
+from easyedit_dualedit.model.layout import IGNORED, Batch, TokenLayout, last_real_index
+from easyedit_dualedit.model.query import Query, open_image
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Model inputs that are one number a token."""
-
-
-Picture = Image.Image | Path
-"""A picture, or the file that holds one."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """One question to a model: text, maybe pictures, maybe the answer that it should have.
-
-    Raises:
-        DataError: if the prompt is empty, or a target is given and is empty.
-    """
-
-    prompt: str
-    image: Picture | tuple[Picture, ...] | None = None
-    """A picture, or several for models that take them; they come before the text."""
-    target: str | None = None
-
-    @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """The pictures, in order."""
-        if self.image is None:
-            return ()
-        return self.image if isinstance(self.image, tuple) else (self.image,)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise DataError(f"prompt = {self.prompt!r}: an edit or query needs a prompt of text")
-        if self.target is not None and (
-            not isinstance(self.target, str) or not self.target.strip()
-        ):
-            raise DataError(f"target = {self.target!r}: a target needs text; give the new answer")
-        for name, text in (("prompt", self.prompt), ("target", self.target or "")):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(f"{name} = {text!r} is no valid Unicode text; mend it") from error
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """Which position of each row is what. Masks are True where the name applies."""
-
-    vision: Tensor
-    """Image tokens, bool [b, s]."""
-    text: Tensor
-    """Prompt text that the text adapter may change, bool [b, s]: never target or padding."""
-    gate: Tensor
-    """Index of the last prompt token, long [b]."""
-    last: Tensor
-    """Index of the last real token, target included, long [b]."""
-    real: Tensor
-    """Everything but padding, bool [b, s]."""
-
-    def to(self, device: torch.device) -> "TokenLayout":
-        """Return the layout on a device."""
-        moved = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
-        return TokenLayout(*moved)
-
-    def without_prompt_end(self) -> "TokenLayout":
-        """Return the layout with the last prompt token no longer counted as prompt text."""
-        positions = torch.arange(self.text.shape[1], device=self.text.device)
-        return dataclasses.replace(self, text=self.text & (positions != self.gate[:, None]))
-
-    def select(self, rows: Tensor) -> "TokenLayout":
-        """Return the layout of some rows, long [r]."""
-        return TokenLayout(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
-
-    def repeated(self, times: int) -> "TokenLayout":
-        """Return the layout of rows that are repeated in place, as beam search does."""
-        fields = dataclasses.fields(self)
-        return TokenLayout(*(getattr(self, f.name).repeat_interleave(times, 0) for f in fields))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Model inputs with their layout and, where there are targets, labels."""
-
-    inputs: dict[str, Tensor]
-    layout: TokenLayout
-    target: Tensor
-    """Positions of target tokens, bool [b, s]; the end-of-turn token is none of them."""
-    labels: Tensor
-    """Token ids to predict, aligned with `input_ids`, IGNORED elsewhere; long [b, s]."""
-
-    @property
-    def size(self) -> int:
-        """Number of rows."""
-        return int(self.inputs["input_ids"].shape[0])
 
 
 class Encoder:
@@ -247,7 +154,7 @@ class Encoder:
         layout = self.layout(
             inputs["input_ids"],
             inputs["attention_mask"],
-            gate=_last_index(inputs["attention_mask"]) - lengths,
+            gate=last_real_index(inputs["attention_mask"]) - lengths,
         )
         ended_rows = torch.tensor(list(ends)) & (lengths > 0)
         is_end = positions == layout.last[:, None]
@@ -405,24 +312,7 @@ class Encoder:
         text = prompt & (positions >= start[:, None])
         if not self.last_prompt_token:
             text = text & (positions != end)
-        return TokenLayout(vision, text, gate, _last_index(real), real)
-
-
-def open_image(image: Image.Image | Path) -> Image.Image:
-    """Return a picture as RGB, fully read, its file closed.
-
-    Raises:
-        DataError: if the file is missing, truncated or no picture.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"no picture at {image}; check the images folder") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise DataError(f"{image} cannot be read as a picture ({error}); replace it") from error
+        return TokenLayout(vision, text, gate, last_real_index(real), real)
 
 
 def _unpadded(encoded: Any) -> list[dict[str, Tensor]]:
@@ -431,12 +321,7 @@ def _unpadded(encoded: Any) -> list[dict[str, Tensor]]:
     return [{name: encoded[name][row][mask] for name in names} for row, mask in enumerate(real)]
 
 
-def _last_index(attention_mask: Tensor) -> Tensor:
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return torch.where(attention_mask.bool(), positions, -1).amax(1)
-
-
 def _answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
     positions = torch.arange(attention_mask.shape[1])
-    last = _last_index(attention_mask)[:, None]
+    last = last_real_index(attention_mask)[:, None]
     return (positions <= last) & (positions > last - lengths[:, None])

@@ -24,7 +24,9 @@ from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.stored_edit import StoredEdit
-from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder, Query, open_image
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED, Batch
+from easyedit_dualedit.model.query import Query, open_image
 from easyedit_dualedit.plugin.requests import queries_of
 
 IMAGE_TOKEN = "<ImageHere>"

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import Record, queries_of
 from easyedit_dualedit.data.scope import IN_SCOPE
-from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED, Batch
+from easyedit_dualedit.model.query import Query
 from easyedit_dualedit.plugin.requests import picture_from
 
 METRIC_OF = {

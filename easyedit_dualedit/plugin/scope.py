@@ -11,8 +11,8 @@ from torch import Tensor
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate, ScopeSample
-from easyedit_dualedit.model.encoder import Batch
 from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.layout import Batch
 
 _CAPACITY = 2500
 """Pairs kept: a request of training gives five."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import Batch
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
 from easyedit_dualedit.model.layer_swaps import (
     Forward,
@@ -22,6 +21,7 @@ from easyedit_dualedit.model.layer_swaps import (
     skipped,
     trimmed,
 )
+from easyedit_dualedit.model.layout import Batch
 from easyedit_dualedit.train.shared_rows import Beginnings, Sharing
 
 

@@ -14,8 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.method.config import CACHE_BYTES
 from easyedit_dualedit.method.forward import named
-from easyedit_dualedit.model.encoder import Batch, Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
+from easyedit_dualedit.model.layout import Batch
+from easyedit_dualedit.model.query import Query
 from easyedit_dualedit.train.continued import Started, rows_of
 from easyedit_dualedit.train.frozen_prompts import Loaded, Prompt, Prompts
 from easyedit_dualedit.train.frozen_vision import Vision

@@ -4,7 +4,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
-from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.query import Query
 from easyedit_dualedit.train.frozen_prompts import Loaded
 from easyedit_dualedit.train.picture_features import Features, blank, divided, read_features
 from easyedit_dualedit.train.state_folder import Known

@@ -23,7 +23,8 @@ from easyedit_dualedit.data.records import (
     read_items,
 )
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.query import Query
 
 PORTED = {
     "port_edit_q": "What does blue stand for?",

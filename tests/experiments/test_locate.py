@@ -28,7 +28,8 @@ from easyedit_dualedit.experiments.locate import (
 )
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import IGNORED, Encoder
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED
 from easyedit_dualedit.settings import read_yaml
 
 

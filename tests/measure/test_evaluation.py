@@ -20,7 +20,8 @@ from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import IGNORED, Encoder
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)
 

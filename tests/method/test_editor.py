@@ -19,8 +19,8 @@ from easyedit_dualedit.errors import (
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.encoder import Query
 from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.query import Query
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 THIRD = Query("Where is the star?", None, "top left bottom right")

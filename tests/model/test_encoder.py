@@ -12,7 +12,9 @@ from tiny_editors import backbone_of, picture, request_of
 from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
-from easyedit_dualedit.model.encoder import IGNORED, Batch, Encoder, Query, open_image
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED, Batch
+from easyedit_dualedit.model.query import Query, open_image
 
 QUERIES = [
     request_of(),

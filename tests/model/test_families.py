@@ -12,9 +12,10 @@ from tiny_models import TinyModel
 from easyedit_dualedit.errors import BackboneError, ConfigError, DataError, ModelLoadError
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig, family_of
 from easyedit_dualedit.model.loading import load_model, placement_of
+from easyedit_dualedit.model.query import Query
 
 TWO = Query("How many circles are there?", (picture("red"), picture("blue")), "two")
 

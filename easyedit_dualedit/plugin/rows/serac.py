@@ -25,7 +25,8 @@ from easyedit_dualedit.files import write_json
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import IGNORED, Encoder
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.trained_baselines import (
     TRAINING_REMARKS,

@@ -32,8 +32,9 @@ from easyedit_dualedit.files import read_json, write_json, write_text
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import Encoder, Query, open_image
+from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import family_of
+from easyedit_dualedit.model.query import Query, open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.processors import CompleteProcessor

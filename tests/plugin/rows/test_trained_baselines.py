@@ -14,8 +14,10 @@ from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.measure.contender import Bench, Contender
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import IGNORED, Encoder, Query
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.layout import IGNORED
 from easyedit_dualedit.model.loading import load_model
+from easyedit_dualedit.model.query import Query
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.registry import register, unregister
 
