@@ -18,7 +18,7 @@ from benchmarks.work import kept_for_backward, operations_of
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import GateConfig, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.step import SharedSteps
 
 _Run = TypeVar("_Run")

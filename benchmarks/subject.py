@@ -16,7 +16,7 @@ import easyedit_dualedit.testbed as testbed
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 
 _CHAT = (

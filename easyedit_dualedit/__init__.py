@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from easyedit_dualedit.method.edit_memory import EditMemory
     from easyedit_dualedit.method.edited_model import EditedModel
     from easyedit_dualedit.method.editor import DualEditor
+    from easyedit_dualedit.model.inputs import Query
     from easyedit_dualedit.model.loading import load_model
-    from easyedit_dualedit.model.query import Query
     from easyedit_dualedit.plugin.registry import register
 
 __version__ = "0.1.0"
@@ -42,7 +42,7 @@ _MODULES = {
     "EditMemory": "method.edit_memory",
     "EditedModel": "method.edited_model",
     "GateConfig": "method.config",
-    "Query": "model.query",
+    "Query": "model.inputs",
     "load_model": "model.loading",
     "register": "plugin.registry",
 }

@@ -29,7 +29,7 @@ from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import attach
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.losses import answer_cross_entropy
 
 _BEGIN, _END = "<!-- full width: begin -->", "<!-- full width: end -->"

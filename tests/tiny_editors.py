@@ -10,8 +10,7 @@ from tiny_models import TinyModel
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.layout import Batch
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Batch, Query
 
 MODELS: dict[str, TinyModel] = {}
 """Those that tests of this process share."""

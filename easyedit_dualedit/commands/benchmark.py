@@ -42,8 +42,8 @@ from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.loading import load_model
-from easyedit_dualedit.model.query import Query
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.rows.roster import easyedit_contenders, easyedit_version

@@ -45,8 +45,8 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.loading import load_model
-from easyedit_dualedit.model.query import Query
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,

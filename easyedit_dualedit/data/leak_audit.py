@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
-from easyedit_dualedit.model.query import Picture, Query
+from easyedit_dualedit.model.inputs import Picture, Query
 
 _EXAMPLES = 3
 

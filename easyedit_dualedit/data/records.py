@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 FIELDS = (
     "src",

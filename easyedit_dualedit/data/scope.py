@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from easyedit_dualedit.data.records import METRICS, Record, queries_of
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 IN_SCOPE = ("reliability", "text_generality", "image_generality")
 """Queries that an edit should answer."""

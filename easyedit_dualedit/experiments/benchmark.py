@@ -33,7 +33,7 @@ from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE, Run
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 UNEDITED = "unedited"
 METHODS_FOLDER = "methods"

@@ -16,7 +16,7 @@ from easyedit_dualedit.errors import BackboneError
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED, Batch
+from easyedit_dualedit.model.inputs import IGNORED, Batch
 from easyedit_dualedit.settings import as_number, is_number, is_whole, raise_if, unknown_keys
 from easyedit_dualedit.train.losses import answer_cross_entropy
 

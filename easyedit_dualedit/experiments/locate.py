@@ -29,7 +29,7 @@ from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.model.answers import with_own_answers
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import LayerEdit, attach
-from easyedit_dualedit.model.layout import IGNORED, Batch
+from easyedit_dualedit.model.inputs import IGNORED, Batch
 
 Modality = Literal["vision", "text", "both"]
 MODALITIES: tuple[Modality, ...] = ("vision", "text", "both")

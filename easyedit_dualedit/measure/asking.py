@@ -27,7 +27,7 @@ from easyedit_dualedit.measure.metrics import (
 from easyedit_dualedit.measure.protocols import Protocol
 from easyedit_dualedit.measure.specificity import FAMILIES
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 _PORTABILITY = "portability"
 _SPARE_TOKENS = 8

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.gate import Routing
-from easyedit_dualedit.model.layout import Batch
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Batch, Query
 
 
 def _as_asked(query: Query) -> Query:

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED
-from easyedit_dualedit.model.query import Query, open_image
+from easyedit_dualedit.model.inputs import IGNORED, Query, open_image
 
 
 @dataclass(frozen=True)

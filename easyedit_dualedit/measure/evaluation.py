@@ -16,8 +16,7 @@ from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import Batch
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Batch, Query
 
 _SPARE_TOKENS = 8
 

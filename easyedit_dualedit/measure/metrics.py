@@ -16,7 +16,7 @@ from torch import Tensor
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.specificity import FAMILIES
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED
 
 PROTOCOLS = ("visedit", "generate")
 """Protocols that this module computes; numbers of different ones never share a column."""

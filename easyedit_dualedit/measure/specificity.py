@@ -22,7 +22,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.answers import first_answer_tokens, with_own_answers
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record as record_layers
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 logger = logging.getLogger(__name__)
 

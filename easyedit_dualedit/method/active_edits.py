@@ -13,7 +13,7 @@ from easyedit_dualedit.method.adapter import DualAdapters, ProjectedEdit
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.router import OpenRows, Router
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.model.layout import TokenLayout
+from easyedit_dualedit.model.inputs import TokenLayout
 
 _NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
 

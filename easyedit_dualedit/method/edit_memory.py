@@ -23,7 +23,7 @@ from easyedit_dualedit.method.stored_edit import (
     StoredEdit,
     picture_hashes,
 )
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 DEFAULT_PRECISION: Precision = "int8"
 

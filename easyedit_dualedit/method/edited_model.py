@@ -15,11 +15,11 @@ from easyedit_dualedit.errors import ChunkedPrefillError, DataError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.adapter import DualAdapters
 from easyedit_dualedit.method.applied import AppliedEdits
-from easyedit_dualedit.method.forward import Forward, LayoutFinder, real_tokens, token_ids
+from easyedit_dualedit.method.forward import Forward, LayoutFinder
 from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED, TokenLayout
+from easyedit_dualedit.model.inputs import IGNORED, TokenLayout, real_tokens, token_ids
 
 
 class EditedModel:

@@ -22,9 +22,8 @@ from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.inputs import Batch, Picture, Query, TokenLayout
 from easyedit_dualedit.model.layer_swaps import replaced, trimmed
-from easyedit_dualedit.model.layout import Batch, TokenLayout
-from easyedit_dualedit.model.query import Picture, Query
 
 
 class DualEditor(

@@ -4,7 +4,6 @@ Everything that one forward decides lives in an object made for that forward, so
 on one base model, or two threads, do not see each other.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Self
@@ -12,12 +11,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
+from easyedit_dualedit.errors import ChunkedPrefillError, PromptEndError
 from easyedit_dualedit.method.applied import AppliedEdits
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.method.router import OpenRows
 from easyedit_dualedit.model.hooks import Hooks
-from easyedit_dualedit.model.layout import TokenLayout
+from easyedit_dualedit.model.inputs import (
+    TokenLayout,
+    cached_tokens,
+    named_arguments,
+    token_ids,
+    widened,
+)
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
@@ -75,7 +80,7 @@ class Forward:
         if self._is_routing:
             return
         self._decoder_calls.remove()  # it is this call that calls the decoder
-        inputs = named(self._edits.backbone.model, args) | kwargs if args else kwargs
+        inputs = named_arguments(self._edits.backbone.model, args) | kwargs if args else kwargs
         if self._continues(inputs):
             return
         layout = self._find_layout(inputs)
@@ -89,16 +94,16 @@ class Forward:
         """
         if self._is_routing or self._prompt is None:
             return
-        inputs = named(self._edits.backbone.decoder, args) | kwargs if args else kwargs
+        inputs = named_arguments(self._edits.backbone.decoder, args) | kwargs if args else kwargs
         if self._continues(inputs):
             return
         tensors = {name: v for name, v in self._prompt.items() if isinstance(v, Tensor)}
         rows, width = _shape(inputs)
         # Without a cache, generated tokens follow the prompt.
-        ids = _widened(token_ids(tensors), width, 0)
+        ids = widened(token_ids(tensors), width, 0)
         mask = tensors.get("attention_mask")
         mask = torch.ones_like(token_ids(tensors)) if mask is None else mask
-        seen = {**tensors, "input_ids": ids, "attention_mask": _widened(mask, width, 1)}
+        seen = {**tensors, "input_ids": ids, "attention_mask": widened(mask, width, 1)}
         layout = self._find_layout(seen)
         repeats = rows // len(ids)
         routing = self._routed(tensors, layout) if self._edits.routes_first else None
@@ -141,7 +146,7 @@ class Forward:
         is_first, self._has_begun = not self._has_begun, True
         self._hooks.remove()
         self._open = None
-        if not _cached_tokens(inputs):
+        if not cached_tokens(inputs):
             return False
         if is_first and self._prompt is not None:
             raise ChunkedPrefillError(
@@ -151,75 +156,9 @@ class Forward:
         return True
 
 
-def named(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return positional arguments of a model's forward by their names."""
-    if not args:
-        return {}  # as transformers calls its models; reading a signature takes long
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    if not names:
-        names = ["input_ids"]  # a wrapper that hides the parameters of the model in it
-    return dict(zip(names, args, strict=False))
-
-
-def token_ids(inputs: Mapping[str, Any]) -> Tensor:
-    """Return the token ids among a model's inputs.
-
-    Raises:
-        PromptEndError: if there are none.
-    """
-    ids = inputs.get("input_ids")
-    if not isinstance(ids, Tensor):
-        raise PromptEndError(
-            "an edited model needs input_ids, to tell image tokens from text; pass them, not"
-            " inputs_embeds"
-        )
-    return ids
-
-
-def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tensor | None:
-    """Return the mask of the real tokens among a model's inputs, [b, s]; None if all are.
-
-    Args:
-        inputs: of the model.
-        prompt: mask that `generate` was given, [p, q], where rows may be repeated by now. With a
-            static cache `generate` of transformers 5.5 puts one of four dimensions in its place.
-
-    Raises:
-        DataError: if the mask says who attends to whom, and not which tokens are real.
-    """
-    mask = inputs.get("attention_mask")
-    if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
-        return mask
-    if prompt is not None and prompt.dim() == 2:
-        rows, width = token_ids(inputs).shape
-        return _widened(prompt, width, 1).repeat_interleave(rows // len(prompt), 0)
-    raise DataError(
-        "attention_mask says who attends to whom; an edited model needs to know which tokens are"
-        " real: give one of two dimensions, 1 at real tokens and 0 at padding"
-    )
-
-
 def _shape(inputs: Mapping[str, Any]) -> tuple[int, int]:
     for name in ("inputs_embeds", "input_ids"):
         value = inputs.get(name)
         if isinstance(value, Tensor):
             return int(value.shape[0]), int(value.shape[1])
     raise PromptEndError("a forward of generate has neither token ids nor embeddings")
-
-
-def _widened(rows: Tensor, width: int, filler: int) -> Tensor:
-    missing = width - rows.shape[1]
-    if missing <= 0:
-        return rows[:, :width]
-    return torch.cat([rows, rows.new_full((len(rows), missing), filler)], 1)
-
-
-def _cached_tokens(inputs: Mapping[str, Any]) -> int:
-    cache = inputs.get("past_key_values")
-    if cache is None:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    return int(cache[0][0].shape[-2])

@@ -14,7 +14,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.gate import TIE, Gate, Routing, best_edits
 from easyedit_dualedit.method.gate_projection import vision_mean
 from easyedit_dualedit.method.shortlist import Shortlist, newest_of_best
-from easyedit_dualedit.model.layout import TokenLayout
+from easyedit_dualedit.model.inputs import TokenLayout
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from easyedit_dualedit.method.adapter import ProjectedEdit
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.packing import Packed
-from easyedit_dualedit.model.query import Query, open_image
+from easyedit_dualedit.model.inputs import Query, open_image
 
 _KEPT_UNPACKED = 64
 

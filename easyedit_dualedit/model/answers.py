@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 _LONGEST = 24
 

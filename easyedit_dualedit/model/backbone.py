@@ -5,7 +5,7 @@ end. The answers are the user's where there are any, else they come from the mod
 processor's own interfaces, never from a name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 from easyedit_dualedit.model.families import BackboneConfig, Family, family_of
+from easyedit_dualedit.model.inputs import input_device
 
 _PROBES = ("a", "B?", "7 .", "two words")
 _LONGEST_MARKER = 16
@@ -33,21 +34,21 @@ class Backbone:
     """The module that holds the decoder layers and calls them in turn."""
     family: Family
     """What is known of models of this kind."""
-    answers: BackboneConfig = BackboneConfig()
+    given: BackboneConfig = BackboneConfig()
     """What the user said in the model's place."""
 
     @classmethod
-    def of(cls, model: nn.Module, answers: BackboneConfig | None = None) -> Self:
+    def of(cls, model: nn.Module, given: BackboneConfig | None = None) -> Self:
         """Return the parts of `model`.
 
         Args:
             model: a transformers image-text-to-text model, or one that looks like it.
-            answers: a user's answers, which come before the model's own.
+            given: what a user says of it, which comes before what it says itself.
 
         Raises:
             BackboneError: naming the question that the model does not answer.
         """
-        given = BackboneConfig() if answers is None else answers
+        given = BackboneConfig() if given is None else given
         config: Any = getattr(model, "config", None)
         if getattr(config, "is_encoder_decoder", False) or getattr(
             getattr(config, "text_config", None), "is_encoder_decoder", False
@@ -77,15 +78,7 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """The device on which the model takes its inputs."""
-        first = next(self.model.parameters())
-        if not first.is_meta:
-            return first.device
-        # accelerate keeps offloaded weights as meta tensors between the calls of their module.
-        for module in self.model.modules():
-            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-        return first.device
+        return input_device(self.model)
 
     def require_layers(self, layers: Sequence[int], *, names: Sequence[str] = ()) -> None:
         """Check that every layer exists.
@@ -114,10 +107,6 @@ class Backbone:
                 " train on a GPU, with quantization: 8bit, or without"
             )
 
-    def vision_positions(self, input_ids: Tensor) -> Tensor:
-        """Return True at the image tokens, shape [b, s]."""
-        return input_ids == self.image_token_id
-
 
 @dataclass(frozen=True)
 class PromptMarker:
@@ -126,16 +115,13 @@ class PromptMarker:
     ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, processor: Any, template: str | None = None) -> Self | None:
+    def of(cls, prompt_ids: Callable[[str], Sequence[int]]) -> Self | None:
         """Return the marker of a chat template, or None if its prompts have no common ending.
 
         Args:
-            processor: a processor of transformers.
-            template: a template to use; None means the processor's own, if it has one.
+            prompt_ids: gives the token ids of a question as the template writes it.
         """
-        if template is None and not getattr(processor, "chat_template", None):
-            return None
-        rows = [_template_ids(processor, probe, template) for probe in _PROBES]
+        rows = [prompt_ids(probe) for probe in _PROBES]
         ids: list[int] = []
         for column in zip(*(reversed(row) for row in rows), strict=False):
             if len(set(column)) > 1 or len(ids) == _LONGEST_MARKER:
@@ -212,26 +198,3 @@ def _named_decoder(model: nn.Module, path: str) -> tuple[nn.Module, tuple[nn.Mod
             " (torch.nn.ModuleList); give the path of the list itself"
         )
     return model.get_submodule(parent), tuple(layers)
-
-
-def written_prompt(
-    processor: Any, content: Sequence[dict[str, str]], template: str | None = None
-) -> str:
-    """Return a question as a chat template writes it, ready for an answer.
-
-    Args:
-        processor: a processor of transformers.
-        content: parts of the question, `{"type": "image"}` or `{"type": "text", "text": ...}`.
-        template: a template to use; None means the processor's own.
-    """
-    given = {} if template is None else {"chat_template": template}
-    message = [{"role": "user", "content": list(content)}]
-    text: str = processor.apply_chat_template(
-        message, add_generation_prompt=True, tokenize=False, **given
-    )
-    return text
-
-
-def _template_ids(processor: Any, text: str, template: str | None) -> list[int]:
-    prompt = written_prompt(processor, [{"type": "text", "text": text}], template)
-    return list(processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])

@@ -13,9 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
-from easyedit_dualedit.model.backbone import Backbone, PromptMarker, written_prompt
-from easyedit_dualedit.model.layout import IGNORED, Batch, TokenLayout, last_real_index
-from easyedit_dualedit.model.query import Query, open_image
+from easyedit_dualedit.model.backbone import Backbone, PromptMarker
+from easyedit_dualedit.model.inputs import (
+    IGNORED,
+    Batch,
+    Query,
+    TokenLayout,
+    input_device,
+    last_real_index,
+    open_image,
+)
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Model inputs that are one number a token."""
@@ -35,9 +42,9 @@ class Encoder:
         Raises:
             BackboneError: if the processor has no tokenizer or no chat template.
         """
-        family, answers = backbone.family, backbone.answers
+        family, given = backbone.family, backbone.given
         has_own = bool(getattr(processor, "chat_template", None))
-        template = answers.chat_template or (None if has_own else family.chat_template)
+        template = given.chat_template or (None if has_own else family.chat_template)
         if not hasattr(processor, "tokenizer") or not (has_own or template):
             raise BackboneError(
                 f"{type(processor).__name__} does not say where a prompt ends: it needs a"
@@ -49,11 +56,11 @@ class Encoder:
         self.tokenizer = processor.tokenizer
         self.template: str | None = template
         """Chat template in use instead of the processor's own; None if it is the processor's."""
-        self.marker = PromptMarker.of(processor, template)
+        self.marker = PromptMarker.of(self._prompt_ids)
         """How every prompt ends; None if the template's prompts have no common ending."""
         self.last_prompt_token = last_prompt_token
         self._answer_prefix: str = (
-            family.answer_prefix if answers.answer_prefix is None else answers.answer_prefix
+            family.answer_prefix if given.answer_prefix is None else given.answer_prefix
         )
         self._image_token: str = self.tokenizer.convert_ids_to_tokens(backbone.image_token_id)
 
@@ -61,7 +68,14 @@ class Encoder:
         """Return the prompt as the chat template writes it, ready for an answer."""
         content: list[dict[str, str]] = [{"type": "image"} for _ in query.pictures]
         content.append({"type": "text", "text": query.prompt})
-        return written_prompt(self.processor, content, self.template)
+        given = {} if self.template is None else {"chat_template": self.template}
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=False,
+            **given,
+        )
+        return text
 
     def target_ids(self, target: str) -> list[int]:
         """Return the token ids of a target, without special tokens and white space around it.
@@ -160,7 +174,7 @@ class Encoder:
         is_end = positions == layout.last[:, None]
         target = answer & ~(is_end & ended_rows[:, None])
         layout = dataclasses.replace(layout, last=layout.last - ended_rows.long())
-        device = self.backbone.device
+        device = input_device(self.backbone.model)
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Batch(inputs, layout.to(device), target.to(device), labels.to(device))
 
@@ -174,6 +188,10 @@ class Encoder:
         self._require_readable([query])
         prompts, others = self._encoded_prompts([query])
         return prompts[0], others
+
+    def _prompt_ids(self, question: str) -> list[int]:
+        text = self.prompt_text(Query(question))
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _require_readable(self, queries: Sequence[Query]) -> None:
         most = self.backbone.family.most_pictures
@@ -250,7 +268,7 @@ class Encoder:
 
     def _require_vision(self, rows: Sequence[dict[str, Tensor]], queries: Sequence[Query]) -> None:
         for row, query in zip(rows, queries, strict=True):
-            found = int(self.backbone.vision_positions(row["input_ids"]).sum())
+            found = int((row["input_ids"] == self.backbone.image_token_id).sum())
             if found <= len(query.pictures):
                 raise BackboneError(
                     f"{type(self.processor).__name__} puts {found} image tokens (id"
@@ -300,7 +318,7 @@ class Encoder:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         end = gate[:, None]
         prompt = real & (positions <= end)
-        vision = self.backbone.vision_positions(input_ids) & prompt
+        vision = (input_ids == self.backbone.image_token_id) & prompt
         first = torch.where(real, positions, input_ids.shape[1]).amin(1)
         start = torch.where(
             vision.any(1), torch.where(vision, positions, -1).amax(1) + 1, first

@@ -13,7 +13,7 @@ from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
-from easyedit_dualedit.model.layout import IGNORED, Batch
+from easyedit_dualedit.model.inputs import IGNORED, Batch
 from easyedit_dualedit.plugin.archives import described_state, load_weights
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples

@@ -17,8 +17,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import Batch
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Batch, Query
 from easyedit_dualedit.plugin.samples import answered
 
 # What EasyEdit's BlipImageEvalProcessor normalises with.

@@ -11,8 +11,7 @@ from torch import Tensor
 from easyedit_dualedit.data.records import Record, queries_of
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED, Batch
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
 from easyedit_dualedit.plugin.requests import picture_from
 
 METRIC_OF = {

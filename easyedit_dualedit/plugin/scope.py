@@ -12,7 +12,7 @@ from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate, ScopeSample
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.model.layout import Batch
+from easyedit_dualedit.model.inputs import Batch
 
 _CAPACITY = 2500
 """Pairs kept: a request of training gives five."""

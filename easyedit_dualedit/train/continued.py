@@ -13,6 +13,7 @@ from torch import Tensor
 
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
+from easyedit_dualedit.model.inputs import Batch
 from easyedit_dualedit.model.layer_swaps import (
     Forward,
     compiled,
@@ -21,7 +22,6 @@ from easyedit_dualedit.model.layer_swaps import (
     skipped,
     trimmed,
 )
-from easyedit_dualedit.model.layout import Batch
 from easyedit_dualedit.train.shared_rows import Beginnings, Sharing
 
 

@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.method.config import CACHE_BYTES
-from easyedit_dualedit.method.forward import named
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
-from easyedit_dualedit.model.layout import Batch
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Batch, Query, named_arguments
 from easyedit_dualedit.train.continued import Started, rows_of
 from easyedit_dualedit.train.frozen_prompts import Loaded, Prompt, Prompts
 from easyedit_dualedit.train.frozen_vision import Vision
@@ -167,7 +165,7 @@ class Prefix:
         calls: list[dict[str, Any]] = []
 
         def observe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(named(backbone.decoder, args) | kwargs)
+            calls.append(named_arguments(backbone.decoder, args) | kwargs)
             raise _Called
 
         with ExitStack() as stack:

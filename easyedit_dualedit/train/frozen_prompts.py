@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import Batch
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Batch, Query
 from easyedit_dualedit.train.picture_features import PIXELS
 from easyedit_dualedit.train.state_folder import digest_of_tensors
 

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.frozen_prompts import Loaded
 from easyedit_dualedit.train.picture_features import Features, blank, divided, read_features
 from easyedit_dualedit.train.state_folder import Known
@@ -72,7 +72,7 @@ class Vision:
             queries, prompts, merged, with_target=False, ends=[False] * len(queries)
         )
         found = read_features(encoder.backbone.model, dict(batch.inputs))
-        counts = [int(encoder.backbone.vision_positions(p["input_ids"]).sum()) for p in prompts]
+        counts = [int((p["input_ids"] == encoder.backbone.image_token_id).sum()) for p in prompts]
         parts = divided(found, counts)
         if parts is None:
             return [features for one in unread for features in self._looked([one])]

@@ -31,7 +31,7 @@ from easyedit_dualedit.method.gate import Calibration, ScopeSample
 from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, GateProjection, vision_mean
 from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED
 
 
 def answer_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

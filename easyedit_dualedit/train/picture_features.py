@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 PIXELS = ("pixel_values", "pixel_attention_mask")
 """Inputs that only the vision tower reads."""

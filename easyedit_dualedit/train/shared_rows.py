@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.layout import TokenLayout
+from easyedit_dualedit.model.inputs import TokenLayout
 
 _MASKABLE = ("sdpa", "eager")
 

@@ -28,8 +28,7 @@ from easyedit_dualedit.method.config import CACHE_BYTES, Modality, TrainingConfi
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import PER_TOKEN
 from easyedit_dualedit.model.hooks import LayerEdit
-from easyedit_dualedit.model.layout import IGNORED, Batch
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
 from easyedit_dualedit.train.continued import Started, Taken, head_of
 from easyedit_dualedit.train.frozen_part import Prefix, UnsupportedModelError
 from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits

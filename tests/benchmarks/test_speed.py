@@ -22,7 +22,7 @@ from benchmarks.tasks import STATE_BUDGETS, count_work, forth_and_back, tasks
 from benchmarks.work import bytes_written, counted, operations_of, reads_of
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.files import write_json
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.step import SharedSteps
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from tiny_editors import picture
 
 from easyedit_dualedit.data.leak_audit import Audit, Finding, audit, audit_table
 from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 EDIT_PAIR = "edits (reliability) with picture and question of an edit of training"
 EDIT = "edits (reliability) with picture, question and target of an edit of training"

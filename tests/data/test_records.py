@@ -24,7 +24,7 @@ from easyedit_dualedit.data.records import (
 )
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 PORTED = {
     "port_edit_q": "What does blue stand for?",

@@ -26,7 +26,7 @@ from easyedit_dualedit.experiments.benchmark import (
     slug,
 )
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 PROTOCOLS = ("generate", "visedit", "easyedit")
 

@@ -22,7 +22,7 @@ from easyedit_dualedit.experiments.finetuning_rows import (
 )
 from easyedit_dualedit.measure.contender import Bench, Method
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.losses import answer_cross_entropy
 
 

@@ -18,7 +18,7 @@ from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_projection import EDIT_COUNTS
 from easyedit_dualedit.method.router import OpenRows
-from easyedit_dualedit.model.layout import TokenLayout
+from easyedit_dualedit.model.inputs import TokenLayout
 
 
 @pytest.fixture

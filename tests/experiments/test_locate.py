@@ -29,7 +29,7 @@ from easyedit_dualedit.experiments.locate import (
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.settings import read_yaml
 
 

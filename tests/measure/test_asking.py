@@ -22,8 +22,7 @@ from easyedit_dualedit.measure.specificity import SIMILAR_IMAGE, SIMILAR_TEXT
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import family_of
-from easyedit_dualedit.model.layout import IGNORED
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import IGNORED, Query
 from easyedit_dualedit.plugin.processors import CompleteProcessor
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)

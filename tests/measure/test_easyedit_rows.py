@@ -11,8 +11,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import IGNORED, Query
 
 QUERIES = [
     Query("What colour is the circle?", picture("red"), "blue circle"),

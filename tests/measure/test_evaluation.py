@@ -21,7 +21,7 @@ from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)
 

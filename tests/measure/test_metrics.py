@@ -19,7 +19,7 @@ from easyedit_dualedit.measure.metrics import (
     summary,
     token_accuracy,
 )
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED
 
 
 def padded(rows: list[list[int]], width: int, side: str, filler: int) -> Tensor:

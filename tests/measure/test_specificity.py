@@ -24,7 +24,7 @@ from easyedit_dualedit.measure.specificity import (
     specificity_queries,
 )
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 
 @pytest.fixture

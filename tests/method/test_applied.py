@@ -8,7 +8,7 @@ from tiny_models import TinyModel
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.applied import _Folds
 from easyedit_dualedit.method.config import GateConfig
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 COSINE = GateConfig("cosine", threshold=0.99)
 REQUESTS = [

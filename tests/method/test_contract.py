@@ -23,7 +23,7 @@ from tiny_models import TinyModel
 from easyedit_dualedit.errors import ChunkedPrefillError
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 TEXT_ONLY = Query("Where is the star?", None, "top left")

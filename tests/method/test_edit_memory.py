@@ -23,7 +23,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_projection import KEY_WIDTH
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.method.stored_edit import PackedProjection, Provenance, StoredEdit
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 COLOURS = ("red", "green", "blue", "yellow")
 GATE = {"kind": "cosine", "threshold": 0.99999}
@@ -192,7 +192,7 @@ def test_another_process_answers_the_same(tmp_path: Path):
     script = """
 import sys, torch
 from pathlib import Path
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.model.loading import load_model

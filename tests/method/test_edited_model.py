@@ -19,8 +19,7 @@ from easyedit_dualedit.errors import (
 )
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.layout import IGNORED, TokenLayout
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import IGNORED, Query, TokenLayout
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 ORDERS = pytest.mark.parametrize(

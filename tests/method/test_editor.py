@@ -20,7 +20,7 @@ from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 THIRD = Query("Where is the star?", None, "top left bottom right")

@@ -12,7 +12,7 @@ from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, vision_mean
 from easyedit_dualedit.method.router import OpenRows, Router
 from easyedit_dualedit.method.shortlist import FEWEST
-from easyedit_dualedit.model.layout import TokenLayout
+from easyedit_dualedit.model.inputs import TokenLayout
 
 HIDDEN, LENGTH = 16, 7
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 from easyedit_dualedit.model.backbone import Backbone, PromptMarker
+from easyedit_dualedit.model.encoder import Encoder
 
 
 class Part(nn.Module):
@@ -50,13 +51,6 @@ def test_the_parts_of_a_real_model(tiny: TinyModel):
     tokenizer = tiny.processor.tokenizer
     assert backbone.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
     assert backbone.device == torch.device("cpu")
-
-
-def test_only_image_tokens_are_vision(tiny: TinyModel):
-    backbone = backbone_of(tiny)
-    image = backbone.image_token_id
-    ids = torch.tensor([[image, 7, image], [image + 1, image - 1, 0]])
-    assert backbone.vision_positions(ids).tolist() == [[True, False, True], [False] * 3]
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -120,46 +114,26 @@ def test_an_offloaded_model_takes_inputs_where_it_runs():
     assert Backbone.of(model).device == torch.device("cpu")
 
 
-class Processor:
-    """Writes prompts with a function and reads each character as a token."""
-
-    def __init__(self, write: Any, chat_template: str | None = "some"):
-        self.chat_template = chat_template
-        self.write = write
-
-    def apply_chat_template(
-        self, messages: Any, *, add_generation_prompt: bool, tokenize: bool
-    ) -> str:
-        assert add_generation_prompt and not tokenize
-        return str(self.write(messages[0]["content"][0]["text"]))
-
-    def tokenizer(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        return {"input_ids": [ord(character) for character in text]}
-
-
 def ids_of(text: str) -> tuple[int, ...]:
+    """Return a token a character."""
     return tuple(ord(character) for character in text)
 
 
 def test_the_marker_is_what_ends_every_prompt():
-    assert PromptMarker.of(Processor("<u>{}<a>".format)) == PromptMarker(ids_of("<a>"))
+    assert PromptMarker.of(lambda text: ids_of(f"<u>{text}<a>")) == PromptMarker(ids_of("<a>"))
 
 
 def test_a_long_marker_is_cut_to_its_end():
-    marker = PromptMarker.of(Processor(lambda text: text + "0123456789" * 3))
+    marker = PromptMarker.of(lambda text: ids_of(text + "0123456789" * 3))
     assert marker == PromptMarker(ids_of(("0123456789" * 3)[-16:]))
 
 
-def test_without_template_or_common_ending_there_is_no_marker():
-    assert PromptMarker.of(Processor("{}!".format, chat_template=None)) is None
-    assert PromptMarker.of(Processor("{}!".format, chat_template="")) is None
-    assert PromptMarker.of(SimpleNamespace()) is None
-    assert PromptMarker.of(Processor("<u>{}".format)) is None
+def test_without_a_common_ending_there_is_no_marker():
+    assert PromptMarker.of(lambda text: ids_of(f"<u>{text}")) is None
 
 
 def test_the_marker_of_a_real_processor_ends_its_prompts(tiny: TinyModel):
-    marker = PromptMarker.of(tiny.processor)
+    marker = Encoder(backbone_of(tiny), tiny.processor).marker
     assert marker is not None
     text = tiny.processor.tokenizer.decode(marker.ids)
     prompt = tiny.processor.apply_chat_template(

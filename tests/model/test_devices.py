@@ -8,7 +8,7 @@ from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 
 QUERIES = [request_of(), Query("How many squares?", picture("green"), "two")]
 

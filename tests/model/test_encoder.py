@@ -13,8 +13,7 @@ from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED, Batch
-from easyedit_dualedit.model.query import Query, open_image
+from easyedit_dualedit.model.inputs import IGNORED, Batch, Query, open_image
 
 QUERIES = [
     request_of(),

@@ -14,8 +14,8 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig, family_of
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.loading import load_model, placement_of
-from easyedit_dualedit.model.query import Query
 
 TWO = Query("How many circles are there?", (picture("red"), picture("blue")), "two")
 
@@ -105,8 +105,8 @@ def test_a_user_answers_where_a_model_does_not() -> None:
     layers = {"decoder_layers": "model.language_model.layers"}
     with pytest.raises(BackboneError, match="backbone: {image_token_id: <id>}"):
         Backbone.of(tiny.model, BackboneConfig(**layers))
-    answers = BackboneConfig(**layers, image_token_id=token, chat_template=template)
-    backbone = Backbone.of(tiny.model, answers)
+    given = BackboneConfig(**layers, image_token_id=token, chat_template=template)
+    backbone = Backbone.of(tiny.model, given)
     assert backbone.layers == tuple(language.layers) and backbone.decoder is language
     encoder = Encoder(backbone, tiny.processor)
     assert encoder.prompt_text(Query("Who?")) == "Who? Answer:"

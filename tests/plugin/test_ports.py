@@ -22,8 +22,7 @@ from easyedit_dualedit.method.config import DualEditConfig, GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.families import BackboneConfig
-from easyedit_dualedit.model.layout import IGNORED
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import IGNORED, Query
 from easyedit_dualedit.plugin import register, unregister
 from easyedit_dualedit.plugin.apply import apply_dualedit_to_multimodal_model as apply
 from easyedit_dualedit.plugin.apply import end_sequence

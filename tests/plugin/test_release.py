@@ -15,7 +15,7 @@ from tiny_editors import hooks_of_ours
 from easyedit_dualedit.errors import ModelLoadError, UpstreamError
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.plugin import register, unregister
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,

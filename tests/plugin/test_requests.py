@@ -10,7 +10,7 @@ from tiny_editors import picture, request_of, trained_editor
 from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import DataError, PromptEndError
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples, picture_of
 from easyedit_dualedit.plugin.requests import queries_of
 from easyedit_dualedit.plugin.samples import TransformersSamples, answered, questions_of

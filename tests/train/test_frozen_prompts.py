@@ -9,7 +9,7 @@ from tiny_editors import request_of, trained_editor
 from tiny_models import TinyModel
 
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train import frozen_prompts as module
 from easyedit_dualedit.train.frozen_prompts import Prompt, Prompts
 from easyedit_dualedit.train.picture_features import key_of

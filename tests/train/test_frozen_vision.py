@@ -9,7 +9,7 @@ from tiny_editors import picture, request_of, shared, trained_editor
 from tiny_models import TinyModel
 from torch import Tensor
 
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train import frozen_vision as module
 from easyedit_dualedit.train.frozen_vision import Vision
 from easyedit_dualedit.train.picture_features import Features, form_of, key_of, read_features

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits
 
 VOCABULARY = 11

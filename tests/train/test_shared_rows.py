@@ -9,7 +9,7 @@ from tiny_editors import shared
 from torch import Tensor
 
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.layout import TokenLayout
+from easyedit_dualedit.model.inputs import TokenLayout
 from easyedit_dualedit.train.shared_rows import (
     Beginnings,
     Sharing,

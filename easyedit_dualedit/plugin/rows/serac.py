@@ -26,7 +26,7 @@ from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.trained_baselines import (
     TRAINING_REMARKS,
@@ -115,8 +115,8 @@ class DialectModel(nn.Module):
             labels: the answer's ids at its positions and IGNORED elsewhere, [1, s].
         """
         ids = inputs["input_ids"]
-        text = ids[0][~self.encoder.backbone.vision_positions(ids)[0]]
-        shown = bool(self.encoder.backbone.vision_positions(ids).any())
+        text = ids[0][(ids != self.encoder.backbone.image_token_id)[0]]
+        shown = bool((ids == self.encoder.backbone.image_token_id).any())
         full = torch.full_like(ids, IGNORED) if labels is None else labels.to(ids.device)
         return {
             "text_input": [self.encoder.tokenizer.decode(text, clean_up_tokenization_spaces=False)],
@@ -151,7 +151,7 @@ class DialectModel(nn.Module):
         ids = inputs["input_ids"]
         if samples["image"] is not None:
             # EasyEdit's linear projection is in 32 bits whatever the model's are.
-            samples["image"] = seen[0][self.encoder.backbone.vision_positions(ids)].float()[None]
+            samples["image"] = seen[0][ids == self.encoder.backbone.image_token_id].float()[None]
         output.labels = samples["row_labels"]
         output.attention_mask = torch.ones_like(ids)
         return output

@@ -20,7 +20,7 @@ from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.query import Query
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.plugin import register, unregister
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.baselines import (

@@ -15,9 +15,8 @@ from easyedit_dualedit.measure.contender import Bench, Contender
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.layout import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED, Query
 from easyedit_dualedit.model.loading import load_model
-from easyedit_dualedit.model.query import Query
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.registry import register, unregister
 
@@ -273,7 +272,7 @@ def test_serac_mixes_token_for_token(host: Host, tmp_path: Path) -> None:
         row = joined_row(dialect.encoder, query)
         samples = dialect.samples(row.inputs, row.labels)
         ids = row.inputs["input_ids"][0]
-        text = ids[~dialect.encoder.backbone.vision_positions(ids)].tolist()
+        text = ids[ids != dialect.encoder.backbone.image_token_id].tolist()
         again = method._alg.replacement_tok(samples["text_input"], add_special_tokens=False)
         assert again["input_ids"][0] == text
         assert samples["labels"][0].tolist() == row.labels[row.labels != IGNORED].tolist()

@@ -1,0 +1,215 @@
+"""What goes into a model: queries, batches of token rows, and the arguments of a call.
+
+A `Query` is what a user asks, a `TokenLayout` says which position of a row of tokens is what, a
+`Batch` holds the rows of several queries. The functions at the end read the same things from the
+arguments of a call that somebody else has made.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from easyedit_dualedit.errors import DataError, PromptEndError
+
+IGNORED = -100
+"""Label of a position that carries no loss, as in transformers."""
+
+Picture = Image.Image | Path
+"""A picture, or the file that holds one."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question to a model: text, maybe pictures, maybe the answer that it should have.
+
+    Raises:
+        DataError: if the prompt is empty, or a target is given and is empty.
+    """
+
+    prompt: str
+    image: Picture | tuple[Picture, ...] | None = None
+    """A picture, or several for models that take them; they come before the text."""
+    target: str | None = None
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures, in order."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise DataError(f"prompt = {self.prompt!r}: an edit or query needs a prompt of text")
+        if self.target is not None and (
+            not isinstance(self.target, str) or not self.target.strip()
+        ):
+            raise DataError(f"target = {self.target!r}: a target needs text; give the new answer")
+        for name, text in (("prompt", self.prompt), ("target", self.target or "")):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"{name} = {text!r} is no valid Unicode text; mend it") from error
+
+
+def open_image(image: Image.Image | Path) -> Image.Image:
+    """Return a picture as RGB, fully read, its file closed.
+
+    Raises:
+        DataError: if the file is missing, truncated or no picture.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"no picture at {image}; check the images folder") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise DataError(f"{image} cannot be read as a picture ({error}); replace it") from error
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Which position of each row is what. Masks are True where the name applies."""
+
+    vision: Tensor
+    """Image tokens, bool [b, s]."""
+    text: Tensor
+    """Prompt text that the text adapter may change, bool [b, s]: never target or padding."""
+    gate: Tensor
+    """Index of the last prompt token, long [b]."""
+    last: Tensor
+    """Index of the last real token, target included, long [b]."""
+    real: Tensor
+    """Everything but padding, bool [b, s]."""
+
+    def to(self, device: torch.device) -> "TokenLayout":
+        """Return the layout on a device."""
+        moved = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
+        return TokenLayout(*moved)
+
+    def without_prompt_end(self) -> "TokenLayout":
+        """Return the layout with the last prompt token no longer counted as prompt text."""
+        positions = torch.arange(self.text.shape[1], device=self.text.device)
+        return dataclasses.replace(self, text=self.text & (positions != self.gate[:, None]))
+
+    def select(self, rows: Tensor) -> "TokenLayout":
+        """Return the layout of some rows, long [r]."""
+        return TokenLayout(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
+    def repeated(self, times: int) -> "TokenLayout":
+        """Return the layout of rows that are repeated in place, as beam search does."""
+        fields = dataclasses.fields(self)
+        return TokenLayout(*(getattr(self, f.name).repeat_interleave(times, 0) for f in fields))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs with their layout and, where there are targets, labels."""
+
+    inputs: dict[str, Tensor]
+    layout: TokenLayout
+    target: Tensor
+    """Positions of target tokens, bool [b, s]; the end-of-turn token is none of them."""
+    labels: Tensor
+    """Token ids to predict, aligned with `input_ids`, IGNORED elsewhere; long [b, s]."""
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return int(self.inputs["input_ids"].shape[0])
+
+
+def last_real_index(attention_mask: Tensor) -> Tensor:
+    """Return the index of the last real token of each row, long [b]."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return torch.where(attention_mask.bool(), positions, -1).amax(1)
+
+
+def named_arguments(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return positional arguments of a model's forward by their names."""
+    if not args:
+        return {}  # as transformers calls its models; reading a signature takes long
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    if not names:
+        names = ["input_ids"]  # a wrapper that hides the parameters of the model in it
+    return dict(zip(names, args, strict=False))
+
+
+def token_ids(inputs: Mapping[str, Any]) -> Tensor:
+    """Return the token ids among a model's inputs.
+
+    Raises:
+        PromptEndError: if there are none.
+    """
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor):
+        raise PromptEndError(
+            "an edited model needs input_ids, to tell image tokens from text; pass them, not"
+            " inputs_embeds"
+        )
+    return ids
+
+
+def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tensor | None:
+    """Return the mask of the real tokens among a model's inputs, [b, s]; None if all are.
+
+    Args:
+        inputs: of the model.
+        prompt: mask that `generate` was given, [p, q], where rows may be repeated by now. With a
+            static cache `generate` of transformers 5.5 puts one of four dimensions in its place.
+
+    Raises:
+        DataError: if the mask says who attends to whom, and not which tokens are real.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
+        return mask
+    if prompt is not None and prompt.dim() == 2:
+        rows, width = token_ids(inputs).shape
+        return widened(prompt, width, 1).repeat_interleave(rows // len(prompt), 0)
+    raise DataError(
+        "attention_mask says who attends to whom; an edited model needs to know which tokens are"
+        " real: give one of two dimensions, 1 at real tokens and 0 at padding"
+    )
+
+
+def widened(rows: Tensor, width: int, filler: int) -> Tensor:
+    """Return rows [b, s] cut to a width, or filled up to it at their ends, [b, width]."""
+    missing = width - rows.shape[1]
+    if missing <= 0:
+        return rows[:, :width]
+    return torch.cat([rows, rows.new_full((len(rows), missing), filler)], 1)
+
+
+def cached_tokens(inputs: Mapping[str, Any]) -> int:
+    """Return how many tokens the cache among a model's inputs holds; 0 without one."""
+    cache = inputs.get("past_key_values")
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    return int(cache[0][0].shape[-2])
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device on which a model takes its inputs."""
+    first = next(model.parameters())
+    if not first.is_meta:
+        return first.device
+    # accelerate keeps offloaded weights as meta tensors between the calls of their module.
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return first.device
