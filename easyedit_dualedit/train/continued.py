@@ -3,7 +3,7 @@
 The model's own decoder goes on above, so that masks, positions and the final norm are the model's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,6 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
 from easyedit_dualedit.model.inputs import Batch
 from easyedit_dualedit.model.layer_swaps import (
-    Forward,
-    compiled,
     recomputed,
     replaced,
     skipped,
@@ -39,8 +37,6 @@ class Started:
     beginnings: Beginnings
     trims: bool = True
     """Whether the last layer that is asked for runs only at the positions asked for."""
-    compiles: bool = False
-    """Whether layers that run at all positions are compiled."""
     recomputes: bool = False
     """Whether layers run again for their gradient instead of keeping what they computed."""
 
@@ -108,29 +104,14 @@ class Taken:
         with ExitStack() as stack:
             stack.enter_context(skipped(layers, start.layer, states))
             for index in range(start.layer + 1, last + 1):
-                wraps: list[Callable[[Forward], Forward]] = []
                 if index == last and at is not None and start.trims:
-                    wraps.append(trimmed(layers[index], at[0] * states.shape[1] + at[1]))
-                elif start.compiles:
-                    wraps.append(compiled)
+                    read = at[0] * states.shape[1] + at[1]
+                    stack.enter_context(replaced(layers[index], trimmed(layers[index], read)))
                 if start.recomputes and torch.is_grad_enabled():
-                    wraps.append(recomputed)
-                for wrap in _chained(wraps):
-                    stack.enter_context(replaced(layers[index], wrap))
+                    stack.enter_context(replaced(layers[index], recomputed))
             output = start.backbone.decoder(**call)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
         return hidden
-
-
-def _chained(wraps: Sequence[Callable[[Forward], Forward]]) -> list[Callable[[Forward], Forward]]:
-    """Return at most one wrap that does what all do, the first innermost."""
-
-    def wrap(real: Forward) -> Forward:
-        for one in wraps:
-            real = one(real)
-        return real
-
-    return [wrap] if wraps else []
 
 
 def head_of(model: Any) -> Any:

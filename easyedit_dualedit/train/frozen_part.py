@@ -67,8 +67,6 @@ class Prefix:
         """Whether rows that begin alike are laid into one."""
         self.trims = True
         """Whether the last layer runs only where its output is read."""
-        self.compiles = False
-        """Whether edited layers are compiled."""
         self.recomputes = False
         """Whether edited layers run again for their gradient."""
 
@@ -137,7 +135,6 @@ class Prefix:
             call,
             beginnings,
             trims=self.trims,
-            compiles=self.compiles,
             recomputes=self.recomputes,
         )
 

@@ -130,7 +130,6 @@ class SharedSteps:
 
     def _losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
         self.prefix.recomputes = config.checkpoint_activations
-        self.prefix.compiles = config.compile_layers
         if not self.is_plain:
             try:
                 return self._shared(records, config)
