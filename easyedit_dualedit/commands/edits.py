@@ -17,7 +17,8 @@ from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.inputs import Query, open_image
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.pictures import open_image
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 
 _READ_AT_ONCE = 16

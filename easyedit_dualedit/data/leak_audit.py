@@ -5,7 +5,6 @@ beside its audit.
 """
 
 import filecmp
-import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
-from easyedit_dualedit.model.inputs import Picture, Query
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.pictures import Picture, content_digest
 
 _EXAMPLES = 3
 
@@ -192,8 +192,7 @@ class _Names:
 
     def _name(self, folder: Path | None, picture: Picture) -> str:
         if isinstance(picture, Image.Image):
-            content = repr((picture.mode, picture.size)).encode() + picture.tobytes()
-            return f"picture {hashlib.sha256(content).hexdigest()[:16]}"
+            return f"picture {content_digest(picture)[:16]}"
         if (folder, picture) not in self._named:
             self._named[folder, picture] = self._new_name(folder, picture)
         return self._named[folder, picture]

@@ -22,8 +22,9 @@ from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.model.inputs import Batch, Picture, Query, TokenLayout
+from easyedit_dualedit.model.inputs import Batch, Query, TokenLayout
 from easyedit_dualedit.model.layer_swaps import replaced, trimmed
+from easyedit_dualedit.model.pictures import PictureLike
 
 
 class DualEditor(
@@ -167,12 +168,13 @@ class DualEditor(
         return self.gate.with_config(GateConfig(kind="open"))
 
     def edit(
-        self, image: Picture | tuple[Picture, ...] | None, prompt: str, target: str
+        self, image: PictureLike | Sequence[PictureLike] | None, prompt: str, target: str
     ) -> EditedModel:
         """Return the model that answers `prompt` about `image` with `target`.
 
         Args:
-            image: a picture, several for models that take them, or None.
+            image: a picture in any form that `Query` takes, several for models that take them,
+                or None.
             prompt: the question.
             target: the new answer.
 

@@ -4,7 +4,6 @@ At LLaVA-1.5-7B size a target of five tokens takes 22 kB as eight-bit numbers, 4
 precision, however large picture and prompt are.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ from torch import Tensor
 from easyedit_dualedit.method.adapter import ProjectedEdit
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.packing import Packed
-from easyedit_dualedit.model.inputs import Query, open_image
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.pictures import content_digest
 
 _KEPT_UNPACKED = 64
 
@@ -115,12 +115,7 @@ def picture_hashes(request: Query) -> tuple[str, ...]:
     Raises:
         DataError: if a picture cannot be read.
     """
-    found = []
-    for picture in request.pictures:
-        image = open_image(picture)
-        digest = hashlib.sha256(repr(image.size).encode() + image.tobytes())
-        found.append(digest.hexdigest()[:16])
-    return tuple(found)
+    return tuple(content_digest(picture)[:16] for picture in request.pictures)
 
 
 def _padded(states: Tensor, length: int) -> Tensor:

@@ -21,8 +21,8 @@ from easyedit_dualedit.model.inputs import (
     TokenLayout,
     input_device,
     last_real_index,
-    open_image,
 )
+from easyedit_dualedit.model.pictures import open_image
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Model inputs that are one number a token."""

@@ -7,22 +7,18 @@ arguments of a call that somebody else has made.
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import DataError, PromptEndError
+from easyedit_dualedit.model.pictures import Picture, PictureLike, picture_of
 
 IGNORED = -100
 """Label of a position that carries no loss, as in transformers."""
-
-Picture = Image.Image | Path
-"""A picture, or the file that holds one."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +26,14 @@ class Query:
     """One question to a model: text, maybe pictures, maybe the answer that it should have.
 
     Raises:
-        DataError: if the prompt is empty, or a target is given and is empty.
+        DataError: if the prompt is empty, a target is given and is empty, or something that is no
+            picture stands for one.
     """
 
     prompt: str
-    image: Picture | tuple[Picture, ...] | None = None
-    """A picture, or several for models that take them; they come before the text."""
+    image: PictureLike | Sequence[PictureLike] | None = None
+    """A picture in any form of `picture_of`, or several for models that take them; they come
+    before the text. Kept as PIL pictures and paths."""
     target: str | None = None
 
     @property
@@ -57,23 +55,14 @@ class Query:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise DataError(f"{name} = {text!r} is no valid Unicode text; mend it") from error
-
-
-def open_image(image: Image.Image | Path) -> Image.Image:
-    """Return a picture as RGB, fully read, its file closed.
-
-    Raises:
-        DataError: if the file is missing, truncated or no picture.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"no picture at {image}; check the images folder") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise DataError(f"{image} cannot be read as a picture ({error}); replace it") from error
+        if isinstance(self.image, list | tuple):
+            several = tuple(picture_of(picture) for picture in self.image)
+            # One picture in a list is that picture, as transformers has it.
+            image = several[0] if len(several) == 1 else several or None
+        else:
+            one: Any = self.image
+            image = None if one is None else picture_of(one)
+        object.__setattr__(self, "image", image)
 
 
 @dataclass(frozen=True)

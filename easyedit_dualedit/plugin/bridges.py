@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from easyedit_dualedit.errors import UpstreamError
-from easyedit_dualedit.model.inputs import open_image
 from easyedit_dualedit.model.loading import load_model
+from easyedit_dualedit.model.pictures import open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.legacy import LegacyModel
 from easyedit_dualedit.plugin.models import (

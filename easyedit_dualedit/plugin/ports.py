@@ -25,7 +25,8 @@ from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import IGNORED, Batch, Query, open_image
+from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
+from easyedit_dualedit.model.pictures import open_image
 from easyedit_dualedit.plugin.requests import queries_of
 
 IMAGE_TOKEN = "<ImageHere>"

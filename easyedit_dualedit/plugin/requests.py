@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Picture, Query
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.pictures import Picture
 
 _FILE_TYPES = ("image", "single-image", "multi-image", "text")
 

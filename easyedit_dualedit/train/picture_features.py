@@ -5,12 +5,10 @@ them into the embeddings itself. Only the answer of that method is kept and give
 """
 
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.pictures import picture_key
 
 PIXELS = ("pixel_values", "pixel_attention_mask")
 """Inputs that only the vision tower reads."""
@@ -55,7 +54,7 @@ class Features:
 
 def key_of(query: Query) -> Hashable:
     """Return what tells the pictures of a query from others: contents, or file, time and size."""
-    return tuple(_picture_key(picture) for picture in query.pictures)
+    return tuple(picture_key(picture) for picture in query.pictures)
 
 
 def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
@@ -192,17 +191,6 @@ def _replaced(
         yield
     finally:
         del owner.get_image_features
-
-
-def _picture_key(picture: Any) -> Hashable:
-    if isinstance(picture, Path):
-        try:
-            found = picture.stat()
-        except OSError:  # reading it will say what is wrong
-            return str(picture)
-        return str(picture), found.st_mtime_ns, found.st_size
-    digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
-    return picture.mode, picture.size, digest
 
 
 def _known(value: Any) -> Any:

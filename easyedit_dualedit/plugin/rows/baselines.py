@@ -32,7 +32,8 @@ from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import Query, open_image
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.pictures import open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.models import ConfigView
 from easyedit_dualedit.plugin.patching import Patches

@@ -34,7 +34,8 @@ from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import family_of
-from easyedit_dualedit.model.inputs import Query, open_image
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.pictures import open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.processors import CompleteProcessor
