@@ -66,6 +66,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the contract on models of full width with four layers (minutes, 12 GB)",
     )
 
+    parser.addoption(
+        "--thread-seconds", type=float, default=3.0, help="how long threads share one model"
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Record outcomes by family, if asked to."""

@@ -19,6 +19,14 @@ CallObserver = Callable[[tuple[Any, ...], dict[str, Any]], None]
 """Sees the positional and keyword arguments of a model call before it runs."""
 
 
+_REGISTRY = threading.Lock()
+"""Held while a hook is put on or taken off.
+
+torch numbers hooks with a counter that two threads may read before either has raised it: one hook
+would then take the place of the other.
+"""
+
+
 class _Stop(Exception):  # noqa: N818  (control flow, not an error)
     """Ends a forward once everything asked of it has been read."""
 
@@ -40,26 +48,34 @@ class Hooks:
 
     def change(self, layer: nn.Module, edit: LayerEdit) -> None:
         """Change the output of a layer, in forwards of the thread that calls this."""
-        self._handles.append(layer.register_forward_hook(_changing(edit)))
+        with _REGISTRY:
+            self._handles.append(layer.register_forward_hook(_changing(edit)))
 
     def read(self, layer: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> None:
         """Show each output of a layer to a hook of torch's kind."""
-        self._handles.append(layer.register_forward_hook(hook))
+        with _REGISTRY:
+            self._handles.append(layer.register_forward_hook(hook))
 
     def before(self, model: nn.Module, observe: CallObserver) -> None:
         """Show the arguments of every call of `model`, in the thread that calls this."""
         owner = threading.get_ident()
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # torch stores a hook first and then that it takes keyword arguments: a call by another
+        # thread may come in between, or while both are removed, and brings none.
+        def hook(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+        ) -> None:
             if threading.get_ident() == owner:
-                observe(args, kwargs)
+                observe(args, kwargs or {})
 
-        self._handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
+        with _REGISTRY:
+            self._handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
         """Remove the hooks, and none but them."""
-        while self._handles:
-            self._handles.pop().remove()
+        with _REGISTRY:
+            while self._handles:
+                self._handles.pop().remove()
 
 
 @contextmanager
