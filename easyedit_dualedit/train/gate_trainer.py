@@ -78,7 +78,12 @@ class ScopeStates:
         return len(self.partners)
 
     def select(self, rows: Tensor) -> "ScopeStates":
-        """Return the states of some records, of which each is there once."""
+        """Return the states of some records, of which each is there once.
+
+        Args:
+            rows: places of the records, on any device, long [r].
+        """
+        rows = rows.to(self.partners.device)
         place = torch.full((len(self),), -1, device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
         partners = self.partners[rows]
@@ -175,7 +180,7 @@ def collect(
     counts = dict.fromkeys(SCOPE, everywhere)
     own = first_answer_tokens(editor.encoder, queries["reliability"], batch_size)
     other = first_answer_tokens(editor.encoder, queries[OTHER_QUESTION], batch_size)
-    counts[OTHER_QUESTION] = own != other
+    counts[OTHER_QUESTION] = (own != other).to(everywhere.device)
     partners = torch.tensor(partners_of(len(records), seed=seed), device=everywhere.device)
     return ScopeStates(gate, vision, counts, partners)
 
@@ -183,8 +188,11 @@ def collect(
 def gate_states(
     editor: DualEditor, queries: Sequence[Query], batch_size: int = 32
 ) -> tuple[Tensor, ...]:
-    """Return states of last prompt tokens, of last tokens, and means of image tokens, [n, d]."""
-    layer = editor.config.text_layer
+    """Return states of last prompt tokens, of last tokens, and means of image tokens, [n, d].
+
+    They lie where the gate does, whichever device the layer is on.
+    """
+    layer, device = editor.config.text_layer, editor.gate.mean.device
     found: list[tuple[Tensor, ...]] = []
     for start in range(0, len(queries), batch_size):
         batch = editor.encoder.encode(queries[start : start + batch_size])
@@ -199,7 +207,7 @@ def gate_states(
                 vision_mean(hidden, batch.layout.vision),
             )
         )
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+    return tuple(torch.cat(parts).to(device) for parts in zip(*found, strict=True))
 
 
 def _fit(
@@ -216,7 +224,7 @@ def _fit(
     )
     steps = tqdm(range(config.gate_steps), desc="gate", unit="step", disable=not progress)
     for _ in steps:
-        rows = torch.randperm(len(states))[:_BATCH].to(device)
+        rows = torch.randperm(len(states))[:_BATCH]
         loss = _routing_loss(projection, states.select(rows), scale.exp(), none)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_projection import GateProjection
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train.gate_trainer import collect, train_gate
+from easyedit_dualedit.train.gate_trainer import ScopeStates, collect, train_gate
 
 
 @pytest.fixture
@@ -130,3 +130,14 @@ def test_the_projection_is_small_beside_the_adapters_of_a_large_model():
         adapter = CrossAttentionAdapter(4096, config.width, config.heads)
     sizes = [sum(p.numel() for p in module.parameters()) for module in (projection, adapter)]
     assert sizes[0] <= 0.07 * 2 * sizes[1]
+
+
+def test_states_on_another_device_are_selected_by_rows_on_the_processor():
+    states = torch.empty(6, 4, device="meta")
+    counts = torch.empty(6, dtype=torch.bool, device="meta")
+    partners = torch.empty(6, dtype=torch.long, device="meta")
+    found = ScopeStates({"a": states}, {"a": states}, {"a": counts}, partners)
+    part = found.select(torch.tensor([4, 1]))
+    assert len(part) == 2
+    every = (part.gate["a"], part.vision["a"], part.counts["a"], part.partners)
+    assert all(each.is_meta and len(each) == 2 for each in every)
