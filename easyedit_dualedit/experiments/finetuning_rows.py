@@ -2,14 +2,15 @@
 
 import contextlib
 import inspect
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import BackboneError
@@ -19,6 +20,8 @@ from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Batch
 from easyedit_dualedit.settings import as_number, is_number, is_whole, raise_if, unknown_keys
 from easyedit_dualedit.train.losses import answer_cross_entropy
+
+logger = logging.getLogger(__name__)
 
 LAST_LAYER = "FT, last layer"
 VISION_SIDE = "FT, vision side"
@@ -55,7 +58,11 @@ class FineTuningConfig:
 
 
 class FineTuning:
-    """Makes an edit by training some parameters of the model on its request alone."""
+    """Makes an edit by training some parameters of the model on its request alone.
+
+    Adam steps copies in float32: in float16 the squares of gradients vanish, and a step divides by
+    them; in bfloat16 small steps vanish.
+    """
 
     def __init__(
         self,
@@ -107,19 +114,25 @@ class FineTuning:
                     parameter.copy_(value)
 
     def _train(self, batch: Batch) -> None:
-        optimiser = torch.optim.Adam(self._parameters, lr=self._config.learning_rate)
+        copies = [_copy_to_train(parameter) for parameter in self._parameters]
+        optimiser = torch.optim.Adam(copies, lr=self._config.learning_rate)
         answer = int((batch.labels != IGNORED).sum())
         options: dict[str, Any] = {"use_cache": False}
         if "logits_to_keep" in inspect.signature(self._model.forward).parameters:
             options["logits_to_keep"] = answer + 1
-        for _ in range(self._config.steps):
-            optimiser.zero_grad(set_to_none=True)
+        for step in range(self._config.steps):
+            for parameter in self._parameters:
+                parameter.grad = None
             logits = self._model(**batch.inputs, **options).logits
             loss = answer_cross_entropy(logits, batch.labels)
-            if float(loss.detach()) < self._config.loss_below:
+            value = float(loss.detach())
+            if value < self._config.loss_below:
+                break
+            if not math.isfinite(value):
+                logger.warning("fine-tuning ends at step %d: the loss is %s", step, value)
                 break
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            _step(optimiser, copies, self._parameters)
 
 
 def last_layer_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
@@ -160,6 +173,25 @@ def _make(name: str, chosen: Callable[[Backbone], dict[str, nn.Parameter]], benc
     config = FineTuningConfig(**{key: as_number(value) for key, value in bench.settings.items()})
     model, processor = bench.load()
     return FineTuning(model, processor, chosen(Backbone.of(model)), config)
+
+
+def _copy_to_train(parameter: nn.Parameter) -> Tensor:
+    """Return what the optimiser steps: a copy in float32, or the parameter if it is that."""
+    return parameter if parameter.dtype == torch.float32 else parameter.detach().float()
+
+
+@torch.no_grad()
+def _step(
+    optimiser: torch.optim.Optimizer, copies: Sequence[Tensor], parameters: Sequence[nn.Parameter]
+) -> None:
+    """Step copies by the gradients of parameters, which take the values of the copies."""
+    for copy, parameter in zip(copies, parameters, strict=True):
+        if copy is not parameter:
+            copy.grad = None if parameter.grad is None else parameter.grad.float()
+    optimiser.step()
+    for copy, parameter in zip(copies, parameters, strict=True):
+        if copy is not parameter:
+            parameter.copy_(copy)
 
 
 @contextlib.contextmanager

@@ -159,3 +159,27 @@ def test_nothing_to_train_and_quantised_weights_are_refused(llava: TinyModel) ->
     packed = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(BackboneError, match="packed is stored as torch.uint8"):
         FineTuning(llava.model, llava.processor, {"packed": packed}, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_edit_is_learned_in_every_dtype(dtype: torch.dtype) -> None:
+    tiny = tiny_llava()
+    tiny.model.to(dtype)
+    record = record_of()
+    with made(tiny, LAST_LAYER, learning_rate="1e-2", steps=60).edit(record) as edited:
+        encoder = Encoder(backbone_of(tiny), tiny.processor)
+        batch = encoder.encode([record.request], with_target=False)
+        target = encoder.target_ids(record.request.target or "")
+        options = {"max_new_tokens": len(target), "do_sample": False}
+        said = edited.model.generate(**batch.inputs, **options)
+        assert said[0, batch.inputs["input_ids"].shape[1] :].tolist() == target
+        assert {value.dtype for value in tiny.model.parameters()} == {dtype}
+
+
+def test_a_loss_that_is_no_number_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    tiny = tiny_llava()
+    with torch.no_grad():
+        last_layer_parameters(backbone_of(tiny))["mlp.down_proj.weight"].fill_(torch.nan)
+    with made(tiny, LAST_LAYER).edit(record_of()):
+        pass
+    assert "the loss is nan" in caplog.text
