@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 
 logger = logging.getLogger(__name__)
+
+_TEACHES_NOTHING = (
+    *("gate_steps", "feature_cache_bytes", "state_cache_bytes", "state_cache_folder"),
+    *("checkpoint_activations", "compile_layers"),
+)
+"""Settings of a training that are not about what the adapters learn, but for rounding."""
+
+_PRECISION = "autocast"
+"""The setting that changes losses by rounding that can be measured."""
 
 
 class Checkpoint:
@@ -38,7 +47,7 @@ class Checkpoint:
             "optimiser": optimiser,
             "schedule": schedule,
         }
-        self._run = {
+        self._run: dict[str, Any] = {
             "editor": editor.config.to_dict(),
             "training": asdict(config),
             "records": records_digest(records),
@@ -74,21 +83,37 @@ class Checkpoint:
         try:
             saved = torch.load(self._path, map_location="cpu", weights_only=True)
             run = saved["run"]
+            there = _decisive(run)
         except Exception as error:  # torch names no common class for what a damaged file raises
             line = " ".join(str(error).split())[:200]
             raise ArchiveError(
                 f"the checkpoint {self._path} is damaged ({line}); remove it"
             ) from error
-        differing = sorted(key for key in self._run if run.get(key) != self._run[key])
+        here = _decisive(self._run)
+        differing = sorted(key for key in here if there.get(key) != here[key])
         if differing:
             raise ArchiveError(
                 f"the checkpoint {self._path} belongs to a run with another configuration"
                 f" ({', '.join(differing)}); remove it to start anew, or restore what it was"
             )
+        before, now = run["training"].get(_PRECISION), self._run["training"][_PRECISION]
+        if before != now:
+            logger.warning(
+                "%s was made with %s: %s, and goes on with %s", self._path, _PRECISION, before, now
+            )
         for name, part in self._parts.items():
             part.load_state_dict(saved[name])
         logger.info("continuing %s at step %d", self._path, saved["step"])
         return int(saved["step"])
+
+
+def _decisive(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a run decides what its adapters learn: they are trained with the gate open."""
+    editor, training = dict(run.get("editor", {})), dict(run.get("training", {}))
+    editor.pop("gate", None)
+    for name in (*_TEACHES_NOTHING, _PRECISION):
+        training.pop(name, None)
+    return {**run, "editor": editor, "training": training}
 
 
 def records_digest(records: Sequence[Record], *, with_pictures: bool = False) -> str:

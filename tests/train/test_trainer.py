@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_data import editor_of, fast, write_data
+from tiny_editors import tiny_config
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
@@ -244,6 +245,42 @@ def test_a_checkpoint_of_another_run_is_refused(
     checkpoint.write_bytes(b"no checkpoint")
     with pytest.raises(ArchiveError, match="damaged"):
         train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
+
+
+def test_a_failed_gate_stage_costs_no_adapters(
+    llava: TinyModel,
+    records: list[Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    checkpoint = tmp_path / "training.pt"
+    trained = editor_of(llava)
+    real = trainer.train_gate
+    monkeypatch.setattr(trainer, "train_gate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(trained, records, fast(steps=2, gate_steps=3), checkpoint=checkpoint, progress=False)
+    monkeypatch.setattr(trainer, "train_gate", real)
+    monkeypatch.setattr(trainer, "step_losses", lambda *_: pytest.fail("they are trained"))
+    # What the adapters do not depend on may be another now.
+    others = {
+        "gate_steps": 5,
+        "feature_cache_bytes": 0,
+        "state_cache_bytes": 0,
+        "state_cache_folder": str(tmp_path),
+        "checkpoint_activations": True,
+        "compile_layers": True,
+        "autocast": "bfloat16",
+    }
+    config = tiny_config(gate={"kind": "learned"})
+    continued = DualEditor(llava.model, llava.processor, config)
+    train(continued, records, fast(steps=2, **others), checkpoint=checkpoint, progress=False)
+    assert continued.gate.kind == "learned"
+    assert "autocast: none, and goes on with bfloat16" in caplog.text
+    found = continued.adapters.state_dict()
+    assert all(torch.equal(v, found[k]) for k, v in trained.adapters.state_dict().items())
+    with pytest.raises(ArchiveError, match="training"):
+        train(editor_of(llava), records, fast(steps=3), checkpoint=checkpoint, progress=False)
 
 
 def test_too_few_records_are_refused(llava: TinyModel, records: list[Record]):
