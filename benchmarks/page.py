@@ -1,9 +1,10 @@
-"""The page of figures, made of what runs of `benchmarks.speed` have stored."""
+"""The page of figures, of what runs of `benchmarks.speed` and `benchmarks.device` have stored."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.trials import table
 from easyedit_dualedit.files import read_json, write_text
 
 _COUNTS = {
@@ -113,8 +114,13 @@ def section_of(found: Mapping[str, Any]) -> str:
     lines += ["", *_table("forward", _FORWARDS, found["forwards"])]
     lines += ["", "What bounds them, % of the time:", "", *_shares("work", found["shares"])]
     lines += ["", *_shares("parts of an edit", {"edit": found["parts"]})]
+    if "routing" in found:
+        lines += ["", "Routing a query among edits, of a forward of one row with a picture:", ""]
+        lines += _table("query", {"wall_ms": "ms", "percent": "% of it"}, found["routing"])
     lines += ["", "Peak memory of each process, MiB, after:", ""]
     lines += _shares("process", found["peak_mib"])
+    if "trials" in found:
+        lines += ["", "What was tried there:", "", table(found["trials"]).rstrip()]
     return "\n".join(lines) + "\n"
 
 

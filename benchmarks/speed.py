@@ -39,19 +39,7 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
     Parts that an interrupted run of the same command has kept are not measured again.
     """
     shapes = SHAPES[given.shapes]
-    found: dict[str, Any] = {
-        "shapes": given.shapes,
-        "device": given.device,
-        "command": _command(given),
-        "machine": _machine(torch.device(given.device)),
-        "model": _model(shapes, given.batch),
-        "counted batch": PUBLISHED.batch,
-        "counted hidden size": NARROW,
-        "counts": count_work(shapes.narrow()),
-        "times": {},
-        "shares": {},
-        "peak_mib": {},
-    }
+    found = described(given.shapes, shapes, given.device, given.batch, _command(given))
     code = digest_of(Path(easyedit_dualedit.__file__).parent)
     settings = {"code": code, **{name: found[name] for name in ("command", "machine", "model")}}
     parts = Parts(_kept_in(given), settings)
@@ -71,6 +59,23 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
         found["peak_mib"][f"the same, {_TRIMMED}"] = one["peak_mib"]
         found["times"] |= _renamed(one["times"], _TRIMMED)
     return found, parts
+
+
+def described(name: str, shapes: Shapes, device: str, batch: int, command: str) -> dict[str, Any]:
+    """Return what a run says of itself, and the work that it counts; no time is measured yet."""
+    return {
+        "shapes": name,
+        "device": device,
+        "command": command,
+        "machine": _machine(torch.device(device)),
+        "model": _model(shapes, batch),
+        "counted batch": PUBLISHED.batch,
+        "counted hidden size": NARROW,
+        "counts": count_work(shapes.narrow()),
+        "times": {},
+        "shares": {},
+        "peak_mib": {},
+    }
 
 
 def _kept_in(given: argparse.Namespace) -> Path | None:

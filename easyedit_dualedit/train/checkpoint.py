@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _TEACHES_NOTHING = (
     *("gate_steps", "feature_cache_bytes", "state_cache_bytes", "state_cache_folder"),
-    *("checkpoint_activations", "compile_layers"),
+    *("checkpoint_activations", "compile_layers"),  # the latter stands in earlier files
 )
 """Settings of a training that are not about what the adapters learn, but for rounding."""
 

@@ -269,7 +269,6 @@ def test_a_failed_gate_stage_costs_no_adapters(
         "state_cache_bytes": 0,
         "state_cache_folder": str(tmp_path),
         "checkpoint_activations": True,
-        "compile_layers": True,
         "autocast": "bfloat16",
     }
     config = tiny_config(gate={"kind": "learned"})
