@@ -23,7 +23,7 @@ FIELDS = (
     "m_loc_q",
     "m_loc_a",
 )
-"""Fields of a record, all text; see the README for what each holds."""
+"""Fields of a record, all text; docs/guide/training.md tells what each holds."""
 
 METRICS = (
     "reliability",
