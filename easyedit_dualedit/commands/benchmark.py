@@ -18,24 +18,26 @@ from easyedit_dualedit.data.leak_audit import Audit, audit, audit_table
 from easyedit_dualedit.data.records import Record, load_records, quirks
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.experiments.benchmark import UNEDITED, Plan, cases_of, run_benchmark, slug
-from easyedit_dualedit.experiments.benchmark import merge as merge_folders
+from easyedit_dualedit.experiments.benchmark import run_benchmark
+from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, cases_of, slug
 from easyedit_dualedit.experiments.dualedit_rows import Recipe, dualedit_contenders
 from easyedit_dualedit.experiments.finetuning_rows import finetuning_contenders
+from easyedit_dualedit.experiments.plan import Plan
 from easyedit_dualedit.experiments.results import (
-    collect,
     costs,
     costs_table,
     headline,
+    metrics_of,
     missing,
     protocol_table,
     stored_names,
     to_csv,
     to_markdown,
 )
+from easyedit_dualedit.experiments.shards import merge as merge_shards
 from easyedit_dualedit.files import read_json, write_json, write_text
 from easyedit_dualedit.measure.contender import Contender
-from easyedit_dualedit.measure.protocols import PROTOCOLS, Protocol
+from easyedit_dualedit.measure.protocols import PROTOCOLS, ProtocolName
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.measure.specificity import specificity_queries
 from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
@@ -142,7 +144,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 def merge(arguments: argparse.Namespace) -> None:
     """Put the shards of a run together and write every report."""
-    merge_folders(arguments.folders, arguments.output)
+    merge_shards(arguments.folders, arguments.output)
     for source in arguments.folders:
         plan = read_json(source / PLAN_FILE)
         if plan is not None:
@@ -155,7 +157,7 @@ def _report(folder: Path, shown: Console, images: Path | None) -> None:
     if plan is None:
         raise ConfigError(f"{folder} holds no {PLAN_FILE}; run the benchmark again")
     indices, names = plan.pop("indices"), plan.pop("order")
-    metrics = collect(folder, names, indices, plan)
+    metrics = metrics_of(folder, names, indices, plan)
     if metrics is None:
         lacking = missing(folder, names, indices)
         shown.print(
@@ -240,7 +242,7 @@ def _chosen(
     return [known[name] for name in dict.fromkeys(chosen) if name != UNEDITED]
 
 
-def _protocols(wanted: Sequence[str] | None) -> list[Protocol]:
+def _protocols(wanted: Sequence[str] | None) -> list[ProtocolName]:
     chosen = PROTOCOLS if wanted is None else wanted
     return [protocol for protocol in PROTOCOLS if protocol in chosen]
 

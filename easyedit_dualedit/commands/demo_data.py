@@ -6,7 +6,7 @@ from typing import Any
 
 from easyedit_dualedit import testbed
 from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.measure.evaluation import Method
+from easyedit_dualedit.measure.evaluation import EditMaker
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.values import TESTBED
@@ -42,7 +42,7 @@ def demo_hparams(archive: Path, gate: Any = None) -> DualEditMultimodalHparams:
     )
 
 
-def demo_methods(workbench: Workbench, adapters: DemoAdapters) -> dict[str, Method]:
+def demo_methods(workbench: Workbench, adapters: DemoAdapters) -> dict[str, EditMaker]:
     """Return the rows of the demo's table by name, the unedited model first."""
     label_gate = {"kind": "last-token", "threshold": PUBLISHED_THRESHOLD}
     return {
@@ -67,5 +67,5 @@ def is_testbed(model: str) -> bool:
     return model in (TESTBED, str(testbed.model_folder()))
 
 
-def _method(workbench: Workbench, hparams: DualEditMultimodalHparams) -> Method:
+def _method(workbench: Workbench, hparams: DualEditMultimodalHparams) -> EditMaker:
     return lambda record: workbench.edit(record.request, hparams)

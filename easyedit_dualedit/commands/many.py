@@ -16,7 +16,7 @@ from easyedit_dualedit.commands.demo_data import demo_records, is_testbed
 from easyedit_dualedit.commands.shared import console, editor_of, read_hparams
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.experiments.benchmark import slug
+from easyedit_dualedit.experiments.benchmark_folder import slug
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
 from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
 from easyedit_dualedit.experiments.many_edits import (

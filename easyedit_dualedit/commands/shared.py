@@ -31,7 +31,7 @@ from easyedit_dualedit.experiments.locate import LocateConfig, write_hparams
 from easyedit_dualedit.experiments.locate import locate as locate_layers
 from easyedit_dualedit.experiments.locate import to_csv as locate_csv
 from easyedit_dualedit.files import digest_of, write_json, write_text
-from easyedit_dualedit.measure.evaluation import Method
+from easyedit_dualedit.measure.evaluation import EditMaker
 from easyedit_dualedit.measure.evaluation import evaluate as evaluate_records
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.measure.specificity import specificity_queries
@@ -134,7 +134,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     hparams = read_hparams(arguments, DualEditMultimodalHparams, "DualEdit")
     records, others = _evaluated(arguments, hparams, folder / "data")
     editor = editor_of(hparams)
-    methods: dict[str, Method] = {"unedited": lambda _record: None}
+    methods: dict[str, EditMaker] = {"unedited": lambda _record: None}
     for kind in arguments.gates or [None]:
         name = DUALEDIT if kind is None else f"{DUALEDIT}, {kind} gate"
         methods[name] = _with_gate(editor, kind)
@@ -256,7 +256,7 @@ def _evaluate(
     run: Run,
     records: Sequence[Record],
     encoder: Encoder,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, EditMaker],
     method: str,
     further: Mapping[int, Mapping[str, Query]] | None = None,
 ) -> None:
@@ -303,7 +303,7 @@ def _records(
     return demo_records(folder, split)[: arguments.limit]
 
 
-def _with_gate(editor: DualEditor, kind: GateKind | None) -> Method:
+def _with_gate(editor: DualEditor, kind: GateKind | None) -> EditMaker:
     if kind is None:
         return lambda record: editor.edited(editor.read([record.request]))
     threshold = PUBLISHED_THRESHOLD if kind == "last-token" else None
@@ -407,7 +407,7 @@ def answer_to(model: Any, encoder: Encoder, query: Query) -> str:
 
 def _settings(
     records: Sequence[Record],
-    methods: Mapping[str, Method],
+    methods: Mapping[str, EditMaker],
     archives: Mapping[str, Path],
     **more: Any,
 ) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.measure.evaluation import Method, evaluate
+from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
@@ -64,7 +64,7 @@ def variants(config: DualEditConfig, training: TrainingConfig) -> list[Variant]:
     """Return the base, and one variant for each part that can be left out or exchanged."""
     swapped = replace(config, text_layer=config.vision_layer, vision_layer=config.text_layer)
     other: SignalPositions = "prompt+target" if config.signal == "target" else "target"
-    found = [
+    every = [
         Variant("both adapters", config, training, _ALL_GATES),
         Variant("vision adapter only", replace(config, modalities=("vision",)), training),
         Variant("text adapter only", replace(config, modalities=("text",)), training),
@@ -78,8 +78,8 @@ def variants(config: DualEditConfig, training: TrainingConfig) -> list[Variant]:
         Variant("last prompt token out", replace(config, last_prompt_token=False), training),
     ]
     if swapped.text_layer != config.text_layer:
-        found.insert(3, Variant("layers swapped", swapped, training))
-    return found
+        every.insert(3, Variant("layers swapped", swapped, training))
+    return every
 
 
 def layer_pairs(
@@ -149,8 +149,8 @@ def ablate(
     for variant in chosen:
         run = runs[variant.name]
         editor = _trained(variant, model, processor, records, run.folder, gates, progress=progress)
-        methods: dict[str, Method] = {kind: _with_gate(editor, kind) for kind in variant.gates}
-        cases = evaluate(measured, editor.encoder, methods, run, progress=progress)
+        makers: dict[str, EditMaker] = {kind: _with_gate(editor, kind) for kind in variant.gates}
+        cases = evaluate(measured, editor.encoder, makers, run, progress=progress)
         metrics = run.finish(cases)["methods"]
         rows += [
             {
@@ -238,7 +238,7 @@ def _trained(
     return editor
 
 
-def _with_gate(editor: DualEditor, kind: GateKind) -> Method:
+def _with_gate(editor: DualEditor, kind: GateKind) -> EditMaker:
     gate = editor.gate.with_config(GateConfig(kind=kind))
     return lambda record: editor.edited(editor.read([record.request]), gate=gate)
 

@@ -61,12 +61,7 @@ class AdaptedEditor:
         with torch.no_grad():
             signals = self._editor.read([record.request])
             edited = self._editor.edited(signals, gate=self._gate)
-        yield Edited(
-            edited,
-            sum(map(_stored_bytes, signals)),
-            route=lambda batch: edited.route(layout=batch.layout, **batch.inputs),
-            reads_layout=True,
-        )
+        yield Edited.by_dualedit(edited, sum(map(_stored_bytes, signals)))
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ import transformers
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import METRICS, Record
-from easyedit_dualedit.measure.asking import Answers, Asker, Questions, Said, score
+from easyedit_dualedit.measure.asking import Asker, Replies, Reply
 from easyedit_dualedit.measure.contender import Edited
+from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.run import Run
+from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.packing import Precision
@@ -69,13 +71,13 @@ class Group:
 
 def groups_of(records: Sequence[Record], counts: Sequence[int]) -> list[Group]:
     """Return for each number of edits the groups that it is measured on, smallest first."""
-    found = []
+    groups = []
     for count in sorted(counts):
         for place in range(max(1, FEWEST_ASKED // count)):
             part = tuple(records[place * count : (place + 1) * count])
             if len(part) == count:
-                found.append(Group(count, place, part))
-    return found
+                groups.append(Group(count, place, part))
+    return groups
 
 
 class SharedMemory:
@@ -97,13 +99,7 @@ class SharedMemory:
             memory.add(requests)
             for _ in requests:
                 made()
-        model = memory.model
-        yield Edited(
-            model,
-            memory.stored_bytes,
-            route=lambda batch: model.route(layout=batch.layout, **batch.inputs),
-            reads_layout=True,
-        )
+        yield Edited.by_dualedit(memory.model, memory.stored_bytes)
 
 
 class Unedited:
@@ -112,20 +108,18 @@ class Unedited:
     def __init__(self, model: Any, encoder: Encoder, run: Run):
         """Keep the answers of a model in a run's folder."""
         self._edited = Edited(model, 0)
-        self._asker = Asker(encoder, (PROTOCOL,))
+        self._encoder = encoder
         self._run = run
 
-    def before(self, record: Record) -> dict[str, str]:
-        """Return the answers to a record's five queries by metric."""
+    def before(self, record: Record) -> Replies:
+        """Return the answers to a record's five queries."""
         case = self._run.case(record.index)
         if case is None:
-            said = self._asker.ask(self._edited, Questions.of(record, (PROTOCOL,))).said
-            case = {
-                "index": record.index,
-                "answers": {name: one.text for name, one in said.items()},
-            }
+            questions = Questions.of(record, (PROTOCOL,))
+            (replies,) = Asker(self._encoder, [questions], (PROTOCOL,)).ask(self._edited)
+            case = {"index": record.index, "answers": replies.texts}
             self._run.store(record.index, case)
-        return dict(case["answers"])
+        return Replies({name: Reply(text=text) for name, text in case["answers"].items()})
 
 
 def measure_group(
@@ -143,27 +137,20 @@ def measure_group(
     if not missing:
         bar.update(2 * len(group.records))
         return
-    asker = Asker(encoder, (PROTOCOL,))
     before = {record.index: unedited.before(record) for record in missing}
     transformers.set_seed(seed)
     with method.many(group.records, bar.update) as edited:
         bar.update(len(group.records) - len(missing))
         for record in missing:
             questions = Questions.of(record, (PROTOCOL,))
-            after = asker.ask(edited, questions)
-            plain = _as_answers(before[record.index])
-            values = score(questions, plain, after, encoder, (PROTOCOL,))[PROTOCOL]
+            (after,) = Asker(encoder, [questions], (PROTOCOL,)).ask(edited)
+            scores = score(questions, before[record.index], after, encoder, (PROTOCOL,))
             run.store(
                 record.index,
                 {
                     "index": record.index,
-                    "values": values,
-                    "answers": {name: said.text for name, said in after.said.items()},
-                    "gate": {
-                        name: {"similarity": said.similarity, "open": said.is_open}
-                        for name, said in after.said.items()
-                        if said.is_open is not None
-                    },
+                    "values": scores[PROTOCOL],
+                    **after.to_dict(),
                     "stored_bytes": edited.stored_bytes / len(group.records),
                     "refused": method.refused / len(group.records),
                 },
@@ -182,10 +169,10 @@ def point_of(folder: Path, groups: Sequence[Group]) -> dict[str, Any] | None:
     cases = []
     for group in groups:
         run = Run(folder / group.name, {})
-        found = [run.case(record.index) for record in group.records]
-        if None in found:
+        stored = [run.case(record.index) for record in group.records]
+        if None in stored:
             return None
-        cases += [case for case in found if case is not None]
+        cases += [case for case in stored if case is not None]
     values = {metric: 100 * fmean(case["values"][metric] for case in cases) for metric in METRICS}
     opened: dict[str, float] = {}
     if cases[0]["gate"]:
@@ -236,7 +223,3 @@ def untouched(
                 edited = memory.model(layout=batch.layout, **batch.inputs).logits
                 left += not torch.equal(edited, plain(**batch.inputs).logits)
     return {"closed": closed, "different": different, "after_removal": left}
-
-
-def _as_answers(texts: Mapping[str, str]) -> Answers:
-    return Answers({name: Said(text=text) for name, text in texts.items()}, 0.0)

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.experiments.benchmark import (
+from easyedit_dualedit.experiments.benchmark_folder import (
     METHODS_FOLDER,
     UNEDITED,
     cases_of,
@@ -30,7 +30,7 @@ _NO_AVERAGE = ("portability",)
 _FIRST = "generate"
 
 
-def collect(
+def metrics_of(
     folder: Path, names: Sequence[str], indices: Sequence[int], plan: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Return the numbers of a run, or None while cases are missing.

@@ -1,12 +1,13 @@
-"""Asks a model the questions of one record, and scores its answers under each protocol.
+"""Asks a model the questions about records, and keeps what it says to each.
 
-Every question is asked alone, in a batch of one and without padding, as EasyEdit's evaluator does:
-some methods count positions from the left, and no method's number may depend on its neighbours.
-All forwards come before the first generation, for methods whose state a generation changes.
+Methods that are not ours are asked every question alone, in a batch of one and without padding, as
+EasyEdit's evaluator does: some of them count positions from the left, and no method's number may
+depend on its neighbours. DualEdit may be asked the questions about several records together. All
+forwards come before the first generation, for methods whose state a generation changes.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -14,29 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from easyedit_dualedit.data.records import METRICS, Record
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.measure.contender import Edited
 from easyedit_dualedit.measure.easyedit_rows import joined_row
-from easyedit_dualedit.measure.metrics import (
-    answer_accuracy,
-    exact_match,
-    likeliest,
-    likeliest_agreement,
-)
-from easyedit_dualedit.measure.protocols import Protocol
-from easyedit_dualedit.measure.specificity import FAMILIES
+from easyedit_dualedit.measure.metrics import answer_accuracy, likeliest, named_tokens
+from easyedit_dualedit.measure.protocols import ProtocolName
+from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Batch, Query
 
-_PORTABILITY = "portability"
 _SPARE_TOKENS = 8
+"""Tokens that a free answer may have beyond its target: one that runs on must be seen to."""
+
 _RANKS = {"text_locality": 1, "image_locality": 10}
 """Likeliest tokens that EasyEdit compares."""
 
 
 @dataclass(frozen=True)
-class Said:
+class Reply:
     """What a model says to one question; None where no protocol asks for it."""
 
     text: str | None = None
@@ -54,202 +51,187 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model says to the questions of one record."""
+class Replies:
+    """What a model says to the questions about one record."""
 
-    said: Mapping[str, Said]
-    forward_seconds: float
+    to: Mapping[str, Reply]
+    """By the name of the question."""
+    forward_seconds: float = 0.0
     """Median over the forwards with the answer fed in."""
 
-
-@dataclass(frozen=True)
-class Questions:
-    """The questions of one record by what they measure."""
-
-    own: Mapping[str, Query]
-    """The record's five queries."""
-    close: Mapping[str, Query] = field(default_factory=dict)
-    """Queries close to the edit that it should leave alone, with the unedited model's answers."""
-    ported: Mapping[str, Query] = field(default_factory=dict)
-    """Questions whose answer follows from the edit."""
-
-    @classmethod
-    def of(
-        cls, record: Record, protocols: Sequence[Protocol], close: Mapping[str, Query] | None = None
-    ) -> "Questions":
-        """Return the questions that protocols ask about a record.
-
-        Args:
-            record: the edit and its queries.
-            protocols: which are measured.
-            close: queries of specificity, needed if it is measured.
-        """
-        ported = {
-            f"{_PORTABILITY}_{place}": query for place, query in enumerate(record.portability)
-        }
-        return cls(
-            dict(zip(METRICS, record.queries, strict=True)),
-            dict(close or {}) if "specificity" in protocols else {},
-            ported if "portability" in protocols else {},
-        )
-
     @property
-    def every(self) -> dict[str, Query]:
-        """All questions."""
-        return {**self.own, **self.close, **self.ported}
+    def texts(self) -> dict[str, str | None]:
+        """The greedy answers by the name of the question."""
+        return {name: reply.text for name, reply in self.to.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answers and what the gate decided, as a case on disk holds them."""
+        return {
+            "answers": self.texts,
+            "gate": {
+                name: {"similarity": reply.similarity, "open": reply.is_open}
+                for name, reply in self.to.items()
+                if reply.is_open is not None
+            },
+        }
+
+
+@dataclass
+class _Asked:
+    """One question as it is put to a model, and what the model says."""
+
+    record: int
+    """Place of its record among those that are asked about."""
+    name: str
+    query: Query
+    limit: int
+    """Tokens that the free answer may have."""
+    reply: Reply = field(default_factory=Reply)
+    seconds: float | None = None
+    """Of the forward with the answer fed in."""
 
 
 class Asker:
-    """Asks one model, with the encoder that belongs to it."""
+    """Asks models the questions about some records, which are encoded once for all of them."""
 
-    def __init__(self, encoder: Encoder, protocols: Sequence[Protocol]):
-        """Keep what is asked for.
+    def __init__(
+        self,
+        encoder: Encoder,
+        questions: Sequence[Questions],
+        protocols: Sequence[ProtocolName],
+        *,
+        together: bool = False,
+    ):
+        """Encode nothing yet.
 
         Args:
-            encoder: encodes for the model.
+            encoder: encodes for the models that are asked.
+            questions: about each record.
             protocols: which are measured; nothing else is computed.
+            together: whether all questions share padded batches; otherwise each is asked alone.
+                Together, each answer may be as long as the longest that its record asks for.
         """
         self._encoder = encoder
+        self._questions = tuple(questions)
         self._protocols = frozenset(protocols)
+        self._together = together
+        self._encoded = _Encoded(encoder)
 
     @torch.no_grad()
-    def ask(self, edited: Edited, questions: Questions) -> Answers:
-        """Return what a model says to the questions of a record."""
-        every = {name: edited.asked(query) for name, query in questions.every.items()}
-        said = dict.fromkeys(every, Said())
-        seconds: list[float] = []
-        for name in questions.own if "easyedit" in self._protocols else ():
-            said[name] = self._as_easyedit(edited, name, every[name])
-        for name in self._forced(questions):
-            predicted, taken = self._predicted(edited, every[name])
-            said[name] = replace(said[name], predicted=predicted)
-            seconds.append(taken)
+    def ask(self, edited: Edited) -> list[Replies]:
+        """Return what a model says to the questions about each record.
+
+        Args:
+            edited: the model; if questions about several records share a batch, it is to know
+                which edit each row may use.
+
+        Raises:
+            DataError: if a picture cannot be read or a target tokenises to nothing.
+        """
+        every = self._asked_of(edited)
+        if "easyedit" in self._protocols:
+            for one in every:
+                if one.name in self._questions[one.record].own:
+                    one.reply = self._in_easyedits_row(edited, one)
+        for part in self._batches([one for one in every if self._is_forced(one)]):
+            batch = self._encoded.batch([one.query for one in part])
+            logits, seconds = _timed_forward(edited, batch)
+            for one, tokens in zip(part, named_tokens(logits, batch.target), strict=True):
+                one.reply = replace(one.reply, predicted=tokens)
+                one.seconds = seconds
         if edited.route is not None:
-            for name, query in every.items():
-                routing = edited.route(self._encoder.encode([query], with_target=False))
-                said[name] = replace(
-                    said[name],
-                    similarity=float(routing.similarity[0]),
-                    is_open=bool(routing.is_open[0]),
-                )
-        for name in self._generated(questions):
-            said[name] = replace(said[name], text=self._text(edited, every[name]))
-        return Answers(said, median(seconds) if seconds else 0.0)
-
-    def _forced(self, questions: Questions) -> list[str]:
-        # The request's forward is what every method is timed by.
-        names = list(questions.own) if "visedit" in self._protocols else [METRICS[0]]
-        return names + list(questions.ported)
-
-    def _generated(self, questions: Questions) -> list[str]:
+            for part in self._batches(every):
+                batch = self._encoded.batch([one.query for one in part], prompt=True)
+                routing = edited.route(batch)
+                opened = zip(routing.similarity.tolist(), routing.is_open.tolist(), strict=True)
+                for one, (similarity, is_open) in zip(part, opened, strict=True):
+                    one.reply = replace(one.reply, similarity=similarity, is_open=is_open)
         # Under any protocol the page shows what is said to the record's own questions.
-        return [*questions.own, *questions.close, *questions.ported]
+        for part in self._batches(every):
+            for one, text in zip(part, self._generated(edited, part), strict=True):
+                one.reply = replace(one.reply, text=text)
+        return [
+            _replies([one for one in every if one.record == record])
+            for record in range(len(self._questions))
+        ]
 
-    def _as_easyedit(self, edited: Edited, name: str, query: Query) -> Said:
-        row = joined_row(self._encoder, query)
-        logits = _logits(edited.model(**row.inputs))
-        if name in IN_SCOPE:
-            return Said(accuracy=answer_accuracy(logits, row.labels))
-        return Said(likeliest=likeliest(logits, _RANKS[name]).to("cpu", torch.int32))
-
-    def _predicted(self, edited: Edited, query: Query) -> tuple[tuple[int, ...], float]:
-        batch = self._encoder.encode([query])
-        known = {"layout": batch.layout} if edited.reads_layout else {}
-        _wait_for(batch.inputs["input_ids"])
-        start = time.perf_counter()
-        logits = _logits(edited.model(**batch.inputs, **known))
-        _wait_for(logits)
-        seconds = time.perf_counter() - start
-        answer = batch.target[0, 1:].to(logits.device)
-        return tuple(logits[0, :-1].argmax(-1)[answer].tolist()), seconds
-
-    def _text(self, edited: Edited, query: Query) -> str:
-        batch = self._encoder.encode([query], with_target=False)
-        length = len(self._encoder.target_ids(query.target)) if query.target else 0
-        tokens = edited.model.generate(
-            **batch.inputs, max_new_tokens=length + _SPARE_TOKENS, do_sample=False
-        )
-        new = tokens[0, batch.inputs["input_ids"].shape[1] :]
-        text: str = self._encoder.tokenizer.decode(new, skip_special_tokens=True)
-        return text.strip()
-
-
-def score(
-    questions: Questions,
-    before: Answers,
-    after: Answers,
-    encoder: Encoder,
-    protocols: Sequence[Protocol],
-) -> dict[str, dict[str, float]]:
-    """Return protocol -> metric -> value of one record, 0 to 1.
-
-    A record without questions of a protocol has no entry for it.
-
-    Args:
-        questions: of the record.
-        before: what the unedited model says.
-        after: what the edited model says.
-        encoder: knows the tokens of a target.
-        protocols: which are measured.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for protocol in protocols:
-        values: dict[str, float] = {}
-        if protocol == "specificity":
-            for family, kinds in FAMILIES.items():
-                same = [
-                    _same_text(before, after, kind) for kind in kinds if kind in questions.close
-                ]
-                if same:
-                    values[family] = sum(same) / len(same)
-        elif protocol == "portability":
-            ported = questions.ported.items()
-            if ported:
-                exact = [exact_match(after.said[n].text or "", q.target or "") for n, q in ported]
-                forced = [_accuracy(after, n, q, encoder) for n, q in ported]
-                values = {
-                    "exact_match": sum(exact) / len(exact),
-                    "token_accuracy": sum(forced) / len(forced),
-                }
-        else:
-            values = {
-                name: _own(protocol, name, query, before, after, encoder)
-                for name, query in questions.own.items()
+    def _asked_of(self, edited: Edited) -> list[_Asked]:
+        """Return every question as the method puts it to the model, record by record."""
+        every = []
+        for record, questions in enumerate(self._questions):
+            queries = {name: edited.asked(query) for name, query in questions.every.items()}
+            limits = {
+                name: _SPARE_TOKENS
+                + (len(self._encoder.target_ids(query.target)) if query.target else 0)
+                for name, query in queries.items()
             }
-        if values:
-            found[protocol] = values
-    return found
+            if self._together:
+                limits = dict.fromkeys(limits, max(limits.values()))
+            every += [_Asked(record, name, queries[name], limits[name]) for name in queries]
+        return every
+
+    def _is_forced(self, one: _Asked) -> bool:
+        """Return whether the answer to a question is fed in."""
+        questions = self._questions[one.record]
+        # The request's forward is what every method is timed by.
+        own = questions.own if "visedit" in self._protocols else METRICS[:1]
+        return one.name in own or one.name in questions.ported
+
+    def _batches(self, asked: Sequence[_Asked]) -> Iterator[Sequence[_Asked]]:
+        size = max(1, len(asked)) if self._together else 1
+        for start in range(0, len(asked), size):
+            yield asked[start : start + size]
+
+    def _in_easyedits_row(self, edited: Edited, one: _Asked) -> Reply:
+        row = joined_row(self._encoder, one.query)
+        logits = _logits(edited.model(**row.inputs))
+        if one.name in IN_SCOPE:
+            return Reply(accuracy=answer_accuracy(logits, row.labels))
+        return Reply(likeliest=likeliest(logits, _RANKS[one.name]).to("cpu", torch.int32))
+
+    def _generated(self, edited: Edited, part: Sequence[_Asked]) -> list[str]:
+        batch = self._encoded.batch([one.query for one in part], prompt=True)
+        longest = max(one.limit for one in part)
+        tokens = edited.model.generate(**batch.inputs, max_new_tokens=longest, do_sample=False)
+        new = tokens[:, batch.inputs["input_ids"].shape[1] :]
+        texts = [
+            self._encoder.tokenizer.decode(row[: one.limit], skip_special_tokens=True)
+            for row, one in zip(new, part, strict=True)
+        ]
+        return [text.strip() for text in texts]
 
 
-def _own(
-    protocol: Protocol, name: str, query: Query, before: Answers, after: Answers, encoder: Encoder
-) -> float:
-    said, was = after.said[name], before.said[name]
-    if protocol == "generate":
-        if name in IN_SCOPE:
-            return exact_match(said.text or "", query.target or "")
-        return _same_text(before, after, name)
-    if protocol == "visedit":
-        if name in IN_SCOPE:
-            return _accuracy(after, name, query, encoder)
-        return _share(said.predicted or (), was.predicted or ())
-    if said.accuracy is not None:
-        return said.accuracy
-    if said.likeliest is None or was.likeliest is None:
-        return 0.0
-    return likeliest_agreement(was.likeliest, said.likeliest)
+def _replies(asked: Sequence[_Asked]) -> Replies:
+    """Return what a model says about one record."""
+    seconds = [one.seconds for one in asked if one.seconds is not None]
+    return Replies({one.name: one.reply for one in asked}, median(seconds) if seconds else 0.0)
 
 
-def _accuracy(answers: Answers, name: str, query: Query, encoder: Encoder) -> float:
-    return _share(answers.said[name].predicted or (), encoder.target_ids(query.target or ""))
+class _Encoded:
+    """Batches of questions, each encoded once."""
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self._batches: dict[tuple[tuple[int, ...], bool], tuple[Sequence[Query], Batch]] = {}
+
+    def batch(self, queries: Sequence[Query], *, prompt: bool = False) -> Batch:
+        """Return the batch of some questions, with their answers unless `prompt`."""
+        # By identity: pictures in memory cannot be hashed, and kept queries keep their ids.
+        key = tuple(map(id, queries)), prompt
+        if key not in self._batches:
+            batch = self._encoder.encode(queries, with_target=not prompt)
+            self._batches[key] = queries, batch
+        return self._batches[key][1]
 
 
-def _same_text(before: Answers, after: Answers, name: str) -> float:
-    return float(before.said[name].text == after.said[name].text)
-
-
-def _share(found: Sequence[int], wanted: Sequence[int]) -> float:
-    return sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted)
+def _timed_forward(edited: Edited, batch: Batch) -> tuple[Tensor, float]:
+    """Return the logits [b, s, v] of a batch, and the seconds that the forward took."""
+    known = {"layout": batch.layout} if edited.reads_layout else {}
+    _wait_for(batch.inputs["input_ids"])
+    start = time.perf_counter()
+    logits = _logits(edited.model(**batch.inputs, **known))
+    _wait_for(logits)
+    return logits, time.perf_counter() - start
 
 
 def _logits(output: Any) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.inputs import Batch, Query
 
@@ -30,6 +31,16 @@ class Edited:
     """Returns the gate's decisions, if the method has a gate."""
     reads_layout: bool = False
     """Whether the model takes the `layout` of a batch beside its inputs."""
+
+    @classmethod
+    def by_dualedit(cls, model: EditedModel, stored_bytes: int = 0) -> "Edited":
+        """Return DualEdit's edited model, which has a gate and reads the layout of a batch."""
+        return cls(
+            model,
+            stored_bytes,
+            route=lambda batch: model.route(layout=batch.layout, **batch.inputs),
+            reads_layout=True,
+        )
 
 
 class Method(Protocol):

@@ -1,8 +1,6 @@
-"""The numbers of a case under each protocol, and their means with intervals.
+"""What is counted in a model's logits and answers, and means over cases with their intervals.
 
-`visedit` is the published papers' protocol: teacher-forced token accuracy, and for locality the
-agreement of arg-max answers before and after. `generate` is free greedy generation from the prompt
-alone: exact match, and for locality the same text before and after. Every value lies in 0 to 1.
+A number of one case lies in 0 to 1. Which numbers a protocol is made of says `scores`.
 """
 
 import re
@@ -17,9 +15,6 @@ from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.specificity import FAMILIES
 from easyedit_dualedit.model.inputs import IGNORED
-
-PROTOCOLS = ("visedit", "generate")
-"""Protocols that this module computes; numbers of different ones never share a column."""
 
 LOCALITY = ("text_locality", "image_locality")
 """Metrics that compare with the unedited model instead of with a target."""
@@ -43,32 +38,33 @@ class Interval:
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
 
-def token_accuracy(logits: Tensor, labels: Tensor) -> list[float]:
-    """Return for each row the share of answer tokens that the arg-max before them names.
+def named_tokens(logits: Tensor, target: Tensor) -> list[tuple[int, ...]]:
+    """Return for each row the tokens that the arg-max names where the answer stands.
 
     Args:
-        logits: [b, s, v].
-        labels: token ids to predict, aligned with the input, IGNORED elsewhere, [b, s].
+        logits: [b, s, v]; those before an answer token name it.
+        target: True at the answer tokens that were fed in, bool [b, s].
+
+    Raises:
+        DataError: if a row has no answer token.
     """
-    return _row_means(logits[:, :-1].argmax(-1) == labels[:, 1:], labels[:, 1:] != IGNORED)
+    empty = (~target.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise DataError(f"rows {empty} have no answer token to score; give each query a target")
+    named = logits[:, :-1].argmax(-1)
+    places = target[:, 1:].to(named.device)
+    return [tuple(row[at].tolist()) for row, at in zip(named, places, strict=True)]
 
 
-def answer_agreement(plain: Tensor, edited: Tensor, labels: Tensor) -> list[float]:
-    """Return for each row the share of answer positions with the same arg-max before and after.
-
-    Args:
-        plain: logits of the unedited model, [b, s, v].
-        edited: logits of the edited model, [b, s, v].
-        labels: marks the answer, as in `token_accuracy`.
-    """
-    same = plain[:, :-1].argmax(-1) == edited[:, :-1].argmax(-1)
-    return _row_means(same, labels[:, 1:] != IGNORED)
+def agreement(tokens: Sequence[int], others: Sequence[int]) -> float:
+    """Return the share of places at which two answers of one length have the same token."""
+    return sum(a == b for a, b in zip(tokens, others, strict=True)) / len(others)
 
 
 def answer_accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of one row's answer tokens that the arg-max names, as EasyEdit computes it.
 
-    The number is that of `token_accuracy` in single precision.
+    The number is in single precision.
 
     Args:
         logits: [1, s, v].
@@ -143,12 +139,3 @@ def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
             found[name] = interval(means)
             found |= {kind: interval([case[kind] for case in cases]) for kind in kinds}
     return found
-
-
-def _row_means(hits: Tensor, mask: Tensor) -> list[float]:
-    counts = mask.sum(1)
-    if not bool(counts.all()):
-        rows = (counts == 0).nonzero().flatten().tolist()
-        raise DataError(f"rows {rows} have no answer token to score; give each query a target")
-    means: list[float] = ((hits & mask).sum(1).double() / counts).tolist()
-    return means

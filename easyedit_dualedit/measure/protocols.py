@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-Protocol = Literal["generate", "visedit", "easyedit", "specificity", "portability"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+ProtocolName = Literal["generate", "visedit", "easyedit", "specificity", "portability"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 """In the order in which tables show them."""
+
+EVALUATION_PROTOCOLS: tuple[ProtocolName, ...] = ("visedit", "generate")
+"""Those of `evaluate`, the demo and the ablation, in the order of their files."""
 
 EXPLANATIONS: Mapping[str, str] = {
     "generate": (

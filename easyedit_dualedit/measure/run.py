@@ -11,7 +11,8 @@ from typing import Any
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.files import read_json, write_json
-from easyedit_dualedit.measure.metrics import PROTOCOLS, summary
+from easyedit_dualedit.measure.metrics import summary
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 
 SETTINGS_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -82,10 +83,10 @@ class Run:
         methods: dict[str, Any] = {}
         for name in cases[0]["methods"]:
             protocols = {}
-            for protocol in PROTOCOLS:
+            for protocol in EVALUATION_PROTOCOLS:
                 values = [case["methods"][name]["values"][protocol] for case in cases]
                 protocols[protocol] = {
-                    metric: found.to_dict() for metric, found in summary(values).items()
+                    metric: mean.to_dict() for metric, mean in summary(values).items()
                 }
             methods[name] = {"protocols": protocols}
         metrics = {"methods": methods}

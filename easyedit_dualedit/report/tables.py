@@ -9,7 +9,8 @@ from rich.text import Text
 
 from easyedit_dualedit.experiments.ablate import COLUMNS
 from easyedit_dualedit.experiments.locate import ATTENTION, MODALITIES
-from easyedit_dualedit.measure.metrics import AVERAGE, PROTOCOLS
+from easyedit_dualedit.measure.metrics import AVERAGE
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 
 _TITLES = {
     "reliability": "reliability",
@@ -41,11 +42,11 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     table = Table(title="Percent, mean ± half of the bootstrap 95 % interval")
     table.add_column("protocol")
     table.add_column("method")
-    first = next(iter(metrics["methods"].values()))["protocols"][PROTOCOLS[0]]
+    first = next(iter(metrics["methods"].values()))["protocols"][EVALUATION_PROTOCOLS[0]]
     columns = [metric for metric in _TITLES if metric in first]
     for metric in columns:
         table.add_column(_TITLES[metric], justify="right")
-    for protocol in reversed(PROTOCOLS):
+    for protocol in reversed(EVALUATION_PROTOCOLS):
         for name, method in metrics["methods"].items():
             values = method["protocols"][protocol]
             cells = [_cell(values[metric]) for metric in columns]

@@ -18,7 +18,7 @@ from tiny_models import tiny_llava_onevision
 from workplace import Workplace
 
 from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.experiments.benchmark import UNEDITED, method_folder, slug
+from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, method_folder, slug
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
 from easyedit_dualedit.measure.run import METRICS_FILE
 

@@ -12,7 +12,8 @@ import torch
 from easyedit_dualedit import testbed
 from easyedit_dualedit.commands.demo_data import DUALEDIT, demo_records
 from easyedit_dualedit.data.records import METRICS, Record
-from easyedit_dualedit.measure.metrics import AVERAGE, PROTOCOLS
+from easyedit_dualedit.measure.metrics import AVERAGE
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.loading import load_model
@@ -55,7 +56,7 @@ def test_the_main_command_prints_a_table_and_writes_the_numbers(tmp_path: Path):
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())["methods"]
     assert len(metrics) == 5
     for method in metrics.values():
-        assert set(method["protocols"]) == set(PROTOCOLS)
+        assert set(method["protocols"]) == set(EVALUATION_PROTOCOLS)
         for values in method["protocols"].values():
             assert set(values) == {*METRICS, AVERAGE}
             for value in values.values():

@@ -26,7 +26,7 @@ from easyedit_dualedit.experiments.ablate import (
     to_markdown,
     variants,
 )
-from easyedit_dualedit.measure.metrics import PROTOCOLS
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.report import plots
 
 CONFIG = tiny_config(gate={"kind": "learned"})
@@ -96,10 +96,10 @@ def test_rows_hold_every_gate_of_every_variant(
         ("vision adapter only", "learned"),
     ]
     for row in rows:
-        assert set(row["protocols"]) == set(PROTOCOLS)
+        assert set(row["protocols"]) == set(EVALUATION_PROTOCOLS)
         assert row["protocols"]["generate"]["reliability"]["n"] == 2
     lines = list(csv.DictReader(io.StringIO(to_csv(rows))))
-    assert len(lines) == len(rows) * len(PROTOCOLS)
+    assert len(lines) == len(rows) * len(EVALUATION_PROTOCOLS)
     first = rows[0]["protocols"][lines[0]["protocol"]]
     assert float(lines[0]["average_mean"]) == first["average"]["mean"]
     table = to_markdown(rows).splitlines()

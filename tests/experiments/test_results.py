@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from easyedit_dualedit.experiments.benchmark import UNEDITED, method_folder
+from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, method_folder
 from easyedit_dualedit.experiments.results import (
-    collect,
     compared,
     costs,
     costs_table,
     headline,
     intervals,
+    metrics_of,
     missing,
     paired_difference,
     protocol_table,
@@ -65,7 +65,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def collected(run: Path) -> dict[str, Any]:
-    metrics = collect(run, NAMES, range(10), PLAN)
+    metrics = metrics_of(run, NAMES, range(10), PLAN)
     assert metrics is not None
     return metrics
 
@@ -105,7 +105,7 @@ def test_a_row_that_reads_the_label_says_so(run: Path):
 
 def test_nothing_is_collected_while_cases_are_missing(run: Path):
     (method_folder(run, "Good") / "cases" / "00004.json").unlink()
-    assert collect(run, NAMES, range(10), PLAN) is None
+    assert metrics_of(run, NAMES, range(10), PLAN) is None
     assert missing(run, NAMES, range(10)) == {"Good": 1}
 
 

@@ -1,4 +1,4 @@
-"""Asking: each protocol's value is what the model's answers say, one question at a time."""
+"""Asking: what is kept is what the model says, alone and together, and nothing else is asked."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +11,13 @@ from tiny_editors import trained_editor
 from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
-from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.experiments.dualedit_rows import AdaptedEditor
-from easyedit_dualedit.measure.asking import Answers, Asker, Questions, Said, score
+from easyedit_dualedit.measure.asking import Asker
 from easyedit_dualedit.measure.contender import Edited
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.measure.metrics import LOCALITY
-from easyedit_dualedit.measure.protocols import PROTOCOLS
-from easyedit_dualedit.measure.specificity import SIMILAR_IMAGE, SIMILAR_TEXT
+from easyedit_dualedit.measure.questions import Questions
+from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import family_of
@@ -45,9 +44,8 @@ def encoder(tiny: TinyModel) -> Encoder:
 
 def asked(encoder: Encoder, record: Record, edited: Edited, protocols=FORCED):
     questions = Questions.of(record, protocols)
-    asker = Asker(encoder, protocols)
-    before = asker.ask(Edited(encoder.backbone.model, 0), questions)
-    after = asker.ask(edited, questions)
+    asker = Asker(encoder, [questions], protocols)
+    (before,), (after,) = asker.ask(Edited(encoder.backbone.model, 0)), asker.ask(edited)
     return questions, before, after
 
 
@@ -62,7 +60,7 @@ def test_values_agree_with_numpy(every: TinyModel, record: Record):
     editor = trained_editor(every, gate="open")
     with AdaptedEditor(editor).edit(record) as edited:
         questions, before, after = asked(encoder, record, edited)
-        found = score(questions, before, after, encoder, FORCED)
+        scores = score(questions, before, after, encoder, FORCED)
         for name, query in questions.own.items():
             batch, row = encoder.encode([query]), joined_row(encoder, query)
             plain, changed = (
@@ -84,8 +82,8 @@ def test_values_agree_with_numpy(every: TinyModel, record: Record):
                 count = 1 if name == "text_locality" else 10
                 ranks = [np.argsort(-logits, -1)[:, :count] for logits in (plain[1], changed[1])]
                 easyedit = np.float32(np.mean(ranks[0] == ranks[1]))
-            assert found["visedit"][name] == pytest.approx(share)
-            assert found["easyedit"][name] == pytest.approx(float(easyedit))
+            assert scores["visedit"][name] == pytest.approx(share)
+            assert scores["easyedit"][name] == pytest.approx(float(easyedit))
             prompt = encoder.encode([query], with_target=False)
             length = len(encoder.target_ids(str(query.target))) + 8
             texts = []
@@ -94,7 +92,7 @@ def test_values_agree_with_numpy(every: TinyModel, record: Record):
                 new = tokens[0, prompt.inputs["input_ids"].shape[1] :]
                 texts.append(encoder.tokenizer.decode(new, skip_special_tokens=True).strip())
             wanted = texts[0] if name in LOCALITY else query.target
-            assert found["generate"][name] == float(texts[1] == wanted)
+            assert scores["generate"][name] == float(texts[1] == wanted)
 
 
 def test_a_closed_gate_changes_nothing_under_any_protocol(
@@ -104,11 +102,11 @@ def test_a_closed_gate_changes_nothing_under_any_protocol(
     editor = trained_editor(tiny, gate={"kind": "cosine", "threshold": 0.999999})
     with AdaptedEditor(editor).edit(other) as edited:
         questions, before, after = asked(encoder, record, edited)
-    found = score(questions, before, after, encoder, FORCED)
+    scores = score(questions, before, after, encoder, FORCED)
     own = score(questions, before, before, encoder, FORCED)
-    assert found == own
-    assert all(found[protocol][metric] == 1.0 for protocol in FORCED for metric in LOCALITY)
-    assert all(said.is_open is False for said in after.said.values())
+    assert scores == own
+    assert all(scores[protocol][metric] == 1.0 for protocol in FORCED for metric in LOCALITY)
+    assert all(reply.is_open is False for reply in after.to.values())
 
 
 def test_only_what_a_protocol_needs_is_computed(llava: TinyModel, record: Record):
@@ -127,7 +125,7 @@ def test_only_what_a_protocol_needs_is_computed(llava: TinyModel, record: Record
     edited = Edited(Counting(), 0)
     for protocols, forwards in ((("generate",), 1), (("visedit",), 5), (("easyedit",), 6)):
         calls.clear()
-        Asker(encoder, protocols).ask(edited, Questions.of(record, protocols))
+        Asker(encoder, [Questions.of(record, protocols)], protocols).ask(edited)
         assert calls == ["forward"] * forwards + ["generate"] * 5
 
 
@@ -142,42 +140,10 @@ def test_a_method_may_put_its_own_words_to_the_model(llava: TinyModel, record: R
     edited = Edited(llava.model, 0, asked=asks)
     questions, before, after = asked(encoder, record, edited)
     assert seen == [query.prompt for query in record.queries]
-    found = score(questions, before, after, encoder, FORCED)
-    assert set(found) == set(FORCED)
+    scores = score(questions, before, after, encoder, FORCED)
+    assert set(scores) == set(FORCED)
     # Rows of different lengths are compared at their ends.
-    assert 0.0 < found["easyedit"]["image_locality"] < 1.0
-
-
-def said(text: str, *predicted: int) -> Said:
-    return Said(text=text, predicted=predicted)
-
-
-def test_specificity_is_the_share_of_unchanged_answers_by_family(llava: TinyModel, record: Record):
-    encoder = Encoder(Backbone.of(llava.model), llava.processor)
-    kinds = (OTHER_IMAGE, OTHER_QUESTION, NO_IMAGE, SIMILAR_TEXT, SIMILAR_IMAGE)
-    close = {kind: Query("What is it?", None, "five") for kind in kinds}
-    questions = Questions.of(record, ("specificity",), close)
-    before = Answers({kind: said("five") for kind in kinds}, 0.0)
-    after = Answers({**before.said, OTHER_IMAGE: said("six"), NO_IMAGE: said("six")}, 0.0)
-    found = score(questions, before, after, encoder, ("specificity",))
-    assert found == {"specificity": {"RI": 0.5, "NI": 0.0, "CI": 1.0}}
-
-
-def test_portability_has_two_numbers_and_only_where_the_data_has_it(
-    llava: TinyModel, record: Record
-):
-    encoder = Encoder(Backbone.of(llava.model), llava.processor)
-    ids = encoder.target_ids("five")
-    query = Query("Where is it?", record.request.image, "five")
-    ported = replace(record, portability=(query, query))
-    questions = Questions.of(ported, ("portability",))
-    right, wrong = said("Five.", *ids), said("six", *[0] * len(ids))
-    after = Answers({"portability_0": right, "portability_1": wrong}, 0.0)
-    found = score(questions, after, after, encoder, ("portability",))
-    assert found == {"portability": {"exact_match": 0.5, "token_accuracy": 0.5}}
-    assert (
-        score(Questions.of(record, ("portability",)), after, after, encoder, PROTOCOLS[-1:]) == {}
-    )
+    assert 0.0 < scores["easyedit"]["image_locality"] < 1.0
 
 
 def test_asking_leaves_gradients_and_the_model_alone(record: Record):

@@ -1,7 +1,8 @@
 """Evaluation: what a case says is what the models say, and a run can stop at any moment."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.measure.evaluation import Case, RecordQueries, evaluate
-from easyedit_dualedit.measure.metrics import LOCALITY, PROTOCOLS
+from easyedit_dualedit.measure.evaluation import evaluate, evaluate_together
+from easyedit_dualedit.measure.metrics import LOCALITY
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
@@ -35,9 +37,36 @@ def edit_of(editor: DualEditor, record: Record) -> EditedModel:
     return editor.edited(editor.read([record.request]))
 
 
-def case_of(queries: RecordQueries, edited: EditedModel | None = None) -> Case:
-    """Return the case of the only record of some queries."""
-    (case,) = queries.cases([edited])
+@dataclass(frozen=True)
+class Case:
+    """What a stored case says of one method."""
+
+    before: dict[str, str]
+    values: dict[str, dict[str, float]]
+    answers: dict[str, str]
+    gate: dict[str, dict[str, Any]]
+
+    @property
+    def opened(self) -> list[bool]:
+        return [self.gate[metric]["open"] for metric in METRICS]
+
+    @property
+    def similarity(self) -> list[float]:
+        return [self.gate[metric]["similarity"] for metric in METRICS]
+
+
+def cases_of(
+    encoder: Encoder, records: Sequence[Record], edits: Sequence[EditedModel | None]
+) -> list[Case]:
+    """Return the case of each record under its own edited model, asked in one batch."""
+    made = {id(record): edited for record, edited in zip(records, edits, strict=True)}
+    cases = evaluate_together(records, encoder, {"edited": lambda record: made[id(record)]})
+    return [Case(case["before"], **case["methods"]["edited"]) for case in cases]
+
+
+def case_of(encoder: Encoder, record: Record, edited: EditedModel | None = None) -> Case:
+    """Return the case of one record on its own."""
+    (case,) = cases_of(encoder, [record], [edited])
     return case
 
 
@@ -70,10 +99,11 @@ def model_that_answers(record: Record) -> Encoder:
 
 
 def test_a_model_that_says_the_targets_scores_one_under_both_protocols(records: list[Record]):
-    queries = RecordQueries(model_that_answers(records[0]), [records[0]])
-    assert queries.before.generated == tuple(str(query.target) for query in records[0].queries)
-    case = case_of(queries)
-    assert case.values == {protocol: dict.fromkeys(METRICS, 1.0) for protocol in PROTOCOLS}
+    case = case_of(model_that_answers(records[0]), records[0])
+    assert list(case.before.values()) == [str(query.target) for query in records[0].queries]
+    assert case.values == {
+        protocol: dict.fromkeys(METRICS, 1.0) for protocol in EVALUATION_PROTOCOLS
+    }
 
 
 def test_other_targets_than_what_the_model_says_score_nothing_when_generated(
@@ -81,7 +111,7 @@ def test_other_targets_than_what_the_model_says_score_nothing_when_generated(
 ):
     encoder = model_that_answers(records[0])
     other = Record(0, *records[1].queries, prediction="")
-    case = case_of(RecordQueries(encoder, [other]))
+    case = case_of(encoder, other)
     assert [case.values["generate"][metric] for metric in IN_SCOPE] == [0.0, 0.0, 0.0]
     assert all(case.values["visedit"][metric] < 1.0 for metric in IN_SCOPE)
 
@@ -95,7 +125,7 @@ def test_teacher_forcing_gives_part_of_a_target_where_generation_gives_nothing(
         records[0].request.prompt, records[0].request.image, target + " bottom right one two three"
     )
     queries = (longer, *records[0].queries[1:])
-    values = case_of(RecordQueries(encoder, [Record(0, *queries, prediction="")])).values
+    values = case_of(encoder, Record(0, *queries, prediction="")).values
     count = len(encoder.target_ids(str(longer.target)))
     least = len(encoder.target_ids(target)) / count
     assert values["generate"]["reliability"] == 0.0
@@ -104,10 +134,10 @@ def test_teacher_forcing_gives_part_of_a_target_where_generation_gives_nothing(
 
 def test_the_unedited_model_agrees_with_itself(tiny: TinyModel, records: list[Record]):
     encoder = Encoder(Backbone.of(tiny.model), tiny.processor)
-    case = case_of(RecordQueries(encoder, [records[0]]))
-    for protocol in PROTOCOLS:
+    case = case_of(encoder, records[0])
+    for protocol in EVALUATION_PROTOCOLS:
         assert [case.values[protocol][metric] for metric in LOCALITY] == [1.0, 1.0]
-    assert case.similarity == case.is_open == ()
+    assert case.gate == {}
 
 
 def test_a_closed_gate_agrees_exactly_and_an_open_one_does_not(
@@ -116,33 +146,23 @@ def test_a_closed_gate_agrees_exactly_and_an_open_one_does_not(
     closed = trained_editor(tiny, gate={"kind": "cosine", "threshold": 0.99999})
     opened = trained_editor(tiny, gate="open")
     for record in records[:2]:
-        queries = RecordQueries(closed.encoder, [record])
-        case = case_of(queries, edit_of(closed, record))
-        assert case.is_open[3:] == (False, False)
-        assert case.answers[3:] == queries.before.generated[3:]
-        for protocol in PROTOCOLS:
+        case = case_of(closed.encoder, record, edit_of(closed, record))
+        assert case.opened[3:] == [False, False]
+        assert [case.answers[metric] for metric in LOCALITY] == [
+            case.before[metric] for metric in LOCALITY
+        ]
+        for protocol in EVALUATION_PROTOCOLS:
             assert [case.values[protocol][metric] for metric in LOCALITY] == [1.0, 1.0]
-        case = case_of(queries, edit_of(opened, record))
-        assert case.is_open == (True,) * 5
+        case = case_of(opened.encoder, record, edit_of(opened, record))
+        assert case.opened == [True] * 5
         assert sum(case.values["generate"][metric] for metric in LOCALITY) < 2.0
-
-
-def test_logits_behind_a_closed_gate_are_those_of_before(llava: TinyModel, records: list[Record]):
-    editor = trained_editor(llava, gate={"kind": "cosine", "threshold": 0.99999})
-    queries = RecordQueries(editor.encoder, [records[0]])
-    case = case_of(queries, edit_of(editor, records[0]))
-    after = queries.answers(edit_of(editor, records[0]))
-    closed = [place for place, is_open in enumerate(case.is_open) if not is_open]
-    assert len(closed) >= 2
-    assert torch.equal(after.logits[closed], queries.before.logits[closed])
-    assert not torch.equal(after.logits[0], queries.before.logits[0])
 
 
 def test_values_are_those_of_one_query_at_a_time(llava: TinyModel, records: list[Record]):
     editor = trained_editor(llava, gate={"kind": "cosine", "threshold": 0.3})
     for record in records:
         edited = edit_of(editor, record)
-        case = case_of(RecordQueries(editor.encoder, [record]), edited)
+        case = case_of(editor.encoder, record, edited)
         for place, metric in enumerate(METRICS):
             query = record.queries[place]
             batch = editor.encoder.encode([query])
@@ -154,14 +174,14 @@ def test_values_are_those_of_one_query_at_a_time(llava: TinyModel, records: list
             compared = before if metric in LOCALITY else expected
             assert case.values["visedit"][metric] == pytest.approx(np.mean(after == compared))
             routing = edited.route(**batch.inputs)
-            assert case.is_open[place] == bool(routing.is_open[0])
+            assert case.opened[place] == bool(routing.is_open[0])
             assert case.similarity[place] == pytest.approx(float(routing.similarity[0]), abs=1e-4)
 
 
 def test_the_label_decides_nothing_about_generated_answers(llava: TinyModel, records: list[Record]):
     editor = trained_editor(llava, gate={"kind": "cosine", "threshold": 0.3})
     record = records[0]
-    found = []
+    without_label = []
     for place in (1, 2):
         # The same number of tokens, since the longest target decides how long answers may be.
         answers = [str(records[place].request.target)] * 5
@@ -170,9 +190,10 @@ def test_the_label_decides_nothing_about_generated_answers(llava: TinyModel, rec
             for query, answer in zip(record.queries, answers, strict=True)
         ]
         asked = Record(0, *queries, prediction="")
-        case = case_of(RecordQueries(editor.encoder, [asked]), edit_of(editor, record))
-        found.append((case.similarity, case.is_open, [answer[:4] for answer in case.answers]))
-    assert found[0] == found[1]
+        case = case_of(editor.encoder, asked, edit_of(editor, record))
+        shortened = [answer[:4] for answer in case.answers.values()]
+        without_label.append((case.similarity, case.opened, shortened))
+    assert without_label[0] == without_label[1]
 
 
 def test_an_edit_that_was_learnt_scores_under_both_protocols(
@@ -195,11 +216,11 @@ def test_an_edit_that_was_learnt_scores_under_both_protocols(
         step_losses(editor, records[:1], config).total.backward()
         optimiser.step()
     llava.model.zero_grad(set_to_none=True)
-    queries = RecordQueries(editor.encoder, [records[0]])
-    case = case_of(queries, edit_of(editor, records[0]))
-    for protocol in PROTOCOLS:
+    case = case_of(editor.encoder, records[0], edit_of(editor, records[0]))
+    plain = case_of(editor.encoder, records[0])
+    for protocol in EVALUATION_PROTOCOLS:
         assert case.values[protocol]["reliability"] == 1.0
-        assert case_of(queries).values[protocol]["reliability"] < 1.0
+        assert plain.values[protocol]["reliability"] < 1.0
 
 
 def test_a_case_on_disk_has_the_documented_form(
@@ -220,14 +241,14 @@ def test_a_case_on_disk_has_the_documented_form(
     }
     assert stored["queries"]["text_locality"]["image"] is None
     assert list(stored["methods"]) == ["unedited", "edited"]
-    for name, found in stored["methods"].items():
-        assert set(found) == {"values", "answers", "gate"}
-        assert set(found["values"]) == set(PROTOCOLS)
-        for values in found["values"].values():
+    for name, method in stored["methods"].items():
+        assert set(method) == {"values", "answers", "gate"}
+        assert set(method["values"]) == set(EVALUATION_PROTOCOLS)
+        for values in method["values"].values():
             assert list(values) == list(METRICS)
             assert all(0.0 <= value <= 1.0 for value in values.values())
-        assert list(found["answers"]) == list(METRICS)
-        assert list(found["gate"]) == ([] if name == "unedited" else list(METRICS))
+        assert list(method["answers"]) == list(METRICS)
+        assert list(method["gate"]) == ([] if name == "unedited" else list(METRICS))
     gate = stored["methods"]["edited"]["gate"]["reliability"]
     assert gate == {"similarity": pytest.approx(1.0, abs=1e-5), "open": True}
 
@@ -244,7 +265,7 @@ def test_the_numbers_of_a_run_have_the_documented_form_and_are_means_of_its_case
     assert list(metrics["methods"]) == ["unedited", "edited"]
     for name, method in metrics["methods"].items():
         assert list(method) == ["protocols"]
-        assert set(method["protocols"]) == set(PROTOCOLS)
+        assert set(method["protocols"]) == set(EVALUATION_PROTOCOLS)
         for protocol, values in method["protocols"].items():
             assert list(values) == [*METRICS, "average"]
             table = [
@@ -343,12 +364,12 @@ def uneven(tmp_path: Path) -> list[Record]:
 def test_a_case_does_not_depend_on_the_records_beside_it(llava: TinyModel, uneven: list[Record]):
     editor = trained_editor(llava)
     edits = [edit_of(editor, record) for record in uneven]
-    together = RecordQueries(editor.encoder, uneven).cases(edits)
+    together = cases_of(editor.encoder, uneven, edits)
     for record, edited, case in zip(uneven, edits, together, strict=True):
-        alone = case_of(RecordQueries(editor.encoder, [record]), edited)
+        alone = case_of(editor.encoder, record, edited)
         assert case.answers == alone.answers
         assert case.values == alone.values
-        assert case.is_open == alone.is_open
+        assert case.opened == alone.opened
 
 
 def test_a_run_stopped_within_a_batch_continues_to_the_same_bytes(
@@ -378,13 +399,13 @@ def test_a_run_stopped_within_a_batch_continues_to_the_same_bytes(
 def test_records_beside_each_other_each_see_their_own_edit(tiny: TinyModel, records: list[Record]):
     editor = trained_editor(tiny, gate="open")
     edits = [edit_of(editor, record) for record in records]
-    together = RecordQueries(editor.encoder, records).cases(edits)
-    assert len({case.answers for case in together}) == len(records)
+    together = cases_of(editor.encoder, records, edits)
+    assert len({tuple(case.answers.values()) for case in together}) == len(records)
     for record, edited, case in zip(records, edits, together, strict=True):
-        alone = case_of(RecordQueries(editor.encoder, [record]), edited)
+        alone = case_of(editor.encoder, record, edited)
         assert case.values["visedit"] == pytest.approx(alone.values["visedit"])
         assert case.similarity == pytest.approx(alone.similarity, abs=1e-4)
-        for got, expected in zip(case.answers, alone.answers, strict=True):
+        for got, expected in zip(case.answers.values(), alone.answers.values(), strict=True):
             shorter = min(len(got), len(expected)) - 2
             assert got[:shorter] == expected[:shorter]
 
@@ -406,9 +427,7 @@ def test_the_model_is_as_it_was_after_an_evaluation(
 ):
     before = {key: value.clone() for key, value in llava.model.state_dict().items()}
     editor = trained_editor(llava, gate="open")
-    first = RecordQueries(editor.encoder, [records[0]]).before
+    first = case_of(editor.encoder, records[0])
     evaluate(records[:2], editor.encoder, methods_of(editor), Run(tmp_path, {}), progress=False)
-    again = RecordQueries(editor.encoder, [records[0]]).before
-    assert torch.equal(first.logits, again.logits)
-    assert first.generated == again.generated
+    assert case_of(editor.encoder, records[0]) == first
     assert all(torch.equal(value, before[key]) for key, value in llava.model.state_dict().items())

@@ -12,12 +12,12 @@ from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.metrics import (
     AVERAGE,
-    answer_agreement,
+    agreement,
     exact_match,
     interval,
+    named_tokens,
     normalised,
     summary,
-    token_accuracy,
 )
 from easyedit_dualedit.model.inputs import IGNORED
 
@@ -41,33 +41,12 @@ def logits_that_answer(answers: Tensor, vocabulary: int = 9) -> Tensor:
     return logits
 
 
-def numpy_accuracy(logits: Tensor, labels: Tensor) -> list[float]:
-    values, expected = logits.numpy(), labels.numpy()
-    found = []
-    for row in range(len(expected)):
-        places = [at for at in range(expected.shape[1]) if expected[row, at] != IGNORED]
-        hits = [int(np.argmax(values[row, at - 1])) == expected[row, at] for at in places]
-        found.append(float(np.mean(hits)))
-    return found
-
-
-def numpy_agreement(plain: Tensor, edited: Tensor, labels: Tensor) -> list[float]:
-    expected = labels.numpy()
-    found = []
-    for row in range(len(expected)):
-        places = [at for at in range(expected.shape[1]) if expected[row, at] != IGNORED]
-        found.append(
-            float(
-                np.mean(
-                    [
-                        np.argmax(plain[row, at - 1].numpy())
-                        == np.argmax(edited[row, at - 1].numpy())
-                        for at in places
-                    ]
-                )
-            )
-        )
-    return found
+def numpy_named(logits: Tensor, target: Tensor) -> list[tuple[int, ...]]:
+    values, asked = logits.numpy(), target.numpy()
+    return [
+        tuple(int(np.argmax(row[place - 1])) for place in np.flatnonzero(marks))
+        for row, marks in zip(values, asked, strict=True)
+    ]
 
 
 def random_labels(count: int = 40, width: int = 12) -> Tensor:
@@ -81,61 +60,45 @@ def random_labels(count: int = 40, width: int = 12) -> Tensor:
     return labels
 
 
-def test_token_accuracy_agrees_with_numpy():
-    labels = random_labels()
-    logits = torch.randn(*labels.shape, 5)
-    got = token_accuracy(logits, labels)
-    assert got == pytest.approx(numpy_accuracy(logits, labels), abs=1e-12)
-    assert len({round(value, 3) for value in got}) > 4
-
-
-def test_agreement_agrees_with_numpy():
-    labels = random_labels()
-    plain = torch.randn(*labels.shape, 5)
-    edited = plain + torch.randn(*labels.shape, 5)
-    got = answer_agreement(plain, edited, labels)
-    assert got == pytest.approx(numpy_agreement(plain, edited, labels), abs=1e-12)
-    assert len({round(value, 3) for value in got}) > 4
-    assert answer_agreement(plain, plain, labels) == [1.0] * len(labels)
-
-
-def test_agreement_reads_labels_only_for_the_place_of_the_answer():
-    labels = random_labels()
-    plain, edited = torch.randn(2, *labels.shape, 5)
-    other = torch.where(labels == IGNORED, IGNORED, (labels + 1) % 5)
-    assert answer_agreement(plain, edited, labels) == answer_agreement(plain, edited, other)
+def test_the_tokens_named_agree_with_numpy():
+    target = random_labels() != IGNORED
+    logits = torch.randn(*target.shape, 5)
+    tokens = named_tokens(logits, target)
+    assert tokens == numpy_named(logits, target)
+    assert len({len(row) for row in tokens}) > 3
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_known_row_scores_what_was_counted_by_hand(side: str):
-    said = padded([[0, 1, 2, 3, 4], [0, 5, 6]], 7, side, 8)
-    labels = padded([[IGNORED, IGNORED, 2, 3, 7], [IGNORED, IGNORED, 6]], 7, side, IGNORED)
-    assert token_accuracy(logits_that_answer(said), labels) == pytest.approx([2 / 3, 1.0])
+@pytest.mark.parametrize("filler", [0, 6, 8])
+def test_a_known_row_names_what_was_counted_by_hand(side: str, filler: int):
+    """The padding side, and what stands in the padding, do not matter."""
+    rows = padded([[0, 1, 2, 3, 4], [0, 5, 6], [0, 1, 3, 3]], 8, side, filler)
+    asked = padded([[0, 0, 1, 1, 1], [0, 1, 1], [0, 0, 1, 1]], 8, side, 0).bool()
+    tokens = named_tokens(logits_that_answer(rows), asked)
+    assert tokens == [(2, 3, 4), (5, 6), (3, 3)]
+    wanted = [(2, 3, 7), (1, 6), (3, 5)]
+    shares = [agreement(named, want) for named, want in zip(tokens, wanted, strict=True)]
+    assert shares == [2 / 3, 0.5, 0.5]
 
 
-def test_the_padding_side_and_what_stands_in_the_padding_do_not_matter():
-    answers = [[0, 1, 2, 3, 4], [0, 5, 6], [0, 1, 3, 3]]
-    asked = [[IGNORED, IGNORED, 2, 3, 7], [IGNORED, 1, 6], [IGNORED, IGNORED, 2, 3]]
-    found = []
-    for side in ("left", "right"):
-        for filler in (0, 6):
-            labels = padded(asked, 8, side, IGNORED)
-            plain = logits_that_answer(padded(answers, 8, side, filler))
-            changed = [[row[0], *(value + (value == 3) for value in row[1:])] for row in answers]
-            edited = logits_that_answer(padded(changed, 8, side, filler))
-            found.append((token_accuracy(plain, labels), answer_agreement(plain, edited, labels)))
-    assert found[0] == ([2 / 3, 0.5, 0.5], [2 / 3, 1.0, 0.0])
-    assert all(other == found[0] for other in found)
+def test_agreement_agrees_with_numpy():
+    first, second = np.random.default_rng(5).integers(0, 3, (2, 50, 6)).tolist()
+    shares = [agreement(one, other) for one, other in zip(first, second, strict=True)]
+    assert shares == np.mean(np.equal(first, second), axis=1).tolist()
+    assert len(set(shares)) > 3
+    assert agreement(first[0], first[0]) == 1.0
+
+
+def test_answers_of_different_lengths_are_not_compared():
+    with pytest.raises(ValueError, match="longer"):
+        agreement((1, 2), (1, 2, 3))
 
 
 def test_rows_without_an_answer_are_refused_by_number():
-    labels = random_labels(4)
-    labels[1] = labels[3] = IGNORED
-    logits = torch.randn(*labels.shape, 5)
+    target = random_labels(4) != IGNORED
+    target[1] = target[3] = False
     with pytest.raises(DataError, match=r"rows \[1, 3\] have no answer token"):
-        token_accuracy(logits, labels)
-    with pytest.raises(DataError, match=r"rows \[1, 3\] have no answer token"):
-        answer_agreement(logits, logits, labels)
+        named_tokens(torch.randn(*target.shape, 5), target)
 
 
 @pytest.mark.parametrize(

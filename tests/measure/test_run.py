@@ -11,14 +11,15 @@ import pytest
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.files import write_json
-from easyedit_dualedit.measure.metrics import PROTOCOLS, summary
+from easyedit_dualedit.measure.metrics import summary
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.measure.run import METRICS_FILE, SETTINGS_FILE, Run
 
 SETTINGS = {"records": 3, "methods": ["unedited"], "nested": {"gate": None, "lr": 1e-4}}
 
 
 def case_of(value: float, names: tuple[str, ...] = ("unedited",)) -> dict[str, Any]:
-    values = {protocol: dict.fromkeys(METRICS, value) for protocol in PROTOCOLS}
+    values = {protocol: dict.fromkeys(METRICS, value) for protocol in EVALUATION_PROTOCOLS}
     return {"methods": {name: {"values": values} for name in names}}
 
 
@@ -210,7 +211,7 @@ def test_the_numbers_are_those_of_the_cases_for_each_method(tmp_path: Path):
         metric: found.to_dict()
         for metric, found in summary([dict.fromkeys(METRICS, v) for v in (0, 1, 1, 0.5)]).items()
     }
-    for protocol in PROTOCOLS:
+    for protocol in EVALUATION_PROTOCOLS:
         assert metrics["methods"]["unedited"]["protocols"][protocol] == expected
         perfect = metrics["methods"]["DualEdit"]["protocols"][protocol]
         assert all(value["mean"] == value["low"] == 100.0 for value in perfect.values())

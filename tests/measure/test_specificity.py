@@ -13,8 +13,9 @@ from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure import specificity
-from easyedit_dualedit.measure.evaluation import RecordQueries, evaluate
-from easyedit_dualedit.measure.metrics import PROTOCOLS, summary
+from easyedit_dualedit.measure.evaluation import evaluate, evaluate_together
+from easyedit_dualedit.measure.metrics import summary
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.measure.specificity import (
     FAMILIES,
@@ -133,7 +134,7 @@ def test_specificity_is_agreement_with_the_unedited_model(
             # The answers are cut at different lengths.
             assert case["queries"][kind]["target"][:4] in (before[:4], ".")
     metrics = run.finish(cases)["methods"]["edited"]["protocols"]
-    for protocol in PROTOCOLS:
+    for protocol in EVALUATION_PROTOCOLS:
         for name, kinds in FAMILIES.items():
             halves = [metrics[protocol][kind]["mean"] for kind in kinds]
             assert metrics[protocol][name]["mean"] == pytest.approx(sum(halves) / len(halves))
@@ -143,15 +144,17 @@ def test_further_queries_leave_the_five_metrics_as_they_were(
     llava: TinyModel, records: list[Record]
 ):
     editor = trained_editor(llava)
-    edits = [editor.edited(editor.read([record.request])) for record in records[:2]]
-    more = specificity_queries(records[:2], records, editor.encoder, progress=False)
-    plain = RecordQueries(editor.encoder, records[:2]).cases(edits)
-    asked_more = RecordQueries(editor.encoder, records[:2], more).cases(edits)
+    makers = {"edited": lambda record: editor.edited(editor.read([record.request]))}
+    queries = specificity_queries(records[:2], records, editor.encoder, progress=False)
+    further = {record.index: more for record, more in zip(records, queries, strict=False)}
+    plain = evaluate_together(records[:2], editor.encoder, makers)
+    asked_more = evaluate_together(records[:2], editor.encoder, makers, further=further)
     for alone, together in zip(plain, asked_more, strict=True):
-        assert together.is_open[: len(METRICS)] == alone.is_open
-        for protocol in PROTOCOLS:
-            found = {metric: together.values[protocol][metric] for metric in METRICS}
-            assert found == alone.values[protocol]
+        own, more = alone["methods"]["edited"], together["methods"]["edited"]
+        for metric in METRICS:
+            assert more["gate"][metric]["open"] == own["gate"][metric]["open"]
+            for protocol in EVALUATION_PROTOCOLS:
+                assert more["values"][protocol][metric] == own["values"][protocol][metric]
 
 
 def test_a_summary_without_further_queries_has_no_further_numbers():

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.measure.metrics import PROTOCOLS
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.report.tables import metrics_table, print_report
 
 NAMES = ("unedited", "DualEdit")
@@ -27,7 +27,7 @@ def metrics_of(names: tuple[str, ...] = NAMES) -> dict[str, Any]:
             name: {
                 "protocols": {
                     protocol: numbers(10.0 + 30 * row + 10 * place)
-                    for place, protocol in enumerate(PROTOCOLS)
+                    for place, protocol in enumerate(EVALUATION_PROTOCOLS)
                 }
             }
             for row, name in enumerate(names)

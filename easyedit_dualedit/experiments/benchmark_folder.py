@@ -1,0 +1,76 @@
+"""A run of the benchmark on disk: a folder for each method, with its cases and what it cost."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from easyedit_dualedit.files import read_json, write_json
+from easyedit_dualedit.measure.run import CASES_FOLDER
+
+UNEDITED = "unedited"
+"""Name of the model without an edit, beside those of the methods."""
+
+METHODS_FOLDER = "methods"
+TRAINED_FOLDER = "trained"
+MAKING_FILE = "making.json"
+FAILURE_FILE = "failed.json"
+
+
+def slug(name: str) -> str:
+    """Return a method's name as a folder and as an argument."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("'", "")).strip("-")
+
+
+def method_folder(folder: Path, name: str) -> Path:
+    """Return where a run keeps the cases of a method."""
+    return folder / METHODS_FOLDER / slug(name)
+
+
+def failure(folder: Path, name: str) -> str | None:
+    """Return why a method failed in a run, or None."""
+    stored = read_json(method_folder(folder, name) / FAILURE_FILE)
+    return None if stored is None else str(stored["error"])
+
+
+def cases_of(folder: Path, name: str, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the cases of a method that a run holds, in the order of `indices`."""
+    paths = (method_folder(folder, name) / CASES_FOLDER / f"{i:05d}.json" for i in indices)
+    return [case for case in map(read_json, paths) if case is not None]
+
+
+def costs_of(folder: Path, name: str, indices: Sequence[int]) -> dict[str, float | int | None]:
+    """Return what a method costs, beside what the unedited model does.
+
+    Returns:
+        `seconds_per_edit` (mean), `forward_overhead` (ratio of the median forwards),
+        `bytes_per_edit` (mean), `trained_parameters`, `making_seconds` (loading, and training if
+        there was any) and `peak_memory_bytes` while it edits and is asked; None where unknown.
+    """
+    cases = cases_of(folder, name, indices)
+    plain = [case["seconds"]["forward"] for case in cases_of(folder, UNEDITED, indices)]
+    making = read_json(method_folder(folder, name) / MAKING_FILE) or {}
+    forward = [case["seconds"]["forward"] for case in cases]
+    return {
+        "seconds_per_edit": fmean(case["seconds"]["edit"] for case in cases) if cases else None,
+        "forward_overhead": median(forward) / median(plain) if forward and plain else None,
+        "bytes_per_edit": round(fmean(case["stored_bytes"] for case in cases)) if cases else None,
+        **{
+            key: making.get(key)
+            for key in ("trained_parameters", "making_seconds", "peak_memory_bytes")
+        },
+    }
+
+
+def note_making(folder: Path, made: Mapping[str, Any]) -> None:
+    """Write what it took to make a method, into the method's folder.
+
+    Of a run in several parts, the part that trained took longest; it is the one to tell.
+    """
+    earlier = read_json(folder / MAKING_FILE) or {}
+    longest = {
+        key: max(value, earlier[key]) if value and earlier.get(key) else value
+        for key, value in made.items()
+    }
+    write_json(folder / MAKING_FILE, longest)

@@ -1,0 +1,41 @@
+"""A run on disk: names of folders, and what each method cost."""
+
+from pathlib import Path
+
+import pytest
+from tiny_benchmark import contender, plan_of
+from tiny_data import write_data
+
+from easyedit_dualedit.data.records import load_records
+from easyedit_dualedit.experiments.benchmark import run_benchmark
+from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, costs_of, note_making, slug
+from easyedit_dualedit.experiments.plan import Plan
+from easyedit_dualedit.files import read_json
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return plan_of(load_records(write_data(tmp_path / "data", 5), tmp_path / "data"), tmp_path)
+
+
+def test_costs_are_counted(plan: Plan, tmp_path: Path):
+    run_benchmark(plan, [contender("Shaken")], tmp_path)
+    costs = costs_of(tmp_path, "Shaken", range(5))
+    assert costs["bytes_per_edit"] == 42
+    assert costs["trained_parameters"] == 7
+    assert costs["seconds_per_edit"] is not None and costs["seconds_per_edit"] > 0
+    assert costs["forward_overhead"] is not None and 0.2 < costs["forward_overhead"] < 5
+    assert costs_of(tmp_path, UNEDITED, range(5))["forward_overhead"] == 1.0
+
+
+def test_of_a_run_in_parts_the_longest_making_is_told(tmp_path: Path):
+    note_making(tmp_path, {"making_seconds": 40.0, "peak_memory_bytes": None})
+    note_making(tmp_path, {"making_seconds": 2.0, "peak_memory_bytes": 7})
+    note_making(tmp_path, {"making_seconds": 3.0, "peak_memory_bytes": None})
+    making = read_json(tmp_path / "making.json")
+    assert making == {"making_seconds": 40.0, "peak_memory_bytes": None}
+
+
+def test_a_name_is_also_an_argument():
+    assert slug("VisEdit's place") == "visedits-place"
+    assert slug("DualEdit, last-token gate") == "dualedit-last-token-gate"
