@@ -14,7 +14,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel, picture_of
-from easyedit_dualedit.plugin.ports import (
+from easyedit_dualedit.plugin.ports.model import (
     PortEdited,
     PortModel,
     PortProcessor,

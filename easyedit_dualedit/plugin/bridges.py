@@ -26,7 +26,7 @@ from easyedit_dualedit.plugin.models import (
     load_processor,
 )
 from easyedit_dualedit.plugin.patching import Patches
-from easyedit_dualedit.plugin.ports import port_samples_of
+from easyedit_dualedit.plugin.ports.model import port_samples_of
 from easyedit_dualedit.plugin.samples import questions_of
 
 _STAND_IN = "llava-onevision"

@@ -18,7 +18,7 @@ from easyedit_dualedit.plugin.archives import described_state, load_weights
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples
 from easyedit_dualedit.plugin.models import load_processor
-from easyedit_dualedit.plugin.ports import PortModel, PortProcessor, PortSamples, is_port
+from easyedit_dualedit.plugin.ports.model import PortModel, PortProcessor, PortSamples, is_port
 from easyedit_dualedit.plugin.samples import SampleReader, Samples, TransformersSamples, answered
 from easyedit_dualedit.plugin.scope import ScopeRecord
 

@@ -18,7 +18,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
-from easyedit_dualedit.plugin.ports import is_port
+from easyedit_dualedit.plugin.ports.model import is_port
 from easyedit_dualedit.plugin.samples import METRIC_OF, records_in, records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
 from easyedit_dualedit.train.gate_trainer import GATE_RECORDS, calibrate, train_gate

@@ -30,7 +30,7 @@ from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
     DualEditMultimodalTrainingHparams,
 )
-from easyedit_dualedit.plugin.ports import (
+from easyedit_dualedit.plugin.ports.model import (
     PortEdited,
     PortModel,
     PortProcessor,

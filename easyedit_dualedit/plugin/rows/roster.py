@@ -6,9 +6,9 @@ from dataclasses import replace
 from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.plugin.host import easyedit_folder, is_available
 from easyedit_dualedit.plugin.registry import register
-from easyedit_dualedit.plugin.rows.baselines import baselines
+from easyedit_dualedit.plugin.rows.ike import baselines
 from easyedit_dualedit.plugin.rows.serac import serac
-from easyedit_dualedit.plugin.rows.trained_baselines import mend
+from easyedit_dualedit.plugin.rows.training import mend
 
 
 def easyedit_contenders() -> list[Contender]:

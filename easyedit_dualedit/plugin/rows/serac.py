@@ -28,7 +28,7 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.plugin.rows.trained_baselines import (
+from easyedit_dualedit.plugin.rows.training import (
     TRAINING_REMARKS,
     Algorithm,
     Training,

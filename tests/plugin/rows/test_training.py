@@ -60,7 +60,7 @@ def bench_of(workplace: Workplace, folder: Path, **settings: Any) -> Bench:
 def contender(host: Host, name: str) -> Contender:
     """Return the row of a method."""
     from easyedit_dualedit.plugin.rows.serac import serac
-    from easyedit_dualedit.plugin.rows.trained_baselines import mend
+    from easyedit_dualedit.plugin.rows.training import mend
 
     return {"MEND": mend, "SERAC": serac}[name](host)
 
@@ -189,7 +189,7 @@ def test_an_archive_of_the_trainer_needs_no_training(host: Host, tmp_path: Path,
 
 @needs_master
 def test_what_mend_edits_with_is_what_easyedits_dataset_makes(host: Host, tmp_path: Path) -> None:
-    from easyedit_dualedit.plugin import trained_baselines as module
+    from easyedit_dualedit.plugin.rows import training as module
 
     workplace = shared_workplace("llava-onevision")
     bench = bench_of(workplace, tmp_path / "bench")
@@ -216,7 +216,7 @@ def test_what_mend_edits_with_is_what_easyedits_dataset_makes(host: Host, tmp_pa
 
 @needs_master
 def test_the_loss_of_the_training_is_transformers_own(host: Host) -> None:
-    from easyedit_dualedit.plugin.rows.trained_baselines import _shifted_loss
+    from easyedit_dualedit.plugin.rows.training import _shifted_loss
 
     workplace = shared_workplace("llava")
     encoder = encoder_of(workplace)

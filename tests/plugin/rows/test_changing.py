@@ -23,7 +23,7 @@ from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.plugin import register, unregister
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.plugin.rows.baselines import (
+from easyedit_dualedit.plugin.rows.ike import (
     GRACE,
     IKE,
     LORA,
