@@ -14,15 +14,11 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel, picture_of
-from easyedit_dualedit.plugin.ports.model import (
-    PortEdited,
-    PortModel,
-    PortProcessor,
-    PortSamples,
-    is_port,
-    read_requests,
-)
-from easyedit_dualedit.plugin.requests import queries_of
+from easyedit_dualedit.plugin.ports.edited import PortEdited
+from easyedit_dualedit.plugin.ports.model import PortModel, is_port
+from easyedit_dualedit.plugin.ports.processor import PortProcessor
+from easyedit_dualedit.plugin.ports.samples import PortSamples, read_requests
+from easyedit_dualedit.plugin.requests import requested_queries
 
 _SESSION = "_dualedit_session"
 
@@ -156,7 +152,7 @@ def apply_dualedit_to_multimodal_model(
         edits = read_requests(editor, requests)
     else:
         to_picture = picture_of if isinstance(model, LegacyModel) else None
-        edits = editor.read(queries_of(requests, to_picture))
+        edits = editor.read(requested_queries(requests, to_picture))
     undo: dict[str, Any] = {}
     if isinstance(requests, Mapping):
         sequence = session.sequence(editor)

@@ -19,6 +19,7 @@ from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.legacy import LegacyModel
 from easyedit_dualedit.plugin.models import (
     AUTO_CLASS,
+    HF_NAME,
     OWN_MODELS,
     ConfigView,
     bridged_path,
@@ -26,11 +27,8 @@ from easyedit_dualedit.plugin.models import (
     load_processor,
 )
 from easyedit_dualedit.plugin.patching import Patches
-from easyedit_dualedit.plugin.ports.model import port_samples_of
+from easyedit_dualedit.plugin.ports.samples import port_samples_of
 from easyedit_dualedit.plugin.samples import questions_of
-
-_STAND_IN = "llava-onevision"
-"""A name by which master takes the branch for transformers models."""
 
 _MODEL_MODULES = ("trainer.models", "trainer.BaseTrainer", "trainer.MultimodalTrainer")
 _DATASETS = (("dataset.vqa", "VQADataset"), ("dataset.coco_caption", "CaptionDataset"))
@@ -108,7 +106,7 @@ def _editor_init(host: Host, original: Callable[..., None]) -> Callable[..., Non
         # EasyEdit takes a ready model and tokenizer in place of a name, but sets no vis_tok then.
         original(self, ConfigView(hparams, model_name=(model, tokenizer)))
         self.hparams = hparams
-        self.model_name = path if host.edition == "pypi" else _STAND_IN
+        self.model_name = path if host.edition == "pypi" else HF_NAME
         self.vis_tok = _picture_reader(host)
 
     return __init__
@@ -128,7 +126,7 @@ def _dataset_init(host: Host, original: Callable[..., None]) -> Callable[..., No
     ) -> None:
         path = bridged_path(host, config)
         if path is not None:
-            config = ConfigView(config, model_name=_STAND_IN, name=path)
+            config = ConfigView(config, model_name=HF_NAME, name=path)
         original(self, data_dir, size=size, config=config, **options)
 
     return __init__

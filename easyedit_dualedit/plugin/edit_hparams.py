@@ -8,12 +8,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.model.loading import QUANTIZATIONS, SPREAD
 from easyedit_dualedit.plugin.values import (
+    ALG_NAME,
     SHORT_NAMES,
     archive_path,
     device_from,
@@ -42,8 +43,8 @@ class DualEditMultimodalHparams:
     """Trained adapters: a folder written by `DualEditor.save`, or a checkpoint of EasyEdit's
     trainer."""
 
-    alg_name: str = "DualEdit"
-    alg: str = "DualEdit"
+    alg_name: str = ALG_NAME
+    alg: str = ALG_NAME
     name: str | None = None
     """Where EasyEdit's datasets and trainer load from; the same as `model_name` unless given."""
     model_class: str = "AutoModelForImageTextToText"
@@ -85,8 +86,6 @@ class DualEditMultimodalHparams:
     freeze_qformer: bool = True
     state_dict_file: str | None = None
     pretrained_ckpt: str | None = None
-
-    algorithm: ClassVar[str] = "DualEdit"
 
     def __post_init__(self) -> None:
         problems = self._normalise()
@@ -171,11 +170,11 @@ class DualEditMultimodalHparams:
     def _normalise(self) -> list[str]:
         problems = []
         for key in ("alg_name", "alg"):
-            if str(getattr(self, key)).upper() != self.algorithm.upper():
+            if str(getattr(self, key)).upper() != ALG_NAME.upper():
                 problems.append(
-                    f"{key} = {getattr(self, key)!r}: these are hyperparameters of {self.algorithm}"
+                    f"{key} = {getattr(self, key)!r}: these are hyperparameters of {ALG_NAME}"
                 )
-            setattr(self, key, self.algorithm)
+            setattr(self, key, ALG_NAME)
         if str(self.device).strip().lower() == SPREAD:
             self.device, self.model_parallel = None, True
         for key, convert in (("device", device_from), ("dtype", dtype_from)):

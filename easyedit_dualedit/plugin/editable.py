@@ -1,11 +1,10 @@
 """The model that EasyEdit's trainer trains: adapters and gate around a frozen base model."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self
 
 import torch
-from easyeditor.trainer.algs.editable_model import EditableModel
-from easyeditor.trainer.losses import masked_log_probs
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import CalibrationError
@@ -15,17 +14,22 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.model.inputs import IGNORED, Batch
 from easyedit_dualedit.plugin.archives import described_state, load_weights
+from easyedit_dualedit.plugin.host import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples
+from easyedit_dualedit.plugin.losses import shifted_loss
 from easyedit_dualedit.plugin.models import load_processor
-from easyedit_dualedit.plugin.ports.model import PortModel, PortProcessor, PortSamples, is_port
+from easyedit_dualedit.plugin.ports.model import PortModel, is_port
+from easyedit_dualedit.plugin.ports.processor import PortProcessor
+from easyedit_dualedit.plugin.ports.samples import PortSamples
 from easyedit_dualedit.plugin.samples import SampleReader, Samples, TransformersSamples, answered
 from easyedit_dualedit.plugin.scope import ScopeRecord
 
-__all__ = ["DualEditEditable", "EditedSamples"]
+_EditableModel: Any = find_host().module("trainer.algs.editable_model").EditableModel
+_masked_log_probs: Any = find_host().module("trainer.losses").masked_log_probs
 
 
-class DualEditEditable(EditableModel):  # type: ignore[misc]  # EasyEdit is untyped
+class DualEditEditable(_EditableModel):  # type: ignore[misc]  # EasyEdit is untyped
     """What `ALG_TRAIN_DICT["DUALEDIT"]` holds.
 
     Its `state_dict` is that of adapters and gate, as tensors only.
@@ -59,12 +63,12 @@ class DualEditEditable(EditableModel):  # type: ignore[misc]  # EasyEdit is unty
             base = PortModel(model)
             self.editor = DualEditor(base, PortProcessor(base), config.dualedit_config())
             self.samples = PortSamples.of(self.editor)
-            self.edit_loss_fn = _shifted_loss
+            self.edit_loss_fn = partial(shifted_loss, _masked_log_probs)
         else:
             processor = load_processor(config.name or config.model_name)
             self.editor = DualEditor(model, processor, config.dualedit_config())
             self.samples = TransformersSamples(self.editor.encoder)
-            self.edit_loss_fn = _shifted_loss
+            self.edit_loss_fn = partial(shifted_loss, _masked_log_probs)
 
     def forward(self, samples: Samples) -> Any:
         """Return the unedited model's output for a batch of EasyEdit's."""
@@ -169,10 +173,4 @@ class _LegacyLoss:
     def __call__(self, config: Any, logits: Tensor, labels: Tensor, **_: Any) -> Any:
         labels = labels.to(logits.device)
         special = torch.isin(labels, self._special.to(labels.device))
-        return masked_log_probs(config, logits, labels.masked_fill(special, IGNORED), shift=True)
-
-
-def _shifted_loss(config: Any, logits: Tensor, labels: Tensor, **options: Any) -> Any:
-    return masked_log_probs(
-        config, logits, labels.to(logits.device), shift=True, **{**options, "multimodal": True}
-    )
+        return _masked_log_probs(config, logits, labels.masked_fill(special, IGNORED), shift=True)

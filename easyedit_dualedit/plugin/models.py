@@ -6,14 +6,16 @@ import logging
 from typing import Any
 
 from easyedit_dualedit.errors import ModelLoadError
-from easyedit_dualedit.model.families import family_of
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
-from easyedit_dualedit.plugin.processors import CompleteProcessor
+from easyedit_dualedit.plugin.processors import completed
 
 logger = logging.getLogger(__name__)
 
 AUTO_CLASS = "AutoModelForImageTextToText"
+
+HF_NAME = "llava-onevision"
+"""Model name by which EasyEdit takes its code for transformers models."""
 
 OWN_MODELS = ("blip2", "minigpt4")
 """Names of models that EasyEdit builds from its own code."""
@@ -89,10 +91,7 @@ def load_processor(path: str) -> Any:
             f"the processor in {path} cannot be loaded ({error}); save the model's processor beside"
             " the model"
         ) from error
-    family = family_of(config)
-    if family.chat_template is None:
-        return processor
-    return CompleteProcessor(processor, family)
+    return completed(processor, config)
 
 
 def _require_ports(name: str) -> None:

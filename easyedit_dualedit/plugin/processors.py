@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from easyedit_dualedit.model.families import Family
+from easyedit_dualedit.model.families import Family, family_of
+
+
+def completed(processor: Any, config: Any) -> Any:
+    """Return a processor that takes what EasyEdit asks of it, for a model of this configuration."""
+    family = family_of(config)
+    return processor if family.chat_template is None else CompleteProcessor(processor, family)
 
 
 class CompleteProcessor:

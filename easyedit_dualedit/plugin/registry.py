@@ -8,11 +8,9 @@ from typing import Any
 from easyedit_dualedit.errors import RegistrationError
 from easyedit_dualedit.plugin.host import Host, find_host
 from easyedit_dualedit.plugin.patching import Patches
+from easyedit_dualedit.plugin.values import ALG_NAME
 
 logger = logging.getLogger(__name__)
-
-ALGORITHM = "DualEdit"
-"""Value of `alg_name` and `alg` in hyperparameters; the trainer looks up its upper case."""
 
 _OURS = "easyedit_dualedit."
 _patches: list[Patches] = []
@@ -29,11 +27,11 @@ def register() -> Host:
         RegistrationError: if another method is registered under the name.
     """
     host = find_host()
-    _require_free(host.editors, ALGORITHM, "ALG_MULTIMODAL_DICT")
-    _require_free(host.trainers, ALGORITHM.upper(), "ALG_TRAIN_DICT")
+    _require_free(host.editors, ALG_NAME, "ALG_MULTIMODAL_DICT")
+    _require_free(host.trainers, ALG_NAME.upper(), "ALG_TRAIN_DICT")
     if is_registered():
         return host
-    # Not importable before EasyEdit is: they subclass its classes.
+    # Importing these imports EasyEdit: they subclass its classes.
     apply = importlib.import_module("easyedit_dualedit.plugin.apply")
     editable = importlib.import_module("easyedit_dualedit.plugin.editable")
     hparams = importlib.import_module("easyedit_dualedit.plugin.hparams")
@@ -50,11 +48,11 @@ def register() -> Host:
         patches.undo()
         raise
     _patches.append(patches)
-    host.editors[ALGORITHM] = apply.apply_dualedit_to_multimodal_model
-    host.trainers[ALGORITHM.upper()] = editable.DualEditEditable
-    host.editor_names.add(ALGORITHM)
-    host.trainer_names.add(ALGORITHM.upper())
-    logger.debug("registered %s with EasyEdit (%s) at %s", ALGORITHM, host.edition, host.folder)
+    host.editors[ALG_NAME] = apply.apply_dualedit_to_multimodal_model
+    host.trainers[ALG_NAME.upper()] = editable.DualEditEditable
+    host.editor_names.add(ALG_NAME)
+    host.trainer_names.add(ALG_NAME.upper())
+    logger.debug("registered %s with EasyEdit (%s) at %s", ALG_NAME, host.edition, host.folder)
     return host
 
 
@@ -63,11 +61,11 @@ def unregister() -> None:
     if not _patches:
         return
     host = find_host()
-    for registry, key in ((host.editors, ALGORITHM), (host.trainers, ALGORITHM.upper())):
+    for registry, key in ((host.editors, ALG_NAME), (host.trainers, ALG_NAME.upper())):
         if _is_ours(registry.get(key)):
             del registry[key]
-    host.editor_names.discard(ALGORITHM)
-    host.trainer_names.discard(ALGORITHM.upper())
+    host.editor_names.discard(ALG_NAME)
+    host.trainer_names.discard(ALG_NAME.upper())
     while _patches:
         _patches.pop().undo()
 

@@ -14,7 +14,7 @@ from easyedit_dualedit.model.pictures import Picture
 _FILE_TYPES = ("image", "single-image", "multi-image", "text")
 
 
-def queries_of(
+def requested_queries(
     requests: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     to_picture: Callable[[Tensor], Image.Image] | None = None,
 ) -> list[Query]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from easyedit_dualedit.data.records import Record, queries_of
+from easyedit_dualedit.data.records import METRICS, Record, queries_of
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
@@ -22,6 +22,19 @@ METRIC_OF = {
     "loc_image": "image_locality",
 }
 """EasyEdit's name of each part of a training batch -> ours."""
+
+ITEM_KEYS = {
+    "edit_inner": ("prompt", "target", "image"),
+    "edit_outer": ("rephrase_prompt", "target", "image"),
+    "edit_outer_image": ("prompt", "target", "image_rephrase"),
+    "loc": ("locality_prompt", "locality_ground_truth", None),
+    "loc_image": (
+        "multimodal_locality_prompt",
+        "multimodal_locality_ground_truth",
+        "multimodal_locality_image",
+    ),
+}
+"""Part of a training batch -> keys of prompt, answer and picture in an item of the dataset."""
 
 
 @dataclass(frozen=True)
@@ -86,28 +99,14 @@ def records_of(
         items: what `VQADataset` or `CaptionDataset` hold.
         to_picture: makes a picture of an image tensor; None where images are never tensors.
     """
-
-    def query(item: Mapping[str, Any], prompt: str, image: str, answer: str = "target") -> Query:
-        picture = picture_from(item[image], to_picture) if image else None
-        return Query(item[prompt], picture, item[answer])
-
-    return [
-        Record(
-            index,
-            request=query(item, "prompt", "image"),
-            text_rephrase=query(item, "rephrase_prompt", "image"),
-            image_rephrase=query(item, "prompt", "image_rephrase"),
-            text_locality=query(item, "locality_prompt", "", "locality_ground_truth"),
-            image_locality=query(
-                item,
-                "multimodal_locality_prompt",
-                "multimodal_locality_image",
-                "multimodal_locality_ground_truth",
-            ),
-            prediction=item.get("pred", ""),
-        )
-        for index, item in enumerate(items)
-    ]
+    records = []
+    for index, item in enumerate(items):
+        queries = {}
+        for part, (prompt, answer, image) in ITEM_KEYS.items():
+            picture = None if image is None else picture_from(item[image], to_picture)
+            queries[METRIC_OF[part]] = Query(item[prompt], picture, item[answer])
+        records.append(_record(index, queries, item.get("pred", "")))
+    return records
 
 
 def questions_of(items: Sequence[Mapping[str, Any]]) -> dict[str, QuestionBatch | None]:
@@ -128,25 +127,24 @@ def questions_of(items: Sequence[Mapping[str, Any]]) -> dict[str, QuestionBatch 
 def records_in(parts: Mapping[str, Any]) -> list[Record] | None:
     """Return the records of a training batch of questions, or None if it is tokenised already."""
     questions = {metric: parts.get(name) for name, metric in METRIC_OF.items()}
-    found = {
+    queries = {
         metric: part.queries
         for metric, part in questions.items()
         if isinstance(part, QuestionBatch)
     }
-    if len(found) < len(questions):
+    if len(queries) < len(questions):
         return None
-    return [
-        Record(
-            index,
-            request=request,
-            text_rephrase=found["text_generality"][index],
-            image_rephrase=found["image_generality"][index],
-            text_locality=found["text_locality"][index],
-            image_locality=found["image_locality"][index],
-            prediction="",
-        )
-        for index, request in enumerate(found["reliability"])
-    ]
+    rows = zip(*queries.values(), strict=True)
+    return [_record(index, dict(zip(queries, row, strict=True))) for index, row in enumerate(rows)]
+
+
+def _record(index: int, queries: Mapping[str, Query], prediction: str = "") -> Record:
+    request, text_rephrase, image_rephrase, text_locality, image_locality = (
+        queries[metric] for metric in METRICS
+    )
+    return Record(
+        index, request, text_rephrase, image_rephrase, text_locality, image_locality, prediction
+    )
 
 
 def answered(output: Any, batch: Batch) -> Any:

@@ -10,12 +10,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from easyeditor.trainer.MultimodalTrainer import MultimodalTrainer
-from easyeditor.trainer.utils import safe_backward
 from torch import Tensor
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.scope import IN_SCOPE
+from easyedit_dualedit.plugin.host import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
 from easyedit_dualedit.plugin.ports.model import is_port
@@ -24,8 +23,6 @@ from easyedit_dualedit.plugin.scope import ScopeRecord
 from easyedit_dualedit.train.gate_trainer import GATE_RECORDS, calibrate, train_gate
 from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.train.step import SharedSteps
-
-__all__ = ["DualEditTrainer"]
 
 _LOCALITY = {name: metric for name, metric in METRIC_OF.items() if metric not in IN_SCOPE}
 _LOSS_NAMES = {
@@ -44,7 +41,11 @@ _ACCURACY_NAMES = {
 }
 
 
-class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is untyped
+_MultimodalTrainer: Any = find_host().module("trainer.MultimodalTrainer").MultimodalTrainer
+_safe_backward: Any = find_host().module("trainer.utils").safe_backward
+
+
+class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is untyped
     """`MultimodalTrainer` with a loss on the request, a weight for each loss, and a trained gate.
 
     Queries of a training step share the frozen layers (`SharedSteps`), where EasyEdit's datasets
@@ -147,7 +148,7 @@ class DualEditTrainer(MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is u
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
         """Return what `edit_step` does; in training, after the backward pass."""
         if training:
-            safe_backward(
+            _safe_backward(
                 total, self.model.outer_parameters(), self.config.accumulate_bs, allow_unused=True
             )
         total = total.detach()

@@ -1,10 +1,13 @@
 """Turns what a YAML file says of devices, dtypes and models into what EasyEdit uses."""
 
-import importlib
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from easyedit_dualedit.testbed import adapters_folder, model_folder
+
+ALG_NAME = "DualEdit"
+"""Value of `alg_name` and `alg` in hyperparameters; the trainer looks up its upper case."""
 
 TESTBED = "testbed"
 """Model name that stands for the small model shipped with this package."""
@@ -87,18 +90,12 @@ def dtype_from(value: Any) -> torch.dtype:
 
 def archive_path(name: str) -> str:
     """Return the path that an archive's name means; `testbed` is the shipped adapters' folder."""
-    if name != TESTBED:
-        return name
-    testbed: Any = importlib.import_module("easyedit_dualedit.testbed")
-    folder: Path = testbed.adapters_folder("default")
-    return str(folder)
+    return str(adapters_folder("default")) if name == TESTBED else name
 
 
 def model_path(name: str) -> str:
     """Return the path or hub id that a model name means; `testbed` is the shipped model."""
-    if name != TESTBED:
-        # A trailing slash would leave EasyEdit's checkpoint without a name.
-        return SHORT_NAMES.get(name, name.rstrip("/") or name)
-    testbed: Any = importlib.import_module("easyedit_dualedit.testbed")
-    folder: Path = testbed.model_folder()
-    return str(folder)
+    if name == TESTBED:
+        return str(model_folder())
+    # A trailing slash would leave EasyEdit's checkpoint without a name.
+    return SHORT_NAMES.get(name, name.rstrip("/") or name)

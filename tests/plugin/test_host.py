@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from easyedit_fixtures import HAS_MASTER, needs_easyedit
-from torch import nn
 
-from easyedit_dualedit.errors import DualEditError, EasyEditNotFoundError
+from easyedit_dualedit.errors import DualEditError, EasyEditNotFoundError, UpstreamError
 from easyedit_dualedit.plugin import host as host_module
 from easyedit_dualedit.plugin import is_available, register, transformers_names, unregister
 from easyedit_dualedit.plugin.patching import Patches
@@ -121,30 +119,20 @@ def test_names_that_transformers_has_are_left_alone() -> None:
         assert callable(getattr(module, name))
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3])
-def test_chunks_of_a_forward_are_the_whole_forward(size: int) -> None:
-    left, right = torch.randn(2, 3), torch.randn(2, 3)
-    found = transformers_names.apply_chunking_to_forward(torch.add, size, 1, left, right)
-    assert torch.equal(found, left + right)
+def test_names_are_transformers_own_where_they_have_moved_and_else_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import transformers.modeling_utils as old_home
+    import transformers.pytorch_utils as new_home
 
-
-def test_pruned_heads_leave_the_others() -> None:
-    pruned, index = transformers_names.find_pruneable_heads_and_indices([0, 2, 3], 4, 2, {0})
-    assert pruned == {2, 3}
-    # Head 0 is gone already, so heads 2 and 3 are now the second and third.
-    assert index.tolist() == [0, 1, 6, 7]
-
-
-@pytest.mark.parametrize("dim", [0, 1])
-def test_a_pruned_layer_keeps_the_features_named(dim: int) -> None:
-    layer, index = nn.Linear(4, 4), torch.tensor([1, 3])
-    pruned = transformers_names.prune_linear_layer(layer, index, dim)
-    inputs = torch.randn(2, 4)
-    if dim == 0:
-        torch.testing.assert_close(pruned(inputs), layer(inputs)[:, index])
-    else:
-        inputs[:, [0, 2]] = 0
-        torch.testing.assert_close(pruned(inputs[:, index]), layer(inputs))
+    names = ("prune_linear_layer", "find_pruneable_heads_and_indices")
+    for name in names:
+        monkeypatch.delattr(old_home, name, raising=False)
+    monkeypatch.delattr(new_home, names[1], raising=False)
+    assert set(transformers_names.supply_missing_names()) == set(names)
+    assert vars(old_home)[names[0]] is new_home.prune_linear_layer
+    with pytest.raises(UpstreamError, match="transformers has dropped"):
+        vars(old_home)[names[1]]([0], 4, 2, set())
 
 
 def test_patches_are_undone_newest_first() -> None:

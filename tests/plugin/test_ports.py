@@ -30,14 +30,10 @@ from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
     DualEditMultimodalTrainingHparams,
 )
-from easyedit_dualedit.plugin.ports.model import (
-    PortEdited,
-    PortModel,
-    PortProcessor,
-    PortSamples,
-    is_port,
-    port_samples_of,
-)
+from easyedit_dualedit.plugin.ports.edited import PortEdited
+from easyedit_dualedit.plugin.ports.model import PortModel, is_port
+from easyedit_dualedit.plugin.ports.processor import PortProcessor
+from easyedit_dualedit.plugin.ports.samples import PortSamples, port_samples_of
 
 pytestmark = [
     needs_master,

@@ -12,7 +12,7 @@ from tiny_models import TinyModel
 from easyedit_dualedit.errors import DataError, PromptEndError
 from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples, picture_of
-from easyedit_dualedit.plugin.requests import queries_of
+from easyedit_dualedit.plugin.requests import requested_queries
 from easyedit_dualedit.plugin.samples import TransformersSamples, answered, questions_of
 from easyedit_dualedit.train.losses import answer_cross_entropy
 
@@ -31,13 +31,13 @@ def tensor_of(image: Image.Image) -> torch.Tensor:
 def test_a_request_in_each_form_becomes_a_query(wrapped: bool) -> None:
     image = picture()
     request = {"prompt": "What?", "target": "blue", "image": [image] if wrapped else image}
-    (query,) = queries_of(request)
+    (query,) = requested_queries(request)
     assert (query.prompt, query.target, query.image) == ("What?", "blue", image)
-    assert queries_of([request]) == [query]
+    assert requested_queries([request]) == [query]
 
 
 def test_a_path_stays_a_path_and_text_needs_no_picture() -> None:
-    path, text = queries_of(
+    path, text = requested_queries(
         [
             {"prompt": "What?", "target": "blue", "image": "a.png"},
             {"prompt": "What?", "target": "blue", "image": "a.png", "file_type": "text"},
@@ -50,7 +50,7 @@ def test_a_path_stays_a_path_and_text_needs_no_picture() -> None:
 def test_several_pictures_stay_together() -> None:
     pictures = [picture(), picture("blue")]
     request = {"prompt": "What?", "target": "b", "image": pictures, "file_type": "multi-image"}
-    (query,) = queries_of(request)
+    (query,) = requested_queries(request)
     assert query.pictures == tuple(pictures)
 
 
@@ -67,7 +67,7 @@ def test_several_pictures_stay_together() -> None:
 )
 def test_what_cannot_be_edited_is_named(requests: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        queries_of(requests)
+        requested_queries(requests)
 
 
 def test_the_picture_behind_an_image_tensor_is_recovered_exactly() -> None:

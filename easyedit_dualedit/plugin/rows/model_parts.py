@@ -1,8 +1,10 @@
 """Finds in any model the parts that EasyEdit's hyperparameters name for one model."""
 
-from torch import nn
+from collections.abc import Sequence
 
-from easyedit_dualedit.errors import UpstreamError
+from torch import Tensor, nn
+
+from easyedit_dualedit.errors import ConfigError, UpstreamError
 from easyedit_dualedit.model.backbone import Backbone
 
 DOWN = "down"
@@ -67,25 +69,54 @@ def mlp_parameters(model: nn.Module, layer: int) -> dict[str, str]:
     backbone = Backbone.of(model)
     backbone.require_layers([layer])
     prefix = f"{decoder_prefix(model, backbone)}.{layer}"
-    found = [
+    blocks = [
         {role: f"{name}.{child}.weight" for role, child in block.items()}
         for name, part in backbone.layers[layer].named_modules(prefix=prefix)
         if (block := _feed_forward(part, backbone.hidden_size))
     ]
-    if len(found) != 1:
-        what = "no" if not found else f"{len(found)}"
+    if len(blocks) != 1:
+        what = "no" if not blocks else f"{len(blocks)}"
         raise UpstreamError(
             f"decoder layer {layer} of {type(model).__name__} has {what} feed-forward blocks of"
             " linear projections; EasyEdit's methods that change one weight of it need exactly one,"
             " so name the weights to change yourself (setting inner_params)"
         )
-    return found[0]
+    return blocks[0]
 
 
 def as_expression(name: str) -> str:
     """Return a dotted name as EasyEdit evaluates it: list places in brackets."""
     first, *rest = name.split(".")
     return first + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in rest)
+
+
+def parameter_named(model: nn.Module, name: str, how: str) -> nn.Parameter:
+    """Return the parameter that the setting `inner_params` names, dotted or as an expression.
+
+    Args:
+        model: as EasyEdit gets it.
+        name: of one parameter.
+        how: what the error tells to do.
+
+    Raises:
+        ConfigError: if there is no such parameter.
+    """
+    try:
+        return model.get_parameter(name.replace("[", ".").replace("]", ""))
+    except AttributeError as error:
+        raise ConfigError(
+            f"inner_params has {name!r}, which {type(model).__name__} has not; {how}"
+        ) from error
+
+
+def count_of(parameters: Sequence[Tensor]) -> int:
+    """Return the number of values in parameters."""
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def bytes_of(tensors: Sequence[Tensor]) -> int:
+    """Return the number of bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _feed_forward(part: nn.Module, width: int) -> dict[str, str] | None:
@@ -101,7 +132,7 @@ def _feed_forward(part: nn.Module, width: int) -> dict[str, str] | None:
         if (linears[name].in_features, linears[name].out_features) != (width, inner):
             return None
     gates = [name for name in before if "gate" in name] if len(before) == 2 else []
-    found = {DOWN: last[0], UP: next(name for name in reversed(before) if name not in gates)}
+    roles = {DOWN: last[0], UP: next(name for name in reversed(before) if name not in gates)}
     if len(before) == 2:
-        found[GATE] = next(name for name in before if name != found[UP])
-    return found
+        roles[GATE] = next(name for name in before if name != roles[UP])
+    return roles

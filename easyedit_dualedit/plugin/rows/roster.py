@@ -6,9 +6,15 @@ from dataclasses import replace
 from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.plugin.host import easyedit_folder, is_available
 from easyedit_dualedit.plugin.registry import register
-from easyedit_dualedit.plugin.rows.ike import baselines
+from easyedit_dualedit.plugin.rows.grace import grace
+from easyedit_dualedit.plugin.rows.ike import ike
+from easyedit_dualedit.plugin.rows.lora import lora
+from easyedit_dualedit.plugin.rows.mend import mend
 from easyedit_dualedit.plugin.rows.serac import serac
-from easyedit_dualedit.plugin.rows.training import mend
+from easyedit_dualedit.plugin.rows.wise import wise
+
+_EDITORS = {"LoRA": lora, "WISE": wise, "GRACE": grace, "IKE": ike}
+"""Name in EasyEdit's registry of editors -> what makes the row."""
 
 
 def easyedit_contenders() -> list[Contender]:
@@ -21,8 +27,9 @@ def easyedit_contenders() -> list[Contender]:
         return []
     host = register()
     identity = {"easyedit": easyedit_version()}
-    every = [mend(host), serac(host), *baselines(host)]
-    return [replace(contender, identity={**identity, **contender.identity}) for contender in every]
+    makers = [mend, serac, *(make for name, make in _EDITORS.items() if name in host.editors)]
+    rows = [make(host) for make in makers]
+    return [replace(row, identity={**identity, **row.identity}) for row in rows]
 
 
 def easyedit_version() -> str:
