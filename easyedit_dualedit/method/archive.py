@@ -8,68 +8,20 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from easyedit_dualedit.errors import ArchiveError, ConfigError
 from easyedit_dualedit.method.config import DualEditConfig
+from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 FORMAT = 1
-
-_SAMPLES = 8
-_RELATIVE_TOLERANCE = 0.02
-
-
-@dataclass(frozen=True)
-class ModelFingerprint:
-    """Enough of a model to tell it from another, in whatever dtype it is loaded."""
-
-    architecture: Mapping[str, Any]
-    weights: tuple[float, ...]
-    """A few weights of every decoder layer; empty where they are quantised."""
-
-    @classmethod
-    def of(cls, backbone: Backbone) -> Self:
-        """Return the fingerprint of a model."""
-        config: Any = backbone.model.config
-        text = config.get_text_config()
-        architecture = {
-            "model_type": config.model_type,
-            "hidden_size": backbone.hidden_size,
-            "decoder_layers": len(backbone.layers),
-            "vocabulary": int(text.vocab_size),
-        }
-        samples: list[float] = []
-        for layer in backbone.layers:
-            matrix = next((p for p in layer.parameters() if p.dim() == 2), None)
-            # One byte a weight is FP8: like other quantised weights, not numbers of their own.
-            is_plain = matrix is not None and matrix.is_floating_point() and matrix.itemsize > 1
-            if matrix is None or not is_plain or matrix.is_meta:
-                return cls(architecture, ())
-            flat = matrix.detach().flatten()
-            index = torch.arange(_SAMPLES) * (len(flat) - 1) // (_SAMPLES - 1)
-            samples += flat[index.to(flat.device)].to(torch.bfloat16).float().tolist()
-        return cls(architecture, tuple(samples))
-
-    def difference(self, other: "ModelFingerprint") -> str | None:
-        """Return what differs between two models in a few words, or None if nothing does."""
-        for key, value in self.architecture.items():
-            if other.architecture.get(key) != value:
-                return f"{key} {other.architecture.get(key)!r} instead of {value!r}"
-        if not self.weights or not other.weights:
-            return None
-        mine, theirs = torch.tensor(self.weights), torch.tensor(other.weights)
-        if mine.shape != theirs.shape:
-            return "other decoder layers"
-        allowed = _RELATIVE_TOLERANCE * torch.maximum(mine.abs(), theirs.abs()) + 1e-6
-        return "other weights" if bool(((mine - theirs).abs() > allowed).any()) else None
 
 
 @dataclass(frozen=True)
@@ -90,10 +42,7 @@ class Archive:
             "format": FORMAT,
             "method": "DualEdit",
             "config": self.config.to_dict(),
-            "model": {
-                "architecture": dict(self.fingerprint.architecture),
-                "weights": list(self.fingerprint.weights),
-            },
+            "model": self.fingerprint.to_dict(),
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,10 +79,7 @@ class Archive:
                     " save the adapters again"
                 )
             config = DualEditConfig.from_dict(values["config"], source=str(config_file))
-            model = values["model"]
-            fingerprint = ModelFingerprint(
-                dict(model["architecture"]), tuple(float(weight) for weight in model["weights"])
-            )
+            fingerprint = ModelFingerprint.from_dict(values["model"])
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ArchiveError | ConfigError):
                 raise

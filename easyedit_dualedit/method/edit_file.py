@@ -19,7 +19,8 @@ from torch import Tensor
 
 from easyedit_dualedit.errors import ArchiveError
 from easyedit_dualedit.files import digest_of
-from easyedit_dualedit.method.archive import ModelFingerprint, replace_both
+from easyedit_dualedit.method.archive import replace_both
+from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.method.stored_edit import PackedProjection, Provenance, StoredEdit
 
@@ -79,7 +80,7 @@ class EditFile:
         values: dict[str, Any] = {
             "format": FORMAT,
             "method": "DualEdit",
-            "model": {"architecture": dict(model.architecture), "weights": list(model.weights)},
+            "model": model.to_dict(),
             "adapters": self.owner.adapters,
             "gate": self.owner.gate,
             "precision": self.owner.precision,
@@ -127,10 +128,7 @@ class EditFile:
                 raise ArchiveError(
                     f"{described} has format {values['format']!r}, this version reads {FORMAT}"
                 )
-            model = values["model"]
-            fingerprint = ModelFingerprint(
-                dict(model["architecture"]), tuple(float(weight) for weight in model["weights"])
-            )
+            fingerprint = ModelFingerprint.from_dict(values["model"])
             if values["precision"] not in PRECISIONS:
                 raise ArchiveError(f"{described} has unknown precision {values['precision']!r}")
             owner = EditsOwner(

@@ -11,10 +11,10 @@ import torch
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal, keys_of
-from easyedit_dualedit.method.archive import ModelFingerprint
 from easyedit_dualedit.method.edit_file import EditFile, EditsOwner
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.method.stored_edit import (

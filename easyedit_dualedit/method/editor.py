@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from easyedit_dualedit.errors import ArchiveError, DataError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.adapter import DualAdapters
-from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive, ModelFingerprint
+from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive
 from easyedit_dualedit.method.config import DualEditConfig, GateConfig
 from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.gate_projection import vision_mean
 from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import ArchiveError
-from easyedit_dualedit.method.archive import Archive, ModelFingerprint
+from easyedit_dualedit.method.archive import Archive
 from easyedit_dualedit.method.config import DualEditConfig, gate_from
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
@@ -27,14 +28,8 @@ def described_state(editor: DualEditor) -> dict[str, Tensor]:
 
     All values are tensors, since EasyEdit loads checkpoints with `weights_only=True`.
     """
-    fingerprint = ModelFingerprint.of(editor.backbone)
-    text = json.dumps(
-        {
-            "config": editor.config.to_dict(),
-            "architecture": dict(fingerprint.architecture),
-            "weights": list(fingerprint.weights),
-        }
-    )
+    model = ModelFingerprint.of(editor.backbone).to_dict()
+    text = json.dumps({"config": editor.config.to_dict(), **model})
     description = torch.tensor(list(text.encode()), dtype=torch.uint8)
     return {**editor.state_dict(), DESCRIPTION: description}
 
@@ -121,7 +116,7 @@ def _weights_in(path: Path) -> dict[str, Tensor]:
 def _archive_of(weights: Mapping[str, Tensor], path: Path) -> Archive:
     try:
         values = json.loads(bytes(weights[DESCRIPTION].tolist()))
-        fingerprint = ModelFingerprint(values["architecture"], tuple(values["weights"]))
+        fingerprint = ModelFingerprint.from_dict(values)
         config = DualEditConfig.from_dict(values["config"], source=str(path))
     except (ValueError, KeyError, TypeError) as error:
         raise ArchiveError(f"{path} is damaged ({error!r}); train again") from error

@@ -12,9 +12,9 @@ import torch
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ArchiveError
-from easyedit_dualedit.method.archive import ModelFingerprint
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.fingerprint import ModelFingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Checkpoint:
             "editor": editor.config.to_dict(),
             "training": asdict(config),
             "records": records_digest(records),
-            "model": list(ModelFingerprint.of(editor.backbone).weights),
+            "model": list(ModelFingerprint.of(editor.backbone).first_weights),
         }
 
     def store(self, step: int) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor
 from easyedit_dualedit import __version__
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.files import digest_of, read_json, write_bytes, write_json
-from easyedit_dualedit.method.archive import ModelFingerprint
+from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.train.picture_features import Form
 
