@@ -119,7 +119,7 @@ class UneditedModel:
     def release(self) -> None:
         """Let the model go; it is loaded again if it is asked again."""
         self._loaded = None
-        _free_memory()
+        free_memory()
 
     def _model(self) -> tuple[Edited, Encoder]:
         if self._loaded is None:
@@ -158,7 +158,7 @@ class _Benchmark:
             logger.warning("%s failed: %s", contender.name, line)
             logger.debug("where %s failed", contender.name, exc_info=True)
         finally:
-            _free_memory()
+            free_memory()
 
     def _measure(self, contender: Contender, run: Run, missing: Sequence[Record]) -> None:
         plan = self.plan
@@ -219,7 +219,7 @@ def _case(
     }
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Give back the memory of models that are no longer used."""
     gc.collect()
     if torch.cuda.is_available():
