@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tiny_data import write_data
 from tiny_editors import trained_editor
 from tiny_models import TinyModel, tiny_llava
+from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.experiments.dualedit_rows import AdaptedEditor
@@ -25,6 +27,7 @@ from easyedit_dualedit.model.inputs import IGNORED, Query
 from easyedit_dualedit.plugin.processors import CompleteProcessor
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)
+QUERIES = ("request", "text_rephrase", "image_rephrase", "text_locality", "image_locality")
 FORCED = ("generate", "visedit", "easyedit")
 
 
@@ -127,6 +130,61 @@ def test_only_what_a_protocol_needs_is_computed(llava: TinyModel, record: Record
         calls.clear()
         Asker(encoder, [Questions.of(record, protocols)], protocols).ask(edited)
         assert calls == ["forward"] * forwards + ["generate"] * 5
+
+
+class RunsOn:
+    """Says given tokens to every prompt and goes on until it is stopped."""
+
+    def __init__(self, model: Any, tokens: list[int]):
+        self._model = model
+        self._tokens = tokens
+        self.allowed: list[int] = []
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self._model(**inputs)
+
+    def generate(self, *, input_ids: Tensor, max_new_tokens: int, **_options: Any) -> Tensor:
+        self.allowed.append(max_new_tokens)
+        said = (self._tokens * max_new_tokens)[:max_new_tokens]
+        return torch.cat([input_ids, input_ids.new_tensor([said] * len(input_ids))], 1)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_an_answer_that_runs_on_past_the_target_is_not_exact(
+    llava: TinyModel, record: Record, together: bool
+):
+    encoder = Encoder(Backbone.of(llava.model), llava.processor)
+    target = encoder.target_ids(str(record.request.target))
+    same = replace(record, **dict.fromkeys(QUERIES, record.request))
+    questions = Questions.of(same, ("generate",))
+    model = RunsOn(llava.model, target)
+    asker = Asker(encoder, [questions], ("generate",), together=together)
+    (replies,) = asker.ask(Edited(model, 0))
+    assert all(str(text).startswith(str(record.request.target)) for text in replies.texts.values())
+    values = score(questions, replies, replies, encoder, ("generate",))["generate"]
+    assert [values[metric] for metric in IN_SCOPE] == [0.0, 0.0, 0.0]
+    assert model.allowed == [len(target) + 8] * (1 if together else 5)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_how_long_an_answer_may_be(llava: TinyModel, record: Record, together: bool):
+    """Alone, what its own target asks for; together, what the longest target of its record does."""
+    encoder = Encoder(Backbone.of(llava.model), llava.processor)
+    longer = replace(record.request, target="one two three four five")
+    questions = [
+        Questions.of(record, ("generate",)),
+        Questions.of(replace(record, request=longer), ("generate",)),
+    ]
+    token = encoder.target_ids("one")[-1]
+    asker = Asker(encoder, questions, ("generate",), together=together)
+    for asked_of, replies in zip(
+        questions, asker.ask(Edited(RunsOn(llava.model, [token]), 0)), strict=True
+    ):
+        counts = {n: len(encoder.target_ids(str(q.target))) for n, q in asked_of.own.items()}
+        longest = max(counts.values())
+        for name, text in replies.texts.items():
+            length = (longest if together else counts[name]) + 8
+            assert text == encoder.tokenizer.decode([token] * length).strip()
 
 
 def test_a_method_may_put_its_own_words_to_the_model(llava: TinyModel, record: Record):

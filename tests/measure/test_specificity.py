@@ -85,6 +85,58 @@ def test_the_most_similar_sample_is_found(llava: TinyModel, tmp_path: Path):
     assert found[SIMILAR_IMAGE].image == paths["d"]
 
 
+def test_another_picture_is_never_the_edits_own_where_there_is_a_choice(
+    llava: TinyModel, tmp_path: Path
+):
+    own, other = tmp_path / "own.png", tmp_path / "other.png"
+    picture("red").save(own)
+    picture("blue").save(other)
+    edit = asked("What colour is the circle?", own)
+    beside = [asked(f"How many are there of {n}?", own, n) for n in range(1, 8)]
+    elsewhere = asked("Where is the star?", other, 9)
+    encoder = editor_of(llava).encoder
+    for seed in range(3):
+        (queries,) = specificity_queries(
+            [edit], [*beside, elsewhere], encoder, seed=seed, progress=False
+        )
+        assert queries[OTHER_IMAGE].image == other
+        assert queries[OTHER_QUESTION].prompt == elsewhere.request.prompt
+        assert queries[SIMILAR_TEXT].image == queries[SIMILAR_IMAGE].image == other
+    (queries,) = specificity_queries([edit], beside, encoder, progress=False)
+    assert queries[OTHER_IMAGE].image == own, "the only picture there is"
+
+
+@pytest.mark.parametrize(
+    ("kind", "measure"),
+    [(SIMILAR_TEXT, "_text_features"), (SIMILAR_IMAGE, "_image_features")],
+)
+def test_similarity_is_the_cosine_after_the_mean_of_the_others_is_taken_from_both_sides(
+    llava: TinyModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    measure: str,
+):
+    """The mean is (6, 1.5): without it on either side, one of the two edits gets the other."""
+    states = {
+        "to the left?": (2.0, 1.0),
+        "to the right?": (10.0, 2.0),
+        "left of the mean?": (4.0, 1.5),
+        "above the mean?": (6.0, 2.5),
+    }
+
+    def features(_encoder: object, queries: list[Query], *_rest: object) -> torch.Tensor:
+        return torch.tensor([states[query.prompt] for query in queries])
+
+    paths = [tmp_path / f"{place}.png" for place in range(4)]
+    for path in paths:
+        picture().save(path)
+    left, right, *edits = (asked(*pair) for pair in zip(states, paths, strict=True))
+    monkeypatch.setattr(specificity, measure, features)
+    found = specificity_queries(edits, [left, right], editor_of(llava).encoder, progress=False)
+    assert [queries[kind].prompt for queries in found] == ["to the left?", "to the right?"]
+
+
 def test_a_question_that_is_answered_like_the_edits_own_is_drawn_again(
     llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ):
