@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -99,14 +100,18 @@ def test_commands_are_understood(page: Path):
 
 @every_page
 def test_options_in_the_text_exist(page: Path):
-    known = parsers_in(build_parser())
+    parser = build_parser()
+    commands = parsers_in(parser)
+    elsewhere = [*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests" / "conftest.py"]
+    sources = "".join(path.read_text(encoding="utf-8") for path in elsewhere)
+    every = options_of(parser) | set(re.findall(r'"(--[\w-]+)"', sources))
     for code in inline_code_of(page):
-        command, *others = code.split()
-        if command not in known:
+        first, *others = code.split()
+        if first not in commands and not first.startswith("--"):
             continue
-        options = [word for word in others if word.startswith("--")]
-        unknown = set(options) - options_of(known[command])
-        assert not unknown, f"{name_of(page)}: `{code}`: {command} has no {sorted(unknown)}"
+        options = [word for word in (first, *others) if word.startswith("--")]
+        unknown = set(options) - (options_of(commands[first]) if first in commands else every)
+        assert not unknown, f"{name_of(page)}: `{code}`: there is no {sorted(unknown)}"
 
 
 @every_page
@@ -127,6 +132,17 @@ def test_hyperparameters_that_are_named_exist(page: Path):
     names = set(re.findall(r"\bhparams/[\w./-]+\.yaml", text))
     lacking = sorted(name for name in names if not (ROOT / name).is_file())
     assert not lacking, f"{name_of(page)} names {lacking}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hparams").rglob("*.yaml")), ids=name_of)
+def test_commands_in_hyperparameters_are_understood(path: Path):
+    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    text = "\n".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("python "):
+            arguments = arguments_of(shlex.split(line))
+            assert arguments is not None, line
+            parsed(arguments)
 
 
 @every_page
