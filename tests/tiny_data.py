@@ -1,13 +1,23 @@
 """Small records with pictures, and trainings and editors that fit them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tiny_editors import picture, tiny_config
 from tiny_models import TinyModel
 
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
+
+PORTED = {
+    "port_edit_q": "What does blue stand for?",
+    "port_edit_a": "the sea",
+    "port_q": " What does the circle's colour stand for?\n",
+    "port_a": "the sea ",
+}
+"""A question whose answer follows from the edit, as VLKEB has them."""
 
 COLOURS = ("red", "green", "blue", "yellow")
 
@@ -36,6 +46,15 @@ def write_data(folder: Path, count: int = 8) -> Path:
             }
         )
     path = folder / "data.json"
+    path.write_text(json.dumps(items), encoding="utf-8")
+    return path
+
+
+def changed_data(folder: Path, action: Callable[[list[Any]], Any]) -> Path:
+    """Return the data file, written again after a change of its items."""
+    path = write_data(folder)
+    items = json.loads(path.read_text(encoding="utf-8"))
+    action(items)
     path.write_text(json.dumps(items), encoding="utf-8")
     return path
 

@@ -15,7 +15,8 @@ from easyedit_dualedit import __version__, testbed
 from easyedit_dualedit.commands.demo_data import demo_records, is_testbed
 from easyedit_dualedit.commands.shared import console, read_hparams
 from easyedit_dualedit.data.leak_audit import Audit, audit, audit_table
-from easyedit_dualedit.data.records import Record, load_records, quirks
+from easyedit_dualedit.data.quirks import quirks
+from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.experiments.benchmark import run_benchmark

@@ -164,15 +164,14 @@ def audit(evaluated: Sequence[Record], trained: Sequence[Record]) -> Audit:
     return Audit(len(evaluated), len(trained), findings)
 
 
-def audit_table(found: Audit) -> Table:
+def audit_table(audited: Audit) -> Table:
     """Return the table of an audit: a row for each finding."""
-    table = Table(
-        title=f"What {found.evaluated:,} evaluated records share with {found.trained:,} trained on"
-    )
+    counts = f"{audited.evaluated:,} evaluated records share with {audited.trained:,} trained on"
+    table = Table(title=f"What {counts}")
     table.add_column("shared")
     for title in ("found", "of", "%"):
         table.add_column(title, justify="right")
-    for finding in found.findings:
+    for finding in audited.findings:
         style = "bold" if finding.found else "dim"
         numbers = (f"{finding.found:,}", f"{finding.of:,}", f"{finding.percent:.1f}")
         table.add_row(Text(finding.what), *numbers, style=style)
@@ -218,7 +217,7 @@ def _differ(one: Path, other: Path) -> bool:
 def _finding(
     what: str, evaluated: Sequence[Record], read: _Reader, places: dict[Hashable, int]
 ) -> Finding:
-    found = of = 0
+    shared_by = of = 0
     examples: list[str] = []
     for record in evaluated:
         things = read(record)
@@ -226,11 +225,11 @@ def _finding(
         shared = next((thing for thing in things if thing.key in places), None)
         if shared is None:
             continue
-        found += 1
+        shared_by += 1
         if len(examples) < _EXAMPLES:
             place = places[shared.key]
             examples.append(f"record {record.index}: {shared.shown} (training record {place})")
-    return Finding(what, found, of, tuple(examples))
+    return Finding(what, shared_by, of, tuple(examples))
 
 
 def _first_places(records: Sequence[Record], read: _Reader) -> dict[Hashable, int]:

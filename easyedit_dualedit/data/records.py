@@ -1,8 +1,7 @@
 """Edit records in the JSON formats of MMEdit and VLKEB, validated whole before anything runs."""
 
 import json
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,49 +163,7 @@ def read_items(path: Path, *, limit: int | None = None) -> list[Any]:
     return items[:limit]
 
 
-def quirks(records: Sequence[Record]) -> dict[str, int]:
-    """Return how many records have each peculiarity of the published files, zeros included.
-
-    None of them is mended, so that numbers stay those of the published data. What is done with
-    each:
-
-    - the prefix "nq question: " of a text-locality prompt is kept, as every published number has
-      it; only the leak audit compares questions without it.
-    - a newline in a target is kept. Around the text it falls to `Encoder.target_ids` like other
-      white space; within it, it is part of the answer.
-    - a newline in a prompt, as where a rephrase lists several wordings, is kept; around the text
-      it was removed.
-    - white space around a target is kept for EasyEdit's evaluator, which tokenises it, and removed
-      by `Encoder.target_ids` for everything else, exact match included.
-    - a rephrase equal to its source measures reliability again; it is kept and measured as it is.
-    - a target equal to the prediction is an edit to what the data set says the model answers
-      already; it is made and measured like any other. Case, white space around, and underscores
-      for spaces do not count.
-    - text beyond ASCII is kept, and compared by exact match after NFKC normalisation.
-    - a rephrased picture equal to the edit's own measures reliability again; kept and measured.
-    - records with one (picture, prompt) and different targets contradict each other only where
-      edits are held together: there the newest answer wins, and `EditMemory.add` warns. Alone,
-      each is made and measured like any other.
-    - records with one (picture, prompt) and the same target are one edit, measured as often as it
-      stands in the file.
-
-    A target is that of the edit, of a locality query or of a portability query. Prompts are looked
-    at without their template.
-    """
-    answers: dict[tuple[object, ...], list[str]] = {}
-    for record in records:
-        answers.setdefault(_edited_place(record), []).append(_target(record))
-    found = {name: sum(map(has, records)) for name, has in _QUIRKS.items()}
-    found["picture and prompt of another record, different target"] = sum(
-        len(given) for given in answers.values() if len(set(given)) > 1
-    )
-    found["picture, prompt and target of another record"] = sum(
-        count for given in answers.values() for count in Counter(given).values() if count > 1
-    )
-    return found
-
-
-def queries_of(records: Sequence[Record], metric: str) -> list[Query]:
+def metric_queries(records: Sequence[Record], metric: str) -> list[Query]:
     """Return one kind of query of each record."""
     place = METRICS.index(metric)
     return [record.queries[place] for record in records]
@@ -220,36 +177,36 @@ def _problems(index: int, item: Any, images: Path | None) -> list[str]:
     """Return what is wrong with an item; without a folder its pictures are not looked for."""
     if not isinstance(item, dict):
         return [f"record {index} is {type(item).__name__}, not an object"]
-    found = []
+    problems = []
     for field in FIELDS:
         if field not in item:
-            found.append(f"record {index} has no field {field}")
+            problems.append(f"record {index} has no field {field}")
             continue
         problem = _problem_of_text(item[field], may_be_blank=field == "pred")
         if problem:
-            found.append(f"record {index}, field {field}: {problem}")
+            problems.append(f"record {index}, field {field}: {problem}")
         elif field in PICTURES and images is not None and not _is_file(images / item[field]):
-            found.append(f"record {index}, field {field}: no picture at {images / item[field]}")
-    return found + _problems_of_portability(index, item.get(PORTABILITY, []))
+            problems.append(f"record {index}, field {field}: no picture at {images / item[field]}")
+    return problems + _problems_of_portability(index, item.get(PORTABILITY, []))
 
 
 def _problems_of_portability(index: int, entries: Any) -> list[str]:
     place = f"record {index}, field {PORTABILITY}"
     if not isinstance(entries, list):
         return [f"{place}: {entries!r} is no list"]
-    found = []
+    problems = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            found.append(f"{place}[{number}]: {entry!r} is no object")
+            problems.append(f"{place}[{number}]: {entry!r} is no object")
             continue
         for field in PORTABILITY_FIELDS:
             if field not in entry:
-                found.append(f"{place}[{number}] has no field {field}")
+                problems.append(f"{place}[{number}] has no field {field}")
                 continue
             problem = _problem_of_text(entry[field])
             if problem:
-                found.append(f"{place}[{number}].{field}: {problem}")
-    return found
+                problems.append(f"{place}[{number}].{field}: {problem}")
+    return problems
 
 
 def _problem_of_text(value: Any, *, may_be_blank: bool = False) -> str | None:
@@ -289,57 +246,3 @@ def _record(index: int, item: dict[str, Any], images: Path, template: str) -> Re
         template=template,
         folder=images,
     )
-
-
-def _target(record: Record) -> str:
-    return (record.request.target or "").strip()
-
-
-def _edited_place(record: Record) -> tuple[object, ...]:
-    # Pictures in memory cannot be hashed; records read from a file hold paths.
-    pictures = (item if isinstance(item, Path) else id(item) for item in record.request.pictures)
-    return (record.question(record.request), *pictures)
-
-
-def _all_queries(record: Record) -> tuple[Query, ...]:
-    return (*record.queries, *record.portability)
-
-
-def _targets(record: Record) -> list[str]:
-    return [query.target or "" for query in _all_queries(record)]
-
-
-def _questions(record: Record) -> list[str]:
-    return [record.question(query) for query in _all_queries(record)]
-
-
-def _has_newline(texts: Sequence[str]) -> bool:
-    return any("\n" in text or "\r" in text for text in texts)
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.replace("_", " ").split()).casefold()
-
-
-_QUIRKS: dict[str, Callable[[Record], bool]] = {
-    "text-locality prompt with the prefix 'nq question: '": lambda record: (
-        record.text_locality.prompt.startswith(QUESTION_PREFIX)
-    ),
-    "newline in a target": lambda record: _has_newline(_targets(record)),
-    "newline in a prompt": lambda record: _has_newline(_questions(record)),
-    "white space around a target": lambda record: any(
-        text != text.strip() for text in _targets(record)
-    ),
-    "rephrase equal to its source": lambda record: (
-        record.question(record.text_rephrase) == record.question(record.request)
-    ),
-    "target equal to the prediction": lambda record: (
-        _folded(_target(record)) == _folded(record.prediction)
-    ),
-    "text beyond ASCII": lambda record: (
-        not "".join([*_targets(record), *_questions(record), record.prediction]).isascii()
-    ),
-    "rephrased picture equal to the edit's": lambda record: (
-        record.image_rephrase.pictures == record.request.pictures
-    ),
-}

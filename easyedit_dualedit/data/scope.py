@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from easyedit_dualedit.data.records import METRICS, Record, queries_of
+from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.model.inputs import Query
 
 IN_SCOPE = ("reliability", "text_generality", "image_generality")
@@ -39,10 +39,10 @@ def scope_queries(records: Sequence[Record], *, seed: int = 0) -> dict[str, list
     no other. Hard queries have no target, since there is no right answer to them.
     """
     partners = [records[place] for place in partners_of(len(records), seed=seed)]
-    found = {metric: queries_of(records, metric) for metric in METRICS}
+    queries = {metric: metric_queries(records, metric) for metric in METRICS}
     requests = [replace(record.request, target=None) for record in records]
     pairs = list(zip(requests, partners, strict=True))
-    found[OTHER_IMAGE] = [replace(own, image=other.request.image) for own, other in pairs]
-    found[OTHER_QUESTION] = [replace(own, prompt=other.request.prompt) for own, other in pairs]
-    found[NO_IMAGE] = [replace(own, image=None) for own in requests]
-    return found
+    queries[OTHER_IMAGE] = [replace(own, image=other.request.image) for own, other in pairs]
+    queries[OTHER_QUESTION] = [replace(own, prompt=other.request.prompt) for own, other in pairs]
+    queries[NO_IMAGE] = [replace(own, image=None) for own in requests]
+    return queries

@@ -45,16 +45,16 @@ class FineTuningConfig:
     """Whether the loss also asks for the end-of-turn token after the target."""
 
     def __post_init__(self) -> None:
-        found = []
+        problems = []
         if not is_whole(self.steps, 1):
-            found.append(f"steps = {self.steps!r}: a whole number, 1 or above")
+            problems.append(f"steps = {self.steps!r}: a whole number, 1 or above")
         if not is_number(self.learning_rate, 0.0, math.inf) or self.learning_rate == 0:
-            found.append(f"learning_rate = {self.learning_rate!r}: a number above 0")
+            problems.append(f"learning_rate = {self.learning_rate!r}: a number above 0")
         if not is_number(self.loss_below, 0.0, math.inf):
-            found.append(f"loss_below = {self.loss_below!r}: a number, 0 or above")
+            problems.append(f"loss_below = {self.loss_below!r}: a number, 0 or above")
         if not isinstance(self.end_of_answer, bool):
-            found.append(f"end_of_answer = {self.end_of_answer!r}: true or false")
-        raise_if(found)
+            problems.append(f"end_of_answer = {self.end_of_answer!r}: true or false")
+        raise_if(problems)
 
 
 class FineTuning:

@@ -93,12 +93,12 @@ def routing_costs(
             decide()  # what a forward has left in the caches is not the same for all
             taken[case].append(_seconds(decide))
     forward = median(forwards)
-    found: dict[str, Any] = {"forward_seconds": forward}
+    costs: dict[str, Any] = {"forward_seconds": forward}
     for name in _ASKED:
         seconds = {count: median(taken[name, count]) for count in counts if taken[name, count]}
         shares = {count: each / forward for count, each in seconds.items()}
-        found[name] = {"seconds": seconds, "share": shares}
-    return found
+        costs[name] = {"seconds": seconds, "share": shares}
+    return costs
 
 
 def _decisions(
@@ -108,15 +108,15 @@ def _decisions(
     edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(keys[:count])]
     memory = ActiveEdits.of_stored(edits, editor.backbone.device)
     applied = AppliedEdits(editor.backbone, editor.adapters, editor.gate, memory)
-    found: list[Callable[[], OpenRows]] = []
+    decisions: list[Callable[[], OpenRows]] = []
     for place, one in enumerate(records[: min(_QUERIES, count)]):
         batch = editor.encoder.encode([getattr(one, _ASKED[name])], with_target=False)
         with record(editor.backbone.layers, [applied.gate_layer], stop=True) as seen:
             editor.backbone.model(**batch.inputs, use_cache=False)
         decide = partial(applied.open_rows, seen[applied.gate_layer], batch.layout)
         if decide().edits == (() if name == "closed" else (place,)):
-            found.append(decide)
-    return found
+            decisions.append(decide)
+    return decisions
 
 
 def _rates(editor: DualEditor, states: ScopeStates, count: int) -> dict[str, float]:
@@ -137,7 +137,7 @@ def _rates(editor: DualEditor, states: ScopeStates, count: int) -> dict[str, flo
             else:
                 wanted = chosen >= 0
             right[kind] += wanted[part.counts[kind]].float().tolist()
-    return {kind: sum(found) / len(found) if found else 0.0 for kind, found in right.items()}
+    return {kind: sum(each) / len(each) if each else 0.0 for kind, each in right.items()}
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -131,11 +131,11 @@ def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
     Raises:
         DataError: if there are no cases.
     """
-    found = {metric: interval([case[metric] for case in cases]) for metric in METRICS}
-    found[AVERAGE] = interval([sum(case[metric] for metric in METRICS) / 5 for case in cases])
+    intervals = {metric: interval([case[metric] for case in cases]) for metric in METRICS}
+    intervals[AVERAGE] = interval([sum(case[metric] for metric in METRICS) / 5 for case in cases])
     for name, kinds in FAMILIES.items():
         if cases and all(kind in cases[0] for kind in kinds):
-            means = [sum(case[kind] for kind in kinds) / len(kinds) for case in cases]
-            found[name] = interval(means)
-            found |= {kind: interval([case[kind] for case in cases]) for kind in kinds}
-    return found
+            family = [sum(case[kind] for kind in kinds) / len(kinds) for case in cases]
+            intervals[name] = interval(family)
+            intervals |= {kind: interval([case[kind] for case in cases]) for kind in kinds}
+    return intervals

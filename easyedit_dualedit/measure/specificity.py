@@ -82,7 +82,7 @@ def specificity_queries(
     requests = [replace(record.request, target=None) for record in records]
     pool = [replace(other.request, target=None) for other in others]
     pictures = [pool[source.choice(places)] for places in allowed]
-    found: dict[str, list[Query]] = {
+    chosen: dict[str, list[Query]] = {
         OTHER_IMAGE: [
             replace(own, image=other.image) for own, other in zip(requests, pictures, strict=True)
         ],
@@ -100,12 +100,12 @@ def specificity_queries(
         similarity = functional.normalize(queries - mean, dim=-1) @ functional.normalize(
             keys - mean, dim=-1
         ).T.to(queries.device)
-        found[kind] = [
+        chosen[kind] = [
             pool[_best(row, places, source)]
             for row, places in zip(similarity, allowed, strict=True)
         ]
     answered = {
-        kind: with_own_answers(encoder, queries, batch_size) for kind, queries in found.items()
+        kind: with_own_answers(encoder, queries, batch_size) for kind, queries in chosen.items()
     }
     return [{kind: answered[kind][place] for kind in KINDS} for place in range(len(records))]
 

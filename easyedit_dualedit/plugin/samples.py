@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from easyedit_dualedit.data.records import METRICS, Record, queries_of
+from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
@@ -118,7 +118,7 @@ def questions_of(items: Sequence[Mapping[str, Any]]) -> dict[str, QuestionBatch 
     """
     records = records_of(items)
     parts: dict[str, QuestionBatch | None] = {
-        name: QuestionBatch(tuple(queries_of(records, metric)), ends=metric in IN_SCOPE)
+        name: QuestionBatch(tuple(metric_queries(records, metric)), ends=metric in IN_SCOPE)
         for name, metric in METRIC_OF.items()
     }
     return {**parts, "cond": None}

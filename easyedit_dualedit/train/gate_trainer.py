@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from easyedit_dualedit.data.records import METRICS, Record, queries_of
+from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import (
     IN_SCOPE,
     OTHER_IMAGE,
@@ -112,7 +112,9 @@ def calibrate(
     chosen = records[:CALIBRATION_RECORDS]
     gate, last = {}, {}
     for metric in METRICS:
-        gate[metric], last[metric], _ = gate_states(editor, queries_of(chosen, metric), batch_size)
+        gate[metric], last[metric], _ = gate_states(
+            editor, metric_queries(chosen, metric), batch_size
+        )
     count = len(METRICS)
     in_scope = torch.tensor([metric in IN_SCOPE for metric in METRICS])
     return editor.gate.calibrate(

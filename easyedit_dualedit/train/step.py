@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from easyedit_dualedit.data.records import METRICS, Record, queries_of
+from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.active_edits import EditSignal, packed
 from easyedit_dualedit.method.adapter import ProjectedEdit, add_at
@@ -223,7 +223,7 @@ class SharedSteps:
         rows = [
             _Row(metric, place, query)
             for metric in metrics
-            for place, query in enumerate(queries_of(records, metric))
+            for place, query in enumerate(metric_queries(records, metric))
         ]
         groups = []
         for chosen in self._parts(rows):
@@ -382,7 +382,7 @@ def plain_losses(
 
     What `SharedSteps` must equal, and what it falls back on.
     """
-    signals = editor.read(queries_of(records, "reliability"))
+    signals = editor.read(metric_queries(records, "reliability"))
     weights = {metric: float(getattr(config, f"{metric}_weight")) for metric in METRICS}
     scope = [metric for metric in IN_SCOPE if weights[metric]]
     locality = [metric for metric in METRICS if metric not in IN_SCOPE and weights[metric]]
@@ -426,7 +426,7 @@ def plain_losses(
 def _encode(
     editor: DualEditor, records: Sequence[Record], metrics: Sequence[str], *, end_of_answer: bool
 ) -> Batch:
-    queries = [query for metric in metrics for query in queries_of(records, metric)]
+    queries = [query for metric in metrics for query in metric_queries(records, metric)]
     return editor.encoder.encode(queries, end_of_answer=end_of_answer)
 
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from easyedit_dualedit.data.leak_audit import Audit, audit
+from easyedit_dualedit.data.quirks import quirks
 from easyedit_dualedit.data.records import (
     PICTURES,
     Record,
     load_records,
     problems_of,
-    quirks,
 )
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.errors import DataError

@@ -1,12 +1,12 @@
 """Records: every mistake in a data file is named by place before anything runs."""
 
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_data import write_data
+from tiny_data import PORTED, changed_data, write_data
 from tiny_editors import backbone_of, picture, shared
 from tiny_models import TinyModel
 
@@ -15,37 +15,20 @@ from easyedit_dualedit.data.records import (
     METRICS,
     PICTURES,
     PORTABILITY_FIELDS,
-    Record,
     load_records,
+    metric_queries,
     problems_of,
-    queries_of,
-    quirks,
     read_items,
 )
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 
-PORTED = {
-    "port_edit_q": "What does blue stand for?",
-    "port_edit_a": "the sea",
-    "port_q": " What does the circle's colour stand for?\n",
-    "port_a": "the sea ",
-}
-
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[[Callable[[list[Any]], Any]], Path]:
     """Return a function that writes the data file again after a change of its items."""
-
-    def change(action: Callable[[list[Any]], Any]) -> Path:
-        path = write_data(tmp_path)
-        items = json.loads(path.read_text(encoding="utf-8"))
-        action(items)
-        path.write_text(json.dumps(items), encoding="utf-8")
-        return path
-
-    return change
+    return partial(changed_data, tmp_path)
 
 
 def refused(path: Path, images: Path, **options: Any) -> str:
@@ -86,11 +69,11 @@ def test_the_rephrased_image_is_that_of_its_own_field(changed: Any, tmp_path: Pa
 
 def test_queries_of_keeps_the_order_of_the_records(tmp_path: Path):
     records = load_records(write_data(tmp_path), tmp_path)
-    assert [query.prompt for query in queries_of(records[::-1], "text_generality")] == [
+    assert [query.prompt for query in metric_queries(records[::-1], "text_generality")] == [
         f"Circle {index} is which colour?" for index in range(7, -1, -1)
     ]
     for place, metric in enumerate(METRICS):
-        assert queries_of(records, metric) == [record.queries[place] for record in records]
+        assert metric_queries(records, metric) == [record.queries[place] for record in records]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -363,7 +346,7 @@ def test_no_picture_is_held_in_memory(tmp_path: Path):
         assert all(isinstance(item, Path) for query in record.queries for item in query.pictures)
 
 
-# ---- questions without their template, quirks ------------------------------------------------
+# ---- questions without their template ------------------------------------------------
 
 
 @pytest.mark.parametrize("template", ["{}", "Q: {}", "{} A:", "Q: {}\nA: ", " {} "])
@@ -380,87 +363,3 @@ def test_a_question_is_what_the_template_was_put_around(tmp_path: Path, template
 def test_a_template_with_two_places_cannot_be_taken_away(tmp_path: Path):
     record = load_records(write_data(tmp_path), tmp_path, template="{} Again: {}")[0]
     assert record.question(record.request) == record.request.prompt
-
-
-QUIRKS = (
-    "text-locality prompt with the prefix 'nq question: '",
-    "newline in a target",
-    "newline in a prompt",
-    "white space around a target",
-    "rephrase equal to its source",
-    "target equal to the prediction",
-    "text beyond ASCII",
-    "rephrased picture equal to the edit's",
-    "picture and prompt of another record, different target",
-    "picture, prompt and target of another record",
-)
-
-
-def without_quirks(items: list[Any]) -> None:
-    """Change items so that they have no quirk."""
-    for item in items:
-        item["loc"] = "where is the star"
-        item["image_rephrase"] = item["m_loc"]
-
-
-def test_every_quirk_is_counted_with_zeros(changed: Any, tmp_path: Path):
-    assert quirks([]) == dict.fromkeys(QUIRKS, 0)
-    assert list(quirks([])) == list(QUIRKS)
-    path = changed(without_quirks)
-    assert quirks(load_records(path, tmp_path, template="Ä:\n{}")) == dict.fromkeys(QUIRKS, 0)
-    found = quirks(load_records(write_data(tmp_path), tmp_path))
-    assert found == dict.fromkeys(QUIRKS, 0) | {QUIRKS[0]: 8, QUIRKS[7]: 8}
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"loc": "nq question: who"}, {QUIRKS[0]}),
-        ({"alt": "a\nb"}, {QUIRKS[1]}),
-        ({"loc_ans": "a\rb"}, {QUIRKS[1]}),
-        ({"m_loc_a": "a\n"}, {QUIRKS[1], QUIRKS[3]}),
-        ({"port_new": [PORTED]}, {QUIRKS[3]}),
-        ({"port_new": [PORTED | {"port_q": "a\nb", "port_a": "é"}]}, {QUIRKS[2], QUIRKS[6]}),
-        ({"rephrase": "a\n\nb"}, {QUIRKS[2]}),
-        ({"rephrase": "a\n"}, set()),
-        ({"alt": " a"}, {QUIRKS[3]}),
-        ({"rephrase": "What colour is circle 1? "}, {QUIRKS[4]}),
-        ({"pred": "New_York, NY", "alt": "new york, ny"}, {QUIRKS[5]}),
-        ({"pred": "é"}, {QUIRKS[6]}),
-        ({"m_loc_q": "où?"}, {QUIRKS[6]}),
-        ({"image_rephrase": "1.png"}, {QUIRKS[7]}),
-    ],
-)
-def test_a_quirk_of_one_record_counts_once(
-    changed: Any, tmp_path: Path, change: dict[str, Any], expected: set[str]
-):
-    def spoil(items: list[Any]) -> None:
-        without_quirks(items)
-        items[1].update(change)
-
-    found = quirks(load_records(changed(spoil), tmp_path, template="Ä:\n{}"))
-    assert found == dict.fromkeys(QUIRKS, 0) | dict.fromkeys(expected, 1)
-
-
-def test_records_with_one_picture_and_prompt_are_counted(changed: Any, tmp_path: Path):
-    def repeat(items: list[Any]) -> None:
-        for item, alt in zip(items, ["a", "b", "b ", "c", "c", "d", "d", "d"], strict=True):
-            item["alt"] = alt
-            item["src"] = "What?"
-            item["image"] = "0.png" if alt.strip() in ("a", "b") else "1.png"
-        items[6]["image"] = "2.png"
-        items[7]["src"] = "Which?"
-
-    found = quirks(load_records(changed(repeat), tmp_path))
-    # 0.png: a, b, b; 1.png: c, c, d, and d with another prompt; 2.png: d.
-    assert found[QUIRKS[8]] == 3 + 3
-    assert found[QUIRKS[9]] == 2 + 2
-
-
-def test_quirks_of_records_with_pictures_in_memory_are_counted():
-    query = Query("What?", picture(), "blue")
-    records = [Record(index, *[query] * 5, prediction="red") for index in range(2)]
-    found = quirks(records)
-    assert found["picture, prompt and target of another record"] == 2
-    assert found["picture and prompt of another record, different target"] == 0
-    assert found["rephrased picture equal to the edit's"] == 2
