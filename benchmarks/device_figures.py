@@ -1,5 +1,6 @@
 """The figures of a device: those of `benchmarks.speed`, and what routing among many edits takes."""
 
+import gc
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -70,6 +71,7 @@ class Figures:
         return f"among {max(COUNTS)}: {most['wall_ms']} ms, {most['percent']} % of a forward"
 
     def _start(self) -> None:
+        gc.collect()  # the model before is part of cycles
         if self._measures.clock.is_gpu:  # each part tells its own peak
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._measures.clock.device)

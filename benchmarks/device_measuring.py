@@ -20,13 +20,18 @@ from easyedit_dualedit.experiments.many_edits import (
     point_of,
     untouched,
 )
-from easyedit_dualedit.measure.asking import Asker, Questions, score
+from easyedit_dualedit.measure.asking import Asker
 from easyedit_dualedit.measure.contender import Edited
 from easyedit_dualedit.measure.evaluation import evaluate
 from easyedit_dualedit.measure.protocols import PROTOCOLS
+from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.run import Run
+from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.measure.specificity import KINDS, specificity_queries
 from easyedit_dualedit.method.config import TrainingConfig
+from easyedit_dualedit.method.edited_model import EditedModel
+from easyedit_dualedit.method.gate import Routing
+from easyedit_dualedit.model.inputs import Batch
 
 _FEW = 2
 
@@ -65,16 +70,17 @@ def _asked(subject: DeviceSubject) -> str:
     encoder = editor.encoder
     close = specificity_queries(records, subject.records[_FEW:], encoder, progress=False)
     require(set(close[0]) == set(KINDS), "not every kind of specificity is asked")
-    asker, values = Asker(encoder, PROTOCOLS), {}
-    for record, queries in zip(records, close, strict=True):
-        questions = Questions.of(record, PROTOCOLS, queries)
-        before = asker.ask(Edited(subject.model, 0), questions)
-        edited = editor.edited(editor.read([record.request]))
+    values: dict[str, dict[str, float]] = {}
+    for one, queries in zip(records, close, strict=True):
+        questions = Questions.of(one, PROTOCOLS, queries)
+        asker = Asker(encoder, [questions], PROTOCOLS)
+        (before,) = asker.ask(Edited(subject.model, 0))
+        edited = editor.edited(editor.read([one.request]))
 
-        def route(batch, edited=edited):  # type: ignore[no-untyped-def]
+        def route(batch: Batch, edited: EditedModel = edited) -> Routing:
             return edited.route(layout=batch.layout, **batch.inputs)
 
-        after = asker.ask(Edited(edited, 0, route=route, reads_layout=True), questions)
+        (after,) = asker.ask(Edited(edited, 0, route=route, reads_layout=True))
         values = score(questions, before, after, encoder, PROTOCOLS)
     return ", ".join(values)
 

@@ -1,5 +1,6 @@
 """Tries one thing after another: each is caught, timed and told of, and none ends the others."""
 
+import gc
 import sys
 import time
 import traceback
@@ -69,6 +70,7 @@ class Trials:
             return
         state: State = "passed"
         device = self._clock.device
+        gc.collect()
         if self._clock.is_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)

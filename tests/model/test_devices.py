@@ -14,7 +14,7 @@ QUERIES = [request_of(), Query("How many squares?", picture("green"), "two")]
 
 
 def answers(editor: DualEditor) -> torch.Tensor:
-    """Return the edited logits of `QUERIES` after an edit, on the CPU."""
+    """Return the edited logits of `QUERIES` at real tokens after an edit, on the CPU."""
     edited = editor.edited(editor.read([request_of()]))
     batch = editor.encoder.encode(QUERIES)
     with torch.no_grad():
@@ -22,7 +22,7 @@ def answers(editor: DualEditor) -> torch.Tensor:
     prompt = editor.encoder.encode(QUERIES, with_target=False)
     tokens = edited.generate(**prompt.inputs, max_new_tokens=3, do_sample=False)
     assert tokens.shape[0] == len(QUERIES)
-    return output.cpu()
+    return output[batch.layout.real.to(output.device)].float().cpu()
 
 
 @pytest.fixture
@@ -45,13 +45,18 @@ def test_an_offloaded_model_edits_as_a_loaded_one(llava: TinyModel):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_on_a_gpu_edits_as_on_the_cpu(
-    tiny: TinyModel, expected: torch.Tensor, dtype: torch.dtype
+    tiny: TinyModel,
+    expected: torch.Tensor,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     other = FAMILIES[tiny.family]()
     other.model.to("cuda", dtype)
-    tolerance = 1e-3 if dtype == torch.float32 else 1.0
-    found = answers(trained_editor(other)).float()
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    # Convolutions of patches round float32 to fewer bits there, unless they are asked not to.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    found = answers(trained_editor(other))
+    share = float((found - expected).abs().amax() / expected.abs().amax())
+    assert share <= (1e-4 if dtype == torch.float32 else 0.1)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
