@@ -27,6 +27,9 @@ DEFAULT_COMMAND = "demo"
 TRAINING = ("train", "locate", "ablate", "benchmark")
 """Commands whose `--hparams` are those of a training."""
 
+PACKAGE = ROOT / "easyedit_dualedit"
+EASYEDITS_CLASSES = ("MultimodalEditor", "MultimodalTrainer")
+
 AWAITED = ROOT / "docs" / "architecture.md"
 """A page that is being written."""
 
@@ -151,6 +154,17 @@ def test_tests_that_are_named_exist(page: Path):
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     lacking = [name for name in names if not any(f"def test_{name}" in text for text in sources)]
     assert not lacking, f"{name_of(page)} names tests {lacking}"
+
+
+@every_page
+def test_methods_that_are_named_exist(page: Path):
+    sources = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")]
+    for code in inline_code_of(page):
+        named = re.fullmatch(r"([A-Z]\w+)\.([a-z]\w+)(\(.*\))?", code)
+        if named is None or named[1] in EASYEDITS_CLASSES:
+            continue
+        holding = [text for text in sources if re.search(rf"^class {named[1]}\b", text, re.M)]
+        assert any(f"def {named[2]}(" in text for text in holding), f"{name_of(page)}: {code}"
 
 
 def test_the_readme_is_short():
