@@ -11,7 +11,8 @@ from benchmarks.device_subject import DeviceSubject
 from benchmarks.trials import Trial, require
 from easyedit_dualedit.experiments.ablate import Variant, ablate
 from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
-from easyedit_dualedit.experiments.locate import LocateConfig, locate
+from easyedit_dualedit.experiments.layer_probe import LocateConfig
+from easyedit_dualedit.experiments.locate import locate
 from easyedit_dualedit.experiments.many_edits import (
     Group,
     SharedMemory,

@@ -27,9 +27,10 @@ from easyedit_dualedit.errors import ArchiveError, ConfigError
 from easyedit_dualedit.experiments.ablate import ablate as run_ablation
 from easyedit_dualedit.experiments.ablate import is_done, layer_pairs, to_markdown, variants
 from easyedit_dualedit.experiments.ablate import to_csv as ablation_csv
-from easyedit_dualedit.experiments.locate import LocateConfig, write_hparams
+from easyedit_dualedit.experiments.layer_probe import LocateConfig
 from easyedit_dualedit.experiments.locate import locate as locate_layers
 from easyedit_dualedit.experiments.locate import to_csv as locate_csv
+from easyedit_dualedit.experiments.locate import write_hparams
 from easyedit_dualedit.files import digest_of, write_json, write_text
 from easyedit_dualedit.measure.evaluation import EditMaker
 from easyedit_dualedit.measure.evaluation import evaluate as evaluate_records

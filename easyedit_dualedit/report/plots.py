@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.experiments.locate import MODALITIES
+from easyedit_dualedit.experiments.layer_probe import NOISED
 
 _COLOURS = {"vision": "tab:orange", "text": "tab:blue", "both": "tab:gray"}
 _MARKS = {"open": "o", "cosine": "s", "centred": "D", "learned": "^", "last-token": "x"}
@@ -35,7 +35,7 @@ def plot_layers(found: Mapping[str, Any], path: Path) -> None:
     for axis, measure, title in zip(
         axes, ("kl", "flips"), ("KL of the answer, nats a token", "answers changed, %"), strict=True
     ):
-        for modality in MODALITIES:
+        for modality in NOISED:
             values = [entry[modality][measure] for entry in found["layers"]]
             colour = _COLOURS[modality]
             means = [value["mean"] for value in values]

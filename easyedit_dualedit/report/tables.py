@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from easyedit_dualedit.experiments.ablate import COLUMNS
-from easyedit_dualedit.experiments.locate import ATTENTION, MODALITIES
+from easyedit_dualedit.experiments.layer_probe import ATTENTION, NOISED
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 
@@ -60,14 +60,14 @@ def locate_table(found: Mapping[str, Any]) -> Table:
     count = found["layers"][0]["vision"]["kl"]["n"]
     table = Table(title=f"Change of the answer with noise at a layer, mean of {count} samples")
     table.add_column("layer", justify="right")
-    for modality in MODALITIES:
+    for modality in NOISED:
         table.add_column(f"{modality}\nKL, nats", justify="right")
         table.add_column(f"{modality}\nchanged, %", justify="right")
     for part in ATTENTION:
         table.add_column(f"attention to\n{part}, %", justify="right")
     for entry in found["layers"]:
         cells = [str(entry["layer"])]
-        for modality in MODALITIES:
+        for modality in NOISED:
             kl, flips = entry[modality]["kl"], entry[modality]["flips"]
             cells += [f"{kl['mean']:.3f} ±{(kl['high'] - kl['low']) / 2:.3f}", _cell(flips)]
         shares = entry.get("attention")
