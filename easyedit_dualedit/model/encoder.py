@@ -6,6 +6,7 @@ token for token the prompt that `generate` sees.
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
-from easyedit_dualedit.model.backbone import Backbone, PromptMarker
+from easyedit_dualedit.model.backbone import Backbone, PromptMarker, written_prompt
 from easyedit_dualedit.model.inputs import (
     IGNORED,
     Batch,
     Query,
     TokenLayout,
+    answer_mask,
     input_device,
     last_real_index,
 )
@@ -62,20 +64,14 @@ class Encoder:
         self._answer_prefix: str = (
             family.answer_prefix if given.answer_prefix is None else given.answer_prefix
         )
-        self._image_token: str = self.tokenizer.convert_ids_to_tokens(backbone.image_token_id)
+        ids = backbone.vision_token_ids
+        self._vision_tokens: list[str] = self.tokenizer.convert_ids_to_tokens(ids)
 
     def prompt_text(self, query: Query) -> str:
         """Return the prompt as the chat template writes it, ready for an answer."""
         content: list[dict[str, str]] = [{"type": "image"} for _ in query.pictures]
         content.append({"type": "text", "text": query.prompt})
-        given = {} if self.template is None else {"chat_template": self.template}
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=False,
-            **given,
-        )
-        return text
+        return written_prompt(self.processor, content, self.template)
 
     def target_ids(self, target: str) -> list[int]:
         """Return the token ids of a target, without special tokens and white space around it.
@@ -89,6 +85,8 @@ class Encoder:
         # A blank target's ids would be those of the prefix alone.
         if not ids or not answer:
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
+        if bool(self.backbone.vision_positions(torch.tensor(ids)).any()):
+            raise DataError(f"target = {target!r} holds a token of a picture; leave it out")
         return ids
 
     def encode(
@@ -163,7 +161,7 @@ class Encoder:
             tokens = self._with_answers(name, [prompt[name] for prompt in prompts], targets)
             filler = self.tokenizer.pad_token_id if name == "input_ids" else 0
             inputs[name] = tokens.new_full(real.shape, filler).masked_scatter(real, tokens)
-        answer = _answer_mask(inputs["attention_mask"], lengths)
+        answer = answer_mask(inputs["attention_mask"], lengths)
         labels = torch.where(answer, inputs["input_ids"], IGNORED)
         layout = self.layout(
             inputs["input_ids"],
@@ -201,11 +199,12 @@ class Encoder:
                     f"{len(query.pictures)} pictures in one query, but"
                     f" {type(self.backbone.model).__name__} takes {most}; give {most}"
                 )
-            if self._image_token in query.prompt:
-                raise DataError(
-                    f"prompt = {query.prompt!r} holds {self._image_token!r}, which stands for a"
-                    " picture; leave it out, the chat template puts it where it belongs"
-                )
+            for token in self._vision_tokens:
+                if token in query.prompt:
+                    raise DataError(
+                        f"prompt = {query.prompt!r} holds {token!r}, which stands for a picture;"
+                        " leave it out, the chat template puts it where it belongs"
+                    )
 
     def _encoded_prompts(
         self, queries: Sequence[Query]
@@ -268,15 +267,26 @@ class Encoder:
 
     def _require_vision(self, rows: Sequence[dict[str, Tensor]], queries: Sequence[Query]) -> None:
         for row, query in zip(rows, queries, strict=True):
-            found = int((row["input_ids"] == self.backbone.image_token_id).sum())
-            if found <= len(query.pictures):
+            count = int(self.backbone.vision_positions(row["input_ids"]).sum())
+            # One token a picture may be all that a small one takes.
+            if count < len(query.pictures) or (
+                count == len(query.pictures) and not self._expands_pictures
+            ):
                 raise BackboneError(
-                    f"{type(self.processor).__name__} puts {found} image tokens (id"
+                    f"{type(self.processor).__name__} puts {count} image tokens (id"
                     f" {self.backbone.image_token_id}) into a prompt with {len(query.pictures)}"
                     " pictures, so it does not say which positions are vision; use a model whose"
                     " processor expands the image token, or give the right id in YAML: backbone:"
                     " {image_token_id: <id>}"
                 )
+
+    @cached_property
+    def _expands_pictures(self) -> bool:
+        """Whether a large picture takes more than one position."""
+        large = Image.new("RGB", (448, 448))
+        text = self.prompt_text(Query(".", large))
+        ids = self._processed([text], [[large]])["input_ids"]
+        return int(self.backbone.vision_positions(ids).sum()) > 1
 
     def _with_answers(
         self, name: str, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
@@ -318,7 +328,7 @@ class Encoder:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         end = gate[:, None]
         prompt = real & (positions <= end)
-        vision = (input_ids == self.backbone.image_token_id) & prompt
+        vision = self.backbone.vision_positions(input_ids) & prompt
         first = torch.where(real, positions, input_ids.shape[1]).amin(1)
         start = torch.where(
             vision.any(1), torch.where(vision, positions, -1).amax(1) + 1, first
@@ -337,9 +347,3 @@ def _unpadded(encoded: Any) -> list[dict[str, Tensor]]:
     real = encoded["attention_mask"].bool()
     names = [name for name in PER_TOKEN if name in encoded]
     return [{name: encoded[name][row][mask] for name in names} for row, mask in enumerate(real)]
-
-
-def _answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
-    positions = torch.arange(attention_mask.shape[1])
-    last = last_real_index(attention_mask)[:, None]
-    return (positions <= last) & (positions > last - lengths[:, None])

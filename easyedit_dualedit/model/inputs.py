@@ -123,6 +123,18 @@ def last_real_index(attention_mask: Tensor) -> Tensor:
     return torch.where(attention_mask.bool(), positions, -1).amax(1)
 
 
+def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
+    """Return which tokens are among so many real ones at the end of each row, bool [b, s].
+
+    Args:
+        attention_mask: True (or 1) where a token is real, [b, s].
+        lengths: how many, long [b].
+    """
+    positions = torch.arange(attention_mask.shape[1])
+    last = last_real_index(attention_mask)[:, None]
+    return (positions <= last) & (positions > last - lengths[:, None])
+
+
 def named_arguments(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """Return positional arguments of a model's forward by their names."""
     if not args:

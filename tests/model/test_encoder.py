@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_editors import backbone_of, picture, request_of
+from tiny_editors import backbone_of, picture, request_of, shared
+from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
@@ -337,3 +339,69 @@ def test_a_picture_too_large_for_pillow_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match="cannot be read as a picture"):
         open_image(path)
+
+
+def test_a_target_that_holds_an_image_token_is_refused(every: TinyModel):
+    encoder = Encoder(backbone_of(every), every.processor)
+    shown = {encoder.backbone.image_token_id, encoder.backbone.video_token_id} - {None}
+    for token in encoder.tokenizer.convert_ids_to_tokens(sorted(shown)):
+        with pytest.raises(DataError, match="a token of a picture; leave it out"):
+            encoder.encode([Query("What?", picture(), f"a {token} b")])
+        with pytest.raises(DataError, match="which stands for a picture; leave it out"):
+            encoder.encode([Query(f"What is {token}?", picture(), "blue")])
+
+
+_END = "{% if add_generation_prompt %}{{ 'answer:' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("{{ m['role'] + ': ' + m['content'] + ' ' }}", "TypeError: can only"),
+        ("{{ m['role'] }}: {{ m['content'] }} ", "takes only text as the content"),
+        ("{{ raise_exception('no system') }}", "TemplateError: no system"),
+        ("{{ m['role'] ", "TemplateSyntaxError: expected"),
+        ("{{ m.content[7].text.upper() }}", "UndefinedError"),
+    ],
+)
+def test_a_chat_template_that_fails_is_named(body: str, said: str):
+    tiny = FAMILIES["llava"]()
+    tiny.processor.chat_template = "{% for m in messages %}" + body + "{% endfor %}" + _END
+    with pytest.raises(
+        BackboneError, match="chat template of LlavaProcessor .*list of parts"
+    ) as told:
+        Encoder(backbone_of(tiny), tiny.processor)
+    assert said in str(told.value) and "\n" not in str(told.value)
+
+
+def test_one_image_token_may_be_all_that_a_small_picture_takes():
+    tiny = FAMILIES["qwen2-vl"]()
+    reader = tiny.processor.image_processor
+    side = reader.patch_size * reader.merge_size
+    reader.size = {"shortest_edge": side**2, "longest_edge": 64 * side**2}
+    encoder = Encoder(backbone_of(tiny), tiny.processor)
+    one = Query("What?", picture(size=(side, side)), "blue")
+    batch = encoder.encode([one])
+    assert batch.layout.vision.sum() == 1
+    # A picture that stands for itself, in a processor that never expands it, is still refused.
+    encoder._expands_pictures = False
+    with pytest.raises(BackboneError, match="puts 1 image tokens"):
+        encoder.encode([one])
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "llava-onevision"])
+def test_tokens_of_a_video_are_vision_and_no_prompt_text(family: str):
+    tiny = shared(family)
+    encoder = Encoder(backbone_of(tiny), tiny.processor)
+    token = tiny.processor.video_token
+    shown = f"<|vision_start|>{token}<|vision_end|>" if "qwen" in family else token
+    text = f"<|im_start|>user\n{shown}What colour?<|im_end|>\n<|im_start|>assistant\n"
+    frames = np.zeros((4, 56, 56, 3), np.uint8)
+    inputs = tiny.processor(
+        text=[text], videos=[frames], return_tensors="pt", do_sample_frames=False
+    )
+    layout = encoder.layout(inputs["input_ids"], inputs["attention_mask"])
+    is_video = inputs["input_ids"] == tiny.processor.tokenizer.convert_tokens_to_ids(token)
+    assert is_video.any()
+    assert torch.equal(layout.vision, is_video)
+    assert not (layout.text & is_video).any() and layout.text.any()
