@@ -13,7 +13,7 @@ from benchmarks.device_subject import DeviceSubject
 from benchmarks.trials import SkippedError, Trial, require
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train.step import SharedSteps
+from easyedit_dualedit.train.step import TrainingStep
 
 _ATTENTIONS = {"eager": None, "sdpa": None, "flash_attention_2": "flash_attn"}
 """Implementation -> package that it needs."""
@@ -74,7 +74,7 @@ def _closed_and_trained(subject: DeviceSubject) -> None:
     closed = subject.edited(Query("Is it a star?", None, "left"), 1.0)
     plain, found = (subject.logits(model, batch) for model in (subject.model, closed))
     require(torch.equal(plain, found), "a closed gate changes the answer")
-    losses = SharedSteps(subject.editor).losses(subject.records[:2], TrainingConfig())
+    losses = TrainingStep(subject.editor).losses(subject.records[:2], TrainingConfig())
     losses.total.backward()  # type: ignore[no-untyped-call]
     for name, parameter in subject.editor.adapters.named_parameters():
         gradient, parameter.grad = parameter.grad, None

@@ -22,7 +22,8 @@ from easyedit_dualedit.method.config import GateConfig, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.gate_trainer import collect
-from easyedit_dualedit.train.step import SharedSteps, plain_losses
+from easyedit_dualedit.train.plain_step import plain_losses
+from easyedit_dualedit.train.step import TrainingStep
 from easyedit_dualedit.train.trainer import train
 
 STEPS = 20
@@ -86,7 +87,7 @@ def _loss(subject: DeviceSubject, editor: DualEditor, config: TrainingConfig) ->
 
 def _shared(subject: DeviceSubject) -> str:
     editor, records = subject.editor, subject.records[:2]
-    config, steps = TrainingConfig(batch_size=2), SharedSteps(editor)
+    config, steps = TrainingConfig(batch_size=2), TrainingStep(editor)
     found, again = (steps.losses(records, config) for _ in range(2))
     expected = plain_losses(editor, records, config)
     require(not steps.is_plain, "steps run whole forwards")

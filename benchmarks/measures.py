@@ -19,7 +19,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import GateConfig, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train.step import SharedSteps
+from easyedit_dualedit.train.step import TrainingStep
 
 _Run = TypeVar("_Run")
 
@@ -75,7 +75,7 @@ class Measures:
         rate = self.clock.rate(self.shapes.dtype)
         batches = min(self.steps, 8)
         records = records_of((batches + 1) * self.batch, self.shapes.side)
-        steps = SharedSteps(editor, state_budget=STATE_BUDGETS[seen])
+        steps = TrainingStep(editor, state_budget=STATE_BUDGETS[seen])
         optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=1e-4)
 
         def step(index: int) -> None:
@@ -89,7 +89,7 @@ class Measures:
         again = [self.clock.time(partial(step, index % batches)) for index in range(self.steps)]
         peaks["all"] = peak_mib(self.clock.device)
         peaks["of it weights"] = round(bytes_of_weights(editor) / 2**20, 1)
-        held = steps.prefix.vision.cache.size + steps.prefix.states.size
+        held = steps.frozen.pictures.cache.size + steps.frozen.states.size
         peaks["of it caches"] = round(held / 2**20, 1)
         model = editor.backbone.model
         kept = kept_for_backward(lambda: steps.losses(records[: self.batch], config), model)

@@ -10,7 +10,7 @@ from benchmarks.work import counted, reads_of
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.train.step import SharedSteps
+from easyedit_dualedit.train.step import TrainingStep
 
 TRAINING = TrainingConfig(text_locality_weight=0.0, end_of_answer=False)
 """The loss terms of the published code."""
@@ -26,12 +26,12 @@ def tasks(
     records = records_of(batch, shapes.side)
     found: dict[str, Callable[[], object]] = {"edit": lambda: editor.read([records[0].request])}
     for name, budget in STATE_BUDGETS.items():
-        steps = SharedSteps(editor, state_budget=budget)
+        steps = TrainingStep(editor, state_budget=budget)
         found[f"training step, {name} seen before"] = partial(forth_and_back, steps, records)
     return found
 
 
-def forth_and_back(steps: SharedSteps, records: Sequence[Record]) -> None:
+def forth_and_back(steps: TrainingStep, records: Sequence[Record]) -> None:
     """Run the losses of one batch and their gradients."""
     steps.losses(records, TRAINING).total.backward()  # type: ignore[no-untyped-call]
 

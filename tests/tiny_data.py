@@ -1,15 +1,18 @@
 """Small records with pictures, and trainings and editors that fit them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tiny_editors import picture, tiny_config
 from tiny_models import TinyModel
 
+from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.losses import StepLosses
+from easyedit_dualedit.train.step import TrainingStep
 
 PORTED = {
     "port_edit_q": "What does blue stand for?",
@@ -68,6 +71,13 @@ def fast(**changes: object) -> TrainingConfig:
         "gate_steps": 20,
     }
     return TrainingConfig.from_dict(values | changes)
+
+
+def step_losses(
+    editor: DualEditor, records: Sequence[Record], config: TrainingConfig
+) -> StepLosses:
+    """Return the losses of one step that keeps nothing for another."""
+    return TrainingStep.within(editor, config).losses(records, config)
 
 
 def editor_of(tiny: TinyModel, **changes: int) -> DualEditor:

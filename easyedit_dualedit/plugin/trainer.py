@@ -22,7 +22,7 @@ from easyedit_dualedit.plugin.samples import METRIC_OF, records_in, records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
 from easyedit_dualedit.train.gate_trainer import GATE_RECORDS, calibrate, train_gate
 from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits
-from easyedit_dualedit.train.step import SharedSteps
+from easyedit_dualedit.train.step import TrainingStep
 
 _LOCALITY = {name: metric for name, metric in METRIC_OF.items() if metric not in IN_SCOPE}
 _LOSS_NAMES = {
@@ -48,7 +48,7 @@ _safe_backward: Any = find_host().module("trainer.utils").safe_backward
 class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is untyped
     """`MultimodalTrainer` with a loss on the request, a weight for each loss, and a trained gate.
 
-    Queries of a training step share the frozen layers (`SharedSteps`), where EasyEdit's datasets
+    Queries of a training step share the frozen layers (`TrainingStep`), where EasyEdit's datasets
     give questions; batches that they have tokenised run forward by forward.
 
     EasyEdit's own trainer gives no access to the data outside its steps, so with it the gate is
@@ -126,8 +126,8 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
         return self._finished(total, values, accuracy, info, training)
 
     @cached_property
-    def _steps(self) -> SharedSteps:
-        return SharedSteps.within(self.model.editor, self.weights)
+    def _steps(self) -> TrainingStep:
+        return TrainingStep.within(self.model.editor, self.weights)
 
     def _shared_step(
         self, records: Sequence[Record]

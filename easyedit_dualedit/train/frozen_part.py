@@ -1,11 +1,12 @@
-"""Runs the frozen part of a model once.
+"""Runs the frozen part of a model, the layers up to the first edited one, once for each query.
 
-Nothing below the first edited layer depends on an edit. `Prefix.read` runs that part for distinct
-queries, and keeps what it gives.
+Nothing there depends on an edit. Prompts are tokenised once, pictures run through the vision tower
+once, and the states of a query are kept, in memory and on disk.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +17,82 @@ from easyedit_dualedit.method.config import CACHE_BYTES
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
 from easyedit_dualedit.model.inputs import Batch, Query, named_arguments
-from easyedit_dualedit.train.continued import Started, rows_of
-from easyedit_dualedit.train.frozen_prompts import Loaded, Prompt, Prompts
-from easyedit_dualedit.train.frozen_vision import Vision
-from easyedit_dualedit.train.picture_features import Features, form_of, given_features, key_of
+from easyedit_dualedit.train.picture_features import (
+    PIXELS,
+    Features,
+    PictureFeatures,
+    PreparedQuery,
+    TensorCache,
+    form_of,
+    given_features,
+    key_of,
+)
 from easyedit_dualedit.train.shared_rows import (
-    Beginnings,
-    Sharing,
-    common_beginning,
+    CommonPrefixes,
+    SharedRows,
+    common_prefixes,
     require_shareable,
 )
-from easyedit_dualedit.train.state_folder import Known, StateFolder
-from easyedit_dualedit.train.tensor_cache import TensorCache
+from easyedit_dualedit.train.state_folder import KeptStates, StateFolder, digest_of_tensors
+from easyedit_dualedit.train.upper_layers import FrozenOutput, rows_of
+
+_MOST = 20_000
+"""Prompts that are kept."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model reads of a query before its answer, without its pixels."""
+
+    tokens: dict[str, Tensor]
+    small: dict[str, Tensor]
+    """Inputs that are not one number a token."""
+    digest: str
+    """Of those, of the pixels, and of whether it is read under autocast; may be empty."""
+
+    def name_in(self, batch: Batch, row: int) -> str:
+        """Return a digest of all that the model reads of a row, answer included, and of how."""
+        real = batch.layout.real[row]
+        own = {name: batch.inputs[name][row][real] for name in self.tokens}
+        return digest_of_tensors(own, self.digest)
+
+
+class TokenisedPrompts:
+    """Prompts of the questions that were asked last."""
+
+    def __init__(self, encoder: Encoder, *, names: bool = False):
+        """Keep nothing yet.
+
+        Args:
+            encoder: tokenises.
+            names: whether prompts have digests, which takes time.
+        """
+        self._encoder = encoder
+        self._names = names
+        self._held: dict[Hashable, Prompt] = {}
+
+    def get(
+        self, query: Query, key: tuple[Hashable, bool], prepared: dict[Hashable, PreparedQuery]
+    ) -> Prompt:
+        """Return what the model reads of a query; what is tokenised for it goes to `prepared`.
+
+        Args:
+            query: whose prompt.
+            key: tells its pictures from others, and whether it is read under autocast.
+            prepared: by such keys.
+        """
+        place = (query.prompt, key)
+        held = self._held.get(place)
+        if held is None:
+            tokens, other = self._encoder.tokenised(query)
+            prepared.setdefault(key, (query, tokens, other))
+            small = {name: value for name, value in other.items() if name not in PIXELS}
+            digest = digest_of_tensors(other, str(key[1])) if self._names else ""
+            held = Prompt(tokens, small, digest)
+            if len(self._held) >= _MOST:
+                self._held.pop(next(iter(self._held)))
+            self._held[place] = held
+        return held
 
 
 class UnsupportedModelError(Exception):
@@ -38,8 +103,8 @@ class _Called(Exception):  # noqa: N818  (control flow, not an error)
     """Ends a forward once the decoder is called."""
 
 
-class Prefix:
-    """Reads queries up to a layer, each picture through the vision tower once."""
+class FrozenPart:
+    """Runs queries up to a layer."""
 
     def __init__(
         self,
@@ -59,10 +124,10 @@ class Prefix:
         """
         self._encoder = encoder
         self._layer = layer
-        self.vision = Vision(encoder, budget)
+        self.pictures = PictureFeatures(encoder, budget)
         self.states = TensorCache(state_budget)
         self._folder: StateFolder | None = None
-        self._prompts = Prompts(encoder)
+        self._prompts = TokenisedPrompts(encoder)
         self.shares = True
         """Whether rows that begin alike are laid into one."""
         self.trims = True
@@ -78,16 +143,16 @@ class Prefix:
         """Keep states on disk too, and give all of them as the disk does from now on."""
         self._folder = folder
         self.forget_states()
-        self._prompts = Prompts(self._encoder, names=True)
+        self._prompts = TokenisedPrompts(self._encoder, names=True)
 
     @torch.no_grad()
-    def read(
+    def run(
         self,
         queries: Sequence[Query],
         ends: Sequence[bool],
         owners: Sequence[Hashable] | None = None,
-    ) -> Started:
-        """Return the queries, all with pictures or all without, run up to the layer.
+    ) -> FrozenOutput:
+        """Return what the layer gives for some queries, all with pictures or all without.
 
         Args:
             queries: one row each.
@@ -103,21 +168,24 @@ class Prefix:
         # Under autocast features and states are others.
         casts = torch.is_autocast_enabled(backbone.device.type)
         pictures = [(key_of(query), casts) for query in queries]
-        loaded: dict[Hashable, Loaded] = {}
-        prompts = [self._prompts.get(*pair, loaded) for pair in zip(queries, pictures, strict=True)]
+        prepared: dict[Hashable, PreparedQuery] = {}
+        prompts = [
+            self._prompts.get(*pair, prepared) for pair in zip(queries, pictures, strict=True)
+        ]
         tokens = [prompt.tokens for prompt in prompts]
         merged = {n: torch.cat([p.small[n] for p in prompts]) for n in prompts[0].small}
         batch = self._encoder.assemble(queries, tokens, merged, ends=ends)
         answers = [(query.target, end) for query, end in zip(queries, ends, strict=True)]
         keys = list(zip([query.prompt for query in queries], pictures, answers, strict=True))
         known = self._recalled(keys, batch, prompts)
-        features = self.vision.features(queries, pictures, [known.get(key) for key in keys], loaded)
+        forms = [known[key][1] if key in known else None for key in keys]
+        features = self.pictures.of(queries, pictures, forms, prepared)
         call = self._call(batch, [seen for seen in features if seen is not None])
         alike = None if owners is None else list(zip(owners, pictures, strict=True))
-        beginnings = self._beginnings(tokens[0], batch, alike, call)
+        prefixes = self._prefixes(tokens[0], batch, alike, call)
         # A query that stands in two rows is run in the first of them.
         fresh = [row for row, key in enumerate(keys) if key not in known and keys.index(key) == row]
-        for row, states in zip(fresh, self._run(fresh, call, beginnings), strict=True):
+        for row, states in zip(fresh, self._computed(fresh, call, prefixes), strict=True):
             seen = features[row]
             form = None if seen is None else form_of(seen)
             if self._folder is not None:
@@ -127,32 +195,32 @@ class Prefix:
         states = pad_sequence(
             [known[key][0] for key in keys], batch_first=True, padding_side="left"
         )
-        return Started(
+        return FrozenOutput(
             backbone,
             batch,
             self._layer,
             states,
             call,
-            beginnings,
+            prefixes,
             trims=self.trims,
             recomputes=self.recomputes,
         )
 
     def _recalled(
         self, keys: Sequence[Hashable], batch: Batch, prompts: Sequence[Prompt]
-    ) -> dict[Hashable, Known]:
+    ) -> dict[Hashable, KeptStates]:
         """Return what is kept of some queries, in memory or on disk."""
-        known: dict[Hashable, Known] = {}
+        known: dict[Hashable, KeptStates] = {}
         for row, key in enumerate(keys):
             if key in known:
                 continue
-            found = self.states.get(key)
-            if found is None and self._folder is not None:
-                found = self._folder.get(prompts[row].name_in(batch, row))
-                if found is not None:
-                    self.states.put(key, found)
-            if found is not None:
-                known[key] = found
+            kept = self.states.get(key)
+            if kept is None and self._folder is not None:
+                kept = self._folder.get(prompts[row].name_in(batch, row))
+                if kept is not None:
+                    self.states.put(key, kept)
+            if kept is not None:
+                known[key] = kept
         return known
 
     def _call(self, batch: Batch, features: Sequence[Features]) -> dict[str, Any]:
@@ -179,24 +247,24 @@ class Prefix:
             raise UnsupportedModelError("pictures reach the decoder above the first edit")
         return calls[0]
 
-    def _beginnings(
+    def _prefixes(
         self,
         names: Iterable[str],
         batch: Batch,
         groups: Sequence[Hashable] | None,
         call: Mapping[str, Any],
-    ) -> Beginnings:
+    ) -> CommonPrefixes:
         backbone = self._encoder.backbone
         lengths = batch.layout.real.sum(1).tolist()
         if groups is not None and self.shares:
-            common = common_beginning([batch.inputs[n] for n in names], batch.layout, groups)
+            common = common_prefixes([batch.inputs[n] for n in names], batch.layout, groups)
             if any(common):
                 require_shareable(call, backbone)
-            return Beginnings(lengths, groups, common)
-        return Beginnings(lengths, range(len(lengths)), [0] * len(lengths))
+            return CommonPrefixes(lengths, groups, common)
+        return CommonPrefixes(lengths, range(len(lengths)), [0] * len(lengths))
 
-    def _run(
-        self, rows: Sequence[int], call: Mapping[str, Any], beginnings: Beginnings
+    def _computed(
+        self, rows: Sequence[int], call: Mapping[str, Any], prefixes: CommonPrefixes
     ) -> list[Tensor]:
         """Return the output of the layer for some rows of all, each unpadded, [s, d]."""
         if not rows:
@@ -205,14 +273,14 @@ class Prefix:
         count, width = call["inputs_embeds"].shape[:2]
         device = call["inputs_embeds"].device
         run = list(range(count)) if call.get("visual_pos_masks") is not None else rows
-        sharing = Sharing.of(run, beginnings, width).to(device)
+        shared = SharedRows.of(run, prefixes, width).to(device)
         made = dict(call)
-        if sharing.saves:
-            made = sharing.call(call, backbone, done=False)
+        if shared.saves:
+            made = shared.call(call, backbone, done=False)
         elif len(run) < count:
             index = torch.tensor(run, device=device)
             made = {n: rows_of(n, value, index, count) for n, value in call.items()}
-        with record(backbone.layers, [self._layer], stop=True) as found:
+        with record(backbone.layers, [self._layer], stop=True) as outputs:
             backbone.decoder(**made)
-        states = sharing.unpack(found[self._layer])
-        return [states[run.index(row), width - beginnings.lengths[row] :] for row in rows]
+        states = shared.unpack(outputs[self._layer])
+        return [states[run.index(row), width - prefixes.lengths[row] :] for row in rows]

@@ -3,11 +3,25 @@
 Shapes: b batch, s sequence, v vocabulary. Logits at a position predict the token after it.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from easyedit_dualedit.model.inputs import IGNORED
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Losses of one step by metric, unweighted, in nats; and their weighted sum."""
+
+    total: Tensor
+    """Among several processes, this one's part of it: its gradients are to be added up."""
+    by_metric: dict[str, float]
+    accuracy: dict[str, float]
+    """Share of answer tokens that the edited model finds likeliest, 0 to 1, by metric; of metrics
+    out of scope, share of positions at which it finds the same likeliest as the unedited one."""
 
 
 def answer_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the vision tower makes of a picture, computed once and given again.
+"""What the vision tower makes of a picture: computed once, kept, and given to the model again.
 
 A model of transformers asks its own `get_image_features` for the features of a picture and merges
 them into the embeddings itself. Only the answer of that method is kept and given again.
@@ -6,7 +6,8 @@ them into the embeddings itself. Only the answer of that method is kept and give
 
 import dataclasses
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.pictures import picture_key
 
@@ -23,9 +25,11 @@ PIXELS = ("pixel_values", "pixel_attention_mask")
 
 _KEPT = ("pooler_output", "deepstack_features")
 
-
 Form = dict[str, Any]
 """Shapes and dtypes of features by name, plain values that JSON can hold."""
+
+PreparedQuery = tuple[Query, dict[str, Tensor], dict[str, Tensor]]
+"""A query, the tokens of its prompt, and the inputs that are not one number a token."""
 
 
 class UnknownFeaturesError(Exception):
@@ -55,6 +59,74 @@ class Features:
 def key_of(query: Query) -> Hashable:
     """Return what tells the pictures of a query from others: contents, or file, time and size."""
     return tuple(picture_key(picture) for picture in query.pictures)
+
+
+class PictureFeatures:
+    """Features of pictures, each computed once and kept within a budget."""
+
+    def __init__(self, encoder: Encoder, budget: int):
+        """Keep at most `budget` bytes."""
+        self._encoder = encoder
+        self.cache = TensorCache(budget)
+
+    def of(
+        self,
+        queries: Sequence[Query],
+        keys: Sequence[Hashable],
+        forms: Sequence[Form | None],
+        prepared: Mapping[Hashable, PreparedQuery],
+    ) -> list[Features | None]:
+        """Return of each query the features of its pictures, if it sees any.
+
+        Args:
+            queries: whose pictures.
+            keys: tells the pictures of each from others.
+            forms: of features that nothing will read, since the states of the query are known: they
+                may be blank; None where they are needed.
+            prepared: queries that are prepared already, by such keys.
+        """
+        needed = self._encoder.backbone.family.needs_picture
+        pictures: dict[Hashable, Features] = {}  # one call may need more than the budget holds
+        unread: dict[Hashable, PreparedQuery] = {}
+        sees = [bool(query.pictures) or needed for query in queries]
+        for query, key, seen, form in zip(queries, keys, sees, forms, strict=True):
+            if not seen or form is not None or key in pictures or key in unread:
+                continue
+            if (kept := self.cache.get(key)) is not None:
+                pictures[key] = Features(*kept)
+            else:
+                unread[key] = prepared.get(key) or (query, *self._encoder.tokenised(query))
+        for key, features in zip(unread, self._computed(list(unread.values())), strict=True):
+            pictures[key] = features
+            self.cache.put(key, (features.kind, features.values))
+        for key, form in zip(keys, forms, strict=True):
+            if form is not None and key not in pictures:
+                pictures[key] = blank(form, self._encoder.backbone.device)
+        return [pictures[key] if seen else None for key, seen in zip(keys, sees, strict=True)]
+
+    def _computed(self, unread: Sequence[PreparedQuery]) -> list[Features]:
+        """Return the features of the pictures of some queries, through the vision tower at once."""
+        if not unread:
+            return []
+        encoder = self._encoder
+        queries, prompts, others = (list(part) for part in zip(*unread, strict=True))
+        alike = all(
+            other.keys() == others[0].keys()
+            and all(value.shape == others[0][name].shape for name, value in other.items())
+            for other in others
+        )
+        if len(unread) > 1 and not alike:
+            return [features for one in unread for features in self._computed([one])]
+        merged = {name: torch.cat([other[name] for other in others]) for name in others[0]}
+        batch = encoder.assemble(
+            queries, prompts, merged, with_target=False, ends=[False] * len(queries)
+        )
+        features = read_features(encoder.backbone.model, dict(batch.inputs))
+        counts = [int((p["input_ids"] == encoder.backbone.image_token_id).sum()) for p in prompts]
+        parts = divided(features, counts)
+        if parts is None:
+            return [features for one in unread for features in self._computed([one])]
+        return parts
 
 
 def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
@@ -212,3 +284,61 @@ def _blank(form: Any, device: torch.device) -> Any:
         return [_blank(item, device) for item in form]
     zero = torch.zeros((), dtype=getattr(torch, form["dtype"]), device=device)
     return zero.expand(form["shape"])
+
+
+class TensorCache:
+    """Values by key. A value is a tensor, or a list, tuple or dictionary of values.
+
+    Tensors come back with the same bits, on the same device; anything else as it was.
+    """
+
+    def __init__(self, budget: int):
+        """Keep at most `budget` bytes of tensors."""
+        self.budget = budget
+        self.size = 0
+        """Bytes of tensors held."""
+        self._held: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable) -> Any:
+        """Return the value that is held for a key, or None."""
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Hold a copy of a value, if it fits at all; a key that is held already stays as it is."""
+        size = size_of(value)
+        if size > self.budget or key in self._held:
+            return
+        while self.size + size > self.budget:
+            self.size -= size_of(self._held.popitem(last=False)[1])
+        self._held[key] = _copied(value)
+        self.size += size
+
+    def __len__(self) -> int:
+        """Return the number of keys held."""
+        return len(self._held)
+
+
+def size_of(value: Any) -> int:
+    """Return the bytes of the tensors in a value."""
+    return sum(tensor.nbytes for tensor in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _copied(value: Any) -> Any:
+    # A part of a larger tensor would keep all of it alive.
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value

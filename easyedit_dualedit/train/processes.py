@@ -1,13 +1,16 @@
 """The processes that train one editor together, each on its share of every batch."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+
+from easyedit_dualedit.data.records import METRICS
+from easyedit_dualedit.train.losses import StepLosses
 
 Item = TypeVar("Item")
 
@@ -41,6 +44,27 @@ class Processes:
         if self.count > 1:
             distributed.all_reduce(values)
         return values
+
+    def losses(
+        self, sums: Tensor, counts: Tensor, right: Tensor, weights: Mapping[str, float]
+    ) -> StepLosses:
+        """Return the losses of the batch of all processes, from this one's answer tokens.
+
+        Args:
+            sums: sum of the losses of the answer tokens of each of METRICS, [m].
+            counts: their number, [m].
+            right: how many of them are as they should be, [m].
+            weights: metric -> weight; those of weight 0 are left out.
+        """
+        counts = self.total(counts).clamp(min=1)
+        means = sums / counts
+        values, shares = self.total(torch.stack([means.detach(), right / counts])).tolist()
+        places = {metric: place for place, metric in enumerate(METRICS) if weights[metric]}
+        return StepLosses(
+            torch.stack([weights[metric] * means[place] for metric, place in places.items()]).sum(),
+            {metric: values[place] for metric, place in places.items()},
+            {metric: shares[place] for metric, place in places.items()},
+        )
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every parameter the sum of its gradients in all processes."""

@@ -24,7 +24,7 @@ class UnshareableError(Exception):
 
 
 @dataclass(frozen=True)
-class Beginnings:
+class CommonPrefixes:
     """Which rows of a batch begin alike; one entry a row in each."""
 
     lengths: Sequence[int]
@@ -36,7 +36,7 @@ class Beginnings:
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SharedRows:
     """Where the tokens of some rows stand. Shapes: r rows of s tokens, p shared rows of w slots."""
 
     row: Tensor
@@ -55,20 +55,20 @@ class Sharing:
     """Which slot may attend to which, bool [p, w, w]."""
 
     @classmethod
-    def of(cls, rows: Sequence[int], beginnings: Beginnings, width: int) -> Self:
-        """Return the sharing of some rows of a batch that is padded on the left.
+    def of(cls, rows: Sequence[int], prefixes: CommonPrefixes, width: int) -> Self:
+        """Return some rows of a batch that is padded on the left, laid together.
 
         Args:
             rows: which of the batch.
-            beginnings: of all rows of the batch.
+            prefixes: of all rows of the batch.
             width: positions of the batch.
         """
-        lengths, common = beginnings.lengths, beginnings.common
+        lengths, common = prefixes.lengths, prefixes.common
         leader: dict[Hashable, int] = {}
         total: list[int] = []
         homes, leaders, shared, offsets = [], [], [], []
         for row in rows:
-            group = (beginnings.groups[row],) if common[row] else (row, None)
+            group = (prefixes.groups[row],) if common[row] else (row, None)
             is_leader = group not in leader
             if is_leader:
                 leader[group] = row
@@ -109,7 +109,7 @@ class Sharing:
         )
         before = torch.ones(slots, slots, dtype=torch.bool).tril()
         allowed = before & real[:, None] & (same | borrowed)
-        # A softmax over nothing would be no number.
+        # A softmax over nothing would be NaN.
         allowed |= torch.eye(slots, dtype=torch.bool)
         return cls(row_of, position, places, real, home_of, slot, allowed)
 
@@ -118,9 +118,9 @@ class Sharing:
         """Whether any two rows share something."""
         return len(self.row) < len(self.home)
 
-    def to(self, device: torch.device) -> "Sharing":
-        """Return the sharing on a device."""
-        return Sharing(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+    def to(self, device: torch.device) -> "SharedRows":
+        """Return the same on a device."""
+        return SharedRows(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def pack(self, values: Tensor) -> Tensor:
         """Return values of the batch, [b, s, ...], by slot, [p, w, ...]."""
@@ -134,7 +134,7 @@ class Sharing:
         """Return values by slot, [p, w, ...], for each row again, [r, s, ...]."""
         return values[self.home[:, None], self.slot]
 
-    def found(self, at: Tensor) -> tuple[Tensor, Tensor]:
+    def places(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Return shared row and slot of the positions where a mask, [r, s], is True; each [n]."""
         row, position = at.nonzero(as_tuple=True)
         return self.home[row], self.slot[row, position]
@@ -222,7 +222,7 @@ def require_shareable(call: Mapping[str, Any], backbone: Backbone) -> None:
         raise UnshareableError("a row is longer than attention reaches")
 
 
-def common_beginning(
+def common_prefixes(
     tokens: Sequence[Tensor], layout: TokenLayout, groups: Sequence[Hashable]
 ) -> list[int]:
     """Return for each row how many tokens at the beginning all rows of its group have in common.

@@ -46,7 +46,7 @@ FORMAT = 1
 _DAMAGE = (AttributeError, LookupError, TypeError, ValueError)
 """What content raises that is not as it was written."""
 
-Known = tuple[Tensor, Form | None]
+KeptStates = tuple[Tensor, Form | None]
 """States of one query, [s, d], and the form of its pictures' features, if it sees any."""
 
 
@@ -113,7 +113,7 @@ class StateFolder:
         about = {"made_of": self._made_of, "shortcuts": self.shortcuts}
         write_json(self.folder / ABOUT_FILE, about)
 
-    def get(self, name: str) -> Known | None:
+    def get(self, name: str) -> KeptStates | None:
         """Return what is kept for a query; None if that is nothing, or damaged."""
         path = self._path(name)
         try:

@@ -16,32 +16,10 @@ from easyedit_dualedit.method.gate import Calibration
 from easyedit_dualedit.train.checkpoint import Checkpoint
 from easyedit_dualedit.train.gate_trainer import calibrate, train_gate
 from easyedit_dualedit.train.processes import Processes
-from easyedit_dualedit.train.step import SharedSteps, StepLosses
+from easyedit_dualedit.train.step import TrainingStep
 
 CHECKPOINT_EVERY = 200
 """Steps between two checkpoints."""
-
-
-def step_losses(
-    editor: DualEditor,
-    records: Sequence[Record],
-    config: TrainingConfig,
-    steps: SharedSteps | None = None,
-) -> StepLosses:
-    """Return the losses of one batch of edits, with the gate held open.
-
-    Each edit is tried on its own queries only. Cross-entropy on the queries in scope, divergence
-    from the unedited model on those out of scope; a metric of weight 0 is not computed.
-
-    Args:
-        editor: its adapters are tried.
-        records: the edits.
-        config: weights.
-        steps: shares the frozen part of the model between queries, and picture features between
-            steps; None starts with none.
-    """
-    shared = SharedSteps.within(editor, config) if steps is None else steps
-    return shared.losses(records, config)
 
 
 def train(
@@ -90,7 +68,7 @@ def train(
     first = state.restore()
     processes.agree(editor.adapters.parameters())
     progress = progress and processes.is_first
-    steps = SharedSteps.within(editor, config)
+    training_step = TrainingStep.within(editor, config)
     with _frozen(editor.backbone.model):
         bar = tqdm(
             range(first, config.steps),
@@ -105,7 +83,7 @@ def train(
             for part in range(config.accumulate):
                 place = step * config.accumulate + part
                 chosen = [records[i] for i in batch_indices(place, len(records), config)]
-                losses = step_losses(editor, processes.share(chosen), config, steps)
+                losses = training_step.losses(processes.share(chosen), config)
                 (losses.total / config.accumulate).backward()  # type: ignore[no-untyped-call]
             processes.add_gradients(editor.adapters.parameters())
             if config.gradient_clip:
@@ -116,12 +94,12 @@ def train(
             due = (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == config.steps
             if due and processes.is_first:
                 state.store(step + 1)
-        found = calibrate(editor, records, config.batch_size)
+        calibrations = calibrate(editor, records, config.batch_size)
         if config.gate_steps:
-            found["learned"] = train_gate(editor, records, config, progress=progress)
+            calibrations["learned"] = train_gate(editor, records, config, progress=progress)
         # Each has made the same from the same states, but for the last bits on another device.
         processes.agree(editor.gate.state_dict().values())
-    return found
+    return calibrations
 
 
 def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:

@@ -23,7 +23,7 @@ from benchmarks.work import bytes_written, counted, operations_of, reads_of
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.files import write_json
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train.step import SharedSteps
+from easyedit_dualedit.train.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def test_neither_rows_nor_tokens_make_a_step_wait_more_often(seen: str):
     editor = editor_of(shapes)
 
     def step(records: list[Record]) -> Callable[[], object]:
-        steps = SharedSteps(editor, state_budget=STATE_BUDGETS[seen])
+        steps = TrainingStep(editor, state_budget=STATE_BUDGETS[seen])
         task = partial(forth_and_back, steps, records)
         task()
         task()

@@ -200,7 +200,7 @@ def test_an_edit_that_was_learnt_scores_under_both_protocols(
     llava: TinyModel, records: list[Record]
 ):
     from easyedit_dualedit.method.config import TrainingConfig
-    from easyedit_dualedit.train.trainer import step_losses
+    from easyedit_dualedit.train.step import TrainingStep
 
     editor = DualEditor(llava.model, llava.processor, tiny_config(gate="open", width=32))
     config = TrainingConfig.from_dict(
@@ -213,7 +213,7 @@ def test_an_edit_that_was_learnt_scores_under_both_protocols(
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=0.02)
     for _ in range(60):
         optimiser.zero_grad()
-        step_losses(editor, records[:1], config).total.backward()
+        TrainingStep(editor).losses(records[:1], config).total.backward()
         optimiser.step()
     llava.model.zero_grad(set_to_none=True)
     case = case_of(editor.encoder, records[0], edit_of(editor, records[0]))

@@ -23,7 +23,7 @@ from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalTrainingHparams,
 )
 from easyedit_dualedit.plugin.samples import records_in
-from easyedit_dualedit.train.step import plain_losses
+from easyedit_dualedit.train.plain_step import plain_losses
 
 pytestmark = needs_master
 

@@ -1,17 +1,30 @@
-"""What a vision tower answers: kept, divided, put together again, and blank."""
+"""Features of pictures: computed once, kept, divided, put together again, and blank."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from tiny_editors import picture, request_of, shared, trained_editor
+from tiny_models import TinyModel
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train import picture_features as module
 from easyedit_dualedit.train.picture_features import (
     Features,
+    Form,
+    PictureFeatures,
+    TensorCache,
     UnknownFeaturesError,
     blank,
     divided,
     form_of,
+    key_of,
     merged,
     read_features,
+    size_of,
 )
 
 STATES = torch.arange(24.0).view(6, 4)
@@ -63,3 +76,154 @@ def test_blank_features_have_the_form_and_nothing_else():
 def test_a_model_without_such_an_answer_is_refused():
     with pytest.raises(UnknownFeaturesError, match="Identity"):
         read_features(torch.nn.Identity(), {"input": torch.zeros(1)})
+
+
+RED = request_of()
+BLUE = request_of(colour="blue")
+BLIND = Query("Where is the star?", None, "top left")
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many queries each pass through the vision tower looks at from now on."""
+    seen: list[int] = []
+
+    def noting(model: Any, inputs: dict[str, Any]) -> Features:
+        seen.append(len(inputs["input_ids"]))
+        return read_features(model, inputs)
+
+    monkeypatch.setattr(module, "read_features", noting)
+    return seen
+
+
+def ask(
+    pictures: PictureFeatures, queries: Sequence[Query], forms: Sequence[Form | None] | None = None
+) -> list[Features | None]:
+    keys = [key_of(query) for query in queries]
+    return pictures.of(queries, keys, forms or [None] * len(queries), {})
+
+
+def numbers(features: Features | None) -> list[Tensor]:
+    assert features is not None
+    flat: list[Tensor] = []
+    for value in features.values.values():
+        flat += [value] if isinstance(value, Tensor) else torch.utils._pytree.tree_leaves(value)
+    return flat
+
+
+def test_features_are_those_of_the_picture_alone(every: TinyModel):
+    encoder = trained_editor(every).encoder
+    queries = [RED, BLUE, RED]
+    found = ask(PictureFeatures(encoder, 2**24), queries)
+    for query, one in zip(queries, found, strict=True):
+        batch = encoder.encode([query], with_target=False)
+        own = read_features(every.model, dict(batch.inputs))
+        for got, expected in zip(numbers(one), numbers(own), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(numbers(found[0])[0], numbers(found[1])[0])
+
+
+def test_a_picture_is_looked_at_once_and_new_ones_together(llava: TinyModel, looks: list[int]):
+    pictures = PictureFeatures(trained_editor(llava).encoder, 2**24)
+    first = ask(pictures, [RED, BLIND, BLUE, RED])
+    assert looks == [2]
+    assert first[1] is None and first[0] is first[3]
+    again = ask(pictures, [BLUE, RED])
+    assert looks == [2]
+    assert torch.equal(numbers(again[1])[0], numbers(first[0])[0])
+
+
+def test_pictures_of_other_shapes_are_looked_at_apart(looks: list[int]):
+    pictures = PictureFeatures(trained_editor(shared("qwen2.5-vl")).encoder, 2**24)
+    wide = Query("What is it?", picture("red", (120, 30)), "red")
+    found = ask(pictures, [RED, wide])
+    assert all(features is not None for features in found)
+    assert sum(looks) >= 2
+
+
+def test_nothing_looks_at_a_picture_whose_states_are_known(llava: TinyModel, looks: list[int]):
+    encoder = trained_editor(llava).encoder
+    seen = ask(PictureFeatures(encoder, 2**24), [RED])[0]
+    assert seen is not None
+    looks.clear()
+    pictures = PictureFeatures(encoder, 2**24)
+    form = form_of(seen)
+    found = ask(pictures, [RED, RED], [form, form])
+    assert not looks
+    for got, real in zip(numbers(found[0]), numbers(seen), strict=True):
+        assert got.shape == real.shape and not bool(got.any())
+    # Another question about the picture, whose states are not known, needs it all the same.
+    found = ask(pictures, [RED, RED], [form, None])
+    assert looks == [1] and bool(numbers(found[0])[0].any())
+
+
+def test_what_the_budget_does_not_hold_is_looked_at_again(llava: TinyModel, looks: list[int]):
+    pictures = PictureFeatures(trained_editor(llava).encoder, 0)
+    for _ in range(2):
+        assert bool(numbers(ask(pictures, [RED])[0])[0].any())
+    assert looks == [1, 1] and len(pictures.cache) == 0
+
+
+def test_the_least_recently_used_is_forgotten_first():
+    cache = TensorCache(budget=800)
+    for key in "ab":
+        cache.put(key, torch.zeros(100))
+    assert cache.get("a") is not None
+    cache.put("c", torch.zeros(100))
+    assert [cache.get(key) is not None for key in "abc"] == [True, False, True]
+    assert (cache.size, len(cache)) == (800, 2)
+
+
+def test_values_come_back_as_they_were():
+    kept = {"pooled": torch.randn(3, 4, dtype=torch.bfloat16), "deep": [torch.arange(5), None]}
+    cache = TensorCache(budget=1000)
+    cache.put("a", (dict, kept))
+    kind, found = cache.get("a")
+    assert kind is dict and found["deep"][1] is None
+    assert torch.equal(found["pooled"], kept["pooled"]) and found["pooled"].dtype == torch.bfloat16
+    assert torch.equal(found["deep"][0], kept["deep"][0])
+    assert cache.size == size_of(kept) == 3 * 4 * 2 + 5 * 8
+
+
+def test_what_is_held_is_a_copy_that_keeps_nothing_larger_alive():
+    whole = torch.randn(100, 4, requires_grad=True)
+    cache = TensorCache(budget=1000)
+    cache.put("a", whole[:2])
+    before = whole[:2].detach().clone()
+    with torch.no_grad():
+        whole.zero_()
+    found = cache.get("a")
+    assert torch.equal(found, before) and not found.requires_grad
+    assert found.untyped_storage().nbytes() == 2 * 4 * 4
+
+
+def test_the_bytes_are_a_bound():
+    cache = TensorCache(budget=1000)
+    cache.put("a", torch.zeros(10))
+    cache.put("large", torch.zeros(251))
+    assert cache.get("large") is None and cache.get("a") is not None, "nothing makes room for it"
+    for number in range(30):
+        cache.put(number, torch.zeros(1 + 37 * number % 250))
+        assert cache.size <= 1000
+        assert cache.size == sum(size_of(cache.get(key)) for key in range(30)) + size_of(
+            cache.get("a")
+        )
+    nothing = TensorCache(budget=0)
+    nothing.put("a", torch.zeros(1))
+    assert len(nothing) == 0
+
+
+def test_a_value_in_use_outlives_its_place():
+    cache = TensorCache(budget=400)
+    first = torch.randn(100)
+    cache.put("a", first)
+    used = cache.get("a")
+    cache.put("b", torch.zeros(100))
+    assert cache.get("a") is None and torch.equal(used, first)
+
+
+def test_a_key_that_is_held_stays_as_it_is():
+    cache = TensorCache(budget=400)
+    cache.put("a", torch.ones(2))
+    cache.put("a", torch.zeros(9))
+    assert torch.equal(cache.get("a"), torch.ones(2)) and cache.size == 8

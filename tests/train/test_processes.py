@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import fast, write_data
+from tiny_data import fast, step_losses, write_data
 from tiny_models import tiny_llava
 from torch import distributed, multiprocessing
 
@@ -15,9 +15,9 @@ from easyedit_dualedit.data.records import load_records
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.plain_step import plain_losses
 from easyedit_dualedit.train.processes import Processes, joined
-from easyedit_dualedit.train.step import plain_losses
-from easyedit_dualedit.train.trainer import step_losses, train
+from easyedit_dualedit.train.trainer import train
 
 STEPS = 5
 CONFIG = DualEditConfig.from_dict({"text_layer": 1, "vision_layer": 2, "width": 16, "heads": 4})

@@ -11,10 +11,10 @@ from torch import Tensor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.inputs import TokenLayout
 from easyedit_dualedit.train.shared_rows import (
-    Beginnings,
-    Sharing,
+    CommonPrefixes,
+    SharedRows,
     UnshareableError,
-    common_beginning,
+    common_prefixes,
     require_shareable,
 )
 
@@ -41,11 +41,11 @@ def padded(rows: list[tuple[Hashable, list[int], list[int]]]) -> tuple[Tensor, T
 
 def found_in(rows: list[tuple[Hashable, list[int], list[int]]]) -> list[int]:
     ids, layout = padded(rows)
-    return common_beginning([ids, (ids == PICTURE).long()], layout, [group for group, _, _ in rows])
+    return common_prefixes([ids, (ids == PICTURE).long()], layout, [group for group, _, _ in rows])
 
 
 def expected_of(rows: list[tuple[Hashable, list[int], list[int]]]) -> list[int]:
-    """Return what `common_beginning` has to, found token by token."""
+    """Return what `common_prefixes` has to, found token by token."""
     found = []
     for group, _, _ in rows:
         prompts = [prompt for other, prompt, _ in rows if other == group]
@@ -94,58 +94,56 @@ def test_any_rows_share_what_a_search_by_token_finds():
     assert kinds == {True, False}
 
 
-def sharing_of(rows: list[int]) -> tuple[Tensor, TokenLayout, Sharing]:
+def sharing_of(rows: list[int]) -> tuple[Tensor, TokenLayout, SharedRows]:
     ids, layout = padded(ROWS)
     groups = [group for group, _, _ in ROWS]
-    beginnings = Beginnings(layout.real.sum(1).tolist(), groups, [5, 5, 0, 5])
-    return ids, layout, Sharing.of(rows, beginnings, ids.shape[1])
+    prefixes = CommonPrefixes(layout.real.sum(1).tolist(), groups, [5, 5, 0, 5])
+    return ids, layout, SharedRows.of(rows, prefixes, ids.shape[1])
 
 
 @pytest.mark.parametrize(
     ("rows", "count"), [([0, 1, 2, 3], 2), ([3, 1], 1), ([0, 2], 2), ([2], 1), ([2, 3, 0], 2)]
 )
 def test_a_token_sees_those_before_it_in_its_row_and_no_other(rows: list[int], count: int):
-    ids, layout, sharing = sharing_of(rows)
-    assert len(sharing.row) == count and sharing.saves == (count < len(rows))
-    assert torch.equal(
-        sharing.unpack(sharing.pack(ids))[layout.real[rows]], ids[rows][layout.real[rows]]
-    )
+    ids, layout, laid = sharing_of(rows)
+    assert len(laid.row) == count and laid.saves == (count < len(rows))
+    assert torch.equal(laid.unpack(laid.pack(ids))[layout.real[rows]], ids[rows][layout.real[rows]])
     used = set()
     for index, row in enumerate(rows):
-        own = [int(sharing.slot[index, at]) for at in layout.real[row].nonzero()[:, 0]]
-        home = int(sharing.home[index])
+        own = [int(laid.slot[index, at]) for at in layout.real[row].nonzero()[:, 0]]
+        home = int(laid.home[index])
         used |= {(home, slot) for slot in own}
         for place, slot in enumerate(own):
-            seen = sharing.allowed[home, slot].nonzero()[:, 0].tolist()
+            seen = laid.allowed[home, slot].nonzero()[:, 0].tolist()
             assert seen == sorted(own[: place + 1]), (row, place)
-            assert int(sharing.place[home, slot]) == place
-    assert used == {(int(p), int(w)) for p, w in sharing.real.nonzero()}
+            assert int(laid.place[home, slot]) == place
+    assert used == {(int(p), int(w)) for p, w in laid.real.nonzero()}
 
 
 def test_a_shared_row_is_as_long_as_what_differs():
-    _, layout, sharing = sharing_of([0, 1, 2, 3])
-    assert int(sharing.real.sum()) == int(layout.real.sum()) - 2 * 5
-    assert torch.equal(sharing.marked(layout.vision).sum(1), torch.tensor([2, 2]))
+    _, layout, laid = sharing_of([0, 1, 2, 3])
+    assert int(laid.real.sum()) == int(layout.real.sum()) - 2 * 5
+    assert torch.equal(laid.marked(layout.vision).sum(1), torch.tensor([2, 2]))
 
 
 def test_positions_are_found_where_they_stand_in_a_shared_row():
-    ids, layout, sharing = sharing_of([1, 3])
+    ids, layout, laid = sharing_of([1, 3])
     at = torch.zeros_like(layout.real[:2])
     at[0, -1] = at[1, -2] = True
-    packed = sharing.pack(ids)
-    assert packed[sharing.found(at)].tolist() == [ids[1, -1], ids[3, -2]]
+    packed = laid.pack(ids)
+    assert packed[laid.places(at)].tolist() == [ids[1, -1], ids[3, -2]]
 
 
 def test_calls_that_do_not_fit_are_refused():
     backbone = Backbone.of(shared("llava").model)
-    ids, layout, sharing = sharing_of([0, 1, 2, 3])
+    ids, layout, laid = sharing_of([0, 1, 2, 3])
     call = {"inputs_embeds": torch.zeros(*ids.shape, 2), "attention_mask": layout.real.long()}
     require_shareable(call, backbone)
-    made = sharing.call(call | {"position_ids": None, "use_cache": False}, backbone, done=True)
-    assert made["inputs_embeds"].shape[:2] == sharing.row.shape
-    assert torch.equal(made["position_ids"], sharing.place) and made["use_cache"] is False
+    made = laid.call(call | {"position_ids": None, "use_cache": False}, backbone, done=True)
+    assert made["inputs_embeds"].shape[:2] == laid.row.shape
+    assert torch.equal(made["position_ids"], laid.place) and made["use_cache"] is False
     for more in ({"biases": torch.zeros(3)}, {"parts": [torch.zeros(2)]}):
         with pytest.raises(UnshareableError, match=next(iter(more))):
-            sharing.call(call | more, backbone, done=True)
+            laid.call(call | more, backbone, done=True)
     with pytest.raises(UnshareableError, match="causally"):
         require_shareable(call | {"attention_mask": layout.real[:, None, None]}, backbone)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import editor_of, fast, write_data
-from tiny_editors import tiny_config
+from tiny_data import editor_of, fast, step_losses, write_data
+from tiny_editors import shared, tiny_config
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
@@ -13,45 +13,53 @@ from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.train import trainer
-from easyedit_dualedit.train.step import SharedSteps
-from easyedit_dualedit.train.trainer import batch_indices, calibrate, step_losses, train
+from easyedit_dualedit.train.losses import StepLosses
+from easyedit_dualedit.train.step import TrainingStep
+from easyedit_dualedit.train.trainer import batch_indices, calibrate, train
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> list[Record]:
-    return load_records(write_data(tmp_path), tmp_path)
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    folder = tmp_path_factory.mktemp("data")
+    return load_records(write_data(folder), folder)
 
 
-def test_training_lowers_the_loss_and_leaves_the_model_alone(
-    every: TinyModel, records: list[Record]
-):
-    before = {k: v.clone() for k, v in every.model.state_dict().items()}
-    required = [p.requires_grad for p in every.model.parameters()]
-    editor = editor_of(every)
-    config = fast()
+def test_training_lowers_the_loss(llava: TinyModel, records: list[Record]):
+    editor = editor_of(llava)
+    config = fast(steps=25)
     start = step_losses(editor, records[:4], config)
-    found = train(editor, records, config, progress=False)
-    end = step_losses(editor, records[:4], config)
-    assert float(end.total.detach()) < 0.8 * float(start.total.detach())
     assert set(start.by_metric) == set(METRICS)
     # An untrained adapter changes nothing, so it diverges by nothing.
     assert start.by_metric["image_locality"] == pytest.approx(0.0, abs=1e-6)
+    calibrations = train(editor, records, config, progress=False)
+    end = step_losses(editor, records[:4], config)
+    assert float(end.total.detach()) < 0.8 * float(start.total.detach())
+    assert set(calibrations) == {"cosine", "centred", "last-token", "learned"}
+    assert editor.gate.threshold == pytest.approx(calibrations["cosine"].threshold)
+
+
+def test_training_changes_the_adapters_alone(every: TinyModel, records: list[Record]):
+    before = {k: v.clone() for k, v in every.model.state_dict().items()}
+    required = [p.requires_grad for p in every.model.parameters()]
+    editor = stirred(every)
+    untrained = {n: p.detach().clone() for n, p in editor.adapters.named_parameters()}
+    train(editor, records[:4], fast(steps=2, batch_size=2, gate_steps=1), progress=False)
     assert all(torch.equal(v, before[k]) for k, v in every.model.state_dict().items())
     assert required == [p.requires_grad for p in every.model.parameters()]
     assert all(p.grad is None for p in every.model.parameters())
-    assert set(found) == {"cosine", "centred", "last-token", "learned"}
-    assert editor.gate.threshold == pytest.approx(found["cosine"].threshold)
+    assert all(p.grad is not None for p in editor.adapters.parameters())
+    changed = {
+        name.split(".")[1]
+        for name, parameter in editor.adapters.named_parameters()
+        if not torch.equal(parameter, untrained[name])
+    }
+    # The window of this Gemma's layers is too short to see the picture from the answer.
+    assert changed == ({"text"} if every.family == "gemma3" else {"text", "vision"})
 
 
-def test_gradients_reach_every_adapter_parameter(every: TinyModel, records: list[Record]):
-    editor = editor_of(every)
-    with torch.no_grad():
-        for name, parameter in editor.adapters.named_parameters():
-            if "output" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    step_losses(editor, records[:4], fast()).total.backward()
-    missing = [n for n, p in editor.adapters.named_parameters() if p.grad is None]
-    assert not missing
+UNLIKE = ("llava", "qwen3-vl", "gemma3", "qwen3.5", "blip2")
+"""Families whose decoders differ: pictures added above the first layer or read both ways; a running
+state in place of attention; a decoder that is called without a template."""
 
 
 def stirred(tiny: TinyModel, **changes: int) -> DualEditor:
@@ -96,8 +104,9 @@ def test_accumulated_batches_make_one_step_of_their_mean(llava: TinyModel, recor
         assert float(close.float().mean()) > 0.99
 
 
-def test_checkpointed_activations_change_no_gradient(every: TinyModel, records: list[Record]):
-    editor = stirred(every)
+@pytest.mark.parametrize("family", UNLIKE)
+def test_checkpointed_activations_change_no_gradient(family: str, records: list[Record]):
+    editor = stirred(shared(family))
     kept = gradients(editor, records[:2], fast())
     again = gradients(editor, records[:2], fast(checkpoint_activations=True))
     for one, two in zip(kept, again, strict=True):
@@ -122,8 +131,9 @@ def test_checkpointed_layers_run_again_for_the_gradient(llava: TinyModel, record
         hook.remove()
 
 
-def test_autocast_computes_the_model_in_half_precision(every: TinyModel, records: list[Record]):
-    editor = stirred(every)
+@pytest.mark.parametrize("family", UNLIKE)
+def test_autocast_computes_the_model_in_half_precision(family: str, records: list[Record]):
+    editor = stirred(shared(family))
     dtypes = set()
     part = next(
         m
@@ -132,9 +142,9 @@ def test_autocast_computes_the_model_in_half_precision(every: TinyModel, records
     )
     hook = part.register_forward_hook(lambda _m, _a, output: dtypes.add(output.dtype))
     try:
-        full = step_losses(editor, records[:4], fast())
+        full = step_losses(editor, records[:2], fast())
         assert dtypes == {torch.float32}
-        half = step_losses(editor, records[:4], fast(autocast="bfloat16"))
+        half = step_losses(editor, records[:2], fast(autocast="bfloat16"))
         assert torch.bfloat16 in dtypes
     finally:
         hook.remove()
@@ -148,12 +158,12 @@ def test_autocast_computes_the_model_in_half_precision(every: TinyModel, records
 
 def test_caches_keep_to_the_bytes_they_are_given(llava: TinyModel, records: list[Record]):
     config = fast(feature_cache_bytes=0, state_cache_bytes=0)
-    steps = SharedSteps.within(editor_of(llava), config)
+    steps = TrainingStep.within(editor_of(llava), config)
     steps.losses(records[:4], config)
-    assert len(steps.prefix.vision.cache) == 0
-    steps = SharedSteps.within(editor_of(llava), fast())
+    assert len(steps.frozen.pictures.cache) == 0
+    steps = TrainingStep.within(editor_of(llava), fast())
     steps.losses(records[:4], fast())
-    assert len(steps.prefix.vision.cache) > 0
+    assert len(steps.frozen.pictures.cache) > 0
 
 
 def test_a_weight_of_zero_computes_nothing(llava: TinyModel, records: list[Record]):
@@ -163,12 +173,8 @@ def test_a_weight_of_zero_computes_nothing(llava: TinyModel, records: list[Recor
 
 
 def test_losses_equal_those_of_a_plain_implementation(every: TinyModel, records: list[Record]):
-    editor = editor_of(every)
-    with torch.no_grad():
-        for name, parameter in editor.adapters.named_parameters():
-            if "output" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    chosen = records[:3]
+    editor = stirred(every)
+    chosen = records[:2]
     got = step_losses(editor, chosen, fast(end_of_answer=False))
     logs: dict[str, list[torch.Tensor]] = {metric: [] for metric in METRICS}
     for item in chosen:
@@ -194,7 +200,7 @@ def test_one_seed_gives_one_result(llava: TinyModel, records: list[Record]):
     for _ in range(2):
         torch.manual_seed(5)
         editor = editor_of(llava)
-        train(editor, records, fast(steps=3), progress=False)
+        train(editor, records, fast(steps=3, gate_steps=2), progress=False)
         states.append(editor.state_dict())
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
 
@@ -203,7 +209,7 @@ def test_an_interrupted_run_continues_as_if_unbroken(
     llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 2)
-    config = fast(steps=6, schedule="one-cycle")
+    config = fast(steps=4, schedule="one-cycle", gate_steps=2)
     torch.manual_seed(5)
     whole = editor_of(llava)
     start = {k: v.clone() for k, v in whole.state_dict().items()}
@@ -213,18 +219,18 @@ def test_an_interrupted_run_continues_as_if_unbroken(
     broken = editor_of(llava)
     broken.load_state_dict(start)
     calls = {"n": 0}
-    real = trainer.step_losses
+    real = TrainingStep.losses
 
-    def failing(*arguments: object) -> trainer.StepLosses:
+    def failing(*arguments: object) -> StepLosses:
         calls["n"] += 1
-        if calls["n"] == 6:
+        if calls["n"] == 4:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer, "step_losses", failing)
+    monkeypatch.setattr(TrainingStep, "losses", failing)
     with pytest.raises(KeyboardInterrupt):
         train(broken, records, config, checkpoint=checkpoint, progress=False)
-    monkeypatch.setattr(trainer, "step_losses", real)
+    monkeypatch.setattr(TrainingStep, "losses", real)
     assert checkpoint.is_file()
     continued = editor_of(llava)
     train(continued, records, config, checkpoint=checkpoint, progress=False)
@@ -261,7 +267,7 @@ def test_a_failed_gate_stage_costs_no_adapters(
     with pytest.raises(ZeroDivisionError):
         train(trained, records, fast(steps=2, gate_steps=3), checkpoint=checkpoint, progress=False)
     monkeypatch.setattr(trainer, "train_gate", real)
-    monkeypatch.setattr(trainer, "step_losses", lambda *_: pytest.fail("they are trained"))
+    monkeypatch.setattr(TrainingStep, "losses", lambda *_: pytest.fail("they are trained"))
     # What the adapters do not depend on may be another now.
     others = {
         "gate_steps": 5,

@@ -1,4 +1,4 @@
-"""Rows that have begun go on as whole forwards do: their states, their end, and their changes."""
+"""The upper layers, run alone, do as whole forwards do: states, their end, and changes."""
 
 from collections.abc import Hashable, Sequence
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
-from easyedit_dualedit.train.continued import Started, head_of, rows_of
-from easyedit_dualedit.train.frozen_part import Prefix
+from easyedit_dualedit.train.frozen_part import FrozenPart
+from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of, rows_of
 
 LAYER = 1
 QUERIES = [
@@ -23,13 +23,13 @@ QUERIES = [
 OWNERS = [0, 0, 2, 0]
 
 
-def started_of(
+def output_of(
     editor: DualEditor, owners: Sequence[Hashable] | None, *, trims: bool = True
-) -> Started:
-    prefix = Prefix(editor.encoder, LAYER)
-    prefix.shares = owners is not None
-    prefix.trims = trims
-    return prefix.read(QUERIES, [False] * len(QUERIES), owners)
+) -> FrozenOutput:
+    frozen = FrozenPart(editor.encoder, LAYER)
+    frozen.shares = owners is not None
+    frozen.trims = trims
+    return frozen.run(QUERIES, [False] * len(QUERIES), owners)
 
 
 def sharing_of(every: TinyModel) -> list[int] | None:
@@ -49,12 +49,12 @@ def whole(editor: DualEditor, layer: int, edits: dict[int, LayerEdit]) -> tuple[
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1], [2]])
 def test_states_are_those_of_whole_forwards(every: TinyModel, rows: list[int]):
     editor = trained_editor(every)
-    start = started_of(editor, sharing_of(every))
-    real = start.batch.layout.real[rows]
+    output = output_of(editor, sharing_of(every))
+    real = output.batch.layout.real[rows]
     for layer in (LAYER, LAYER + 1):
         expected = whole(editor, layer, {})[0][rows]
         with torch.no_grad():
-            found = start.take(rows).states_at(layer)
+            found = output.take(rows).states_at(layer)
         torch.testing.assert_close(found[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
@@ -62,8 +62,8 @@ def test_states_are_those_of_whole_forwards(every: TinyModel, rows: list[int]):
 def test_edited_rows_end_as_whole_forwards_do(every: TinyModel, trims: bool):
     editor = trained_editor(every)
     rows = [0, 1, 3]
-    start = started_of(editor, sharing_of(every), trims=trims)
-    at = start.batch.target.roll(-1, 1)
+    output = output_of(editor, sharing_of(every), trims=trims)
+    at = output.batch.target.roll(-1, 1)
 
     def change(hidden: Tensor) -> Tensor:
         return hidden * 1.5
@@ -71,18 +71,18 @@ def test_edited_rows_end_as_whole_forwards_do(every: TinyModel, trims: bool):
     expected = whole(editor, LAYER, {LAYER: change, LAYER + 1: change})[1]
     with torch.no_grad():
         given = {LAYER: change, LAYER + 1: change}
-        found = head_of(every.model)(start.take(rows).resume(at[rows], given))
+        found = head_of(every.model)(output.take(rows).final_states(at[rows], given))
     assert len(found) == int(at[rows].sum())
     torch.testing.assert_close(found, expected[rows][at[rows]], atol=1e-4, rtol=1e-4)
 
 
 def test_rows_of_one_owner_and_picture_lie_in_one():
-    start = started_of(trained_editor(shared("llava")), OWNERS)
-    taken = start.take([0, 1, 2, 3])
-    assert len(taken.sharing.row) == 2
-    assert taken.first.tolist() == [3, 2], "the row that stands last in each"
-    marks = taken.marked(start.batch.layout.vision)
-    assert int(marks.sum()) == 2 * int(start.batch.layout.vision[0].sum())
+    output = output_of(trained_editor(shared("llava")), OWNERS)
+    upper = output.take([0, 1, 2, 3])
+    assert len(upper.shared.row) == 2
+    assert upper.first.tolist() == [3, 2], "the row that stands last in each"
+    marks = upper.marked(output.batch.layout.vision)
+    assert int(marks.sum()) == 2 * int(output.batch.layout.vision[0].sum())
 
 
 def test_arguments_of_a_call_are_taken_by_row():

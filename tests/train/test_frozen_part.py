@@ -1,4 +1,4 @@
-"""Prompts are tokenised once, and told apart by all that a model reads of them."""
+"""TokenisedPrompts are tokenised once, and told apart by all that a model reads of them."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,16 +10,18 @@ from tiny_models import TinyModel
 
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train import frozen_prompts as module
-from easyedit_dualedit.train.frozen_prompts import Prompt, Prompts
+from easyedit_dualedit.train import frozen_part as module
+from easyedit_dualedit.train.frozen_part import Prompt, TokenisedPrompts
 from easyedit_dualedit.train.picture_features import key_of
 
 FIRST = request_of()
 SECOND = request_of("How many squares are there?")
 
 
-def get(prompts: Prompts, query: Query, loaded: dict[Any, Any], casts: bool = False) -> Prompt:
-    return prompts.get(query, (key_of(query), casts), loaded)
+def get(
+    prompts: TokenisedPrompts, query: Query, prepared: dict[Any, Any], casts: bool = False
+) -> Prompt:
+    return prompts.get(query, (key_of(query), casts), prepared)
 
 
 @pytest.fixture
@@ -38,12 +40,12 @@ def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_prompt_is_tokenised_once_whatever_its_answer(every: TinyModel, tokenised: list[str]):
     encoder = trained_editor(every).encoder
-    prompts, loaded = Prompts(encoder), {}
-    first = get(prompts, FIRST, loaded)
-    assert get(prompts, replace(FIRST, target="red"), loaded) is first
-    get(prompts, SECOND, loaded)
+    prompts, prepared = TokenisedPrompts(encoder), {}
+    first = get(prompts, FIRST, prepared)
+    assert get(prompts, replace(FIRST, target="red"), prepared) is first
+    get(prompts, SECOND, prepared)
     assert tokenised == [FIRST.prompt, SECOND.prompt]
-    assert len(loaded) == 1, "one picture"
+    assert len(prepared) == 1, "one picture"
     own = encoder.encode([FIRST], with_target=False)
     for name, tokens in first.tokens.items():
         assert torch.equal(tokens, own.inputs[name][0])
@@ -54,7 +56,7 @@ def test_the_oldest_are_forgotten(
     llava: TinyModel, tokenised: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "_MOST", 2)
-    prompts = Prompts(trained_editor(llava).encoder)
+    prompts = TokenisedPrompts(trained_editor(llava).encoder)
     asked = [request_of(f"What colour is circle {i}?") for i in (0, 1, 2, 1, 0)]
     for query in asked:
         get(prompts, query, {})
@@ -63,7 +65,7 @@ def test_the_oldest_are_forgotten(
 
 def test_a_name_tells_all_that_is_read(llava: TinyModel):
     encoder = trained_editor(llava).encoder
-    prompts = Prompts(encoder, names=True)
+    prompts = TokenisedPrompts(encoder, names=True)
 
     def name(query: Query, *, end: bool = False, casts: bool = False) -> str:
         prompt = get(prompts, query, {}, casts)
@@ -79,13 +81,13 @@ def test_a_name_tells_all_that_is_read(llava: TinyModel):
         name(replace(FIRST, image=None)),
     ]
     assert len({name(FIRST), *others}) == 1 + len(others)
-    again = Prompts(encoder, names=True)
+    again = TokenisedPrompts(encoder, names=True)
     assert get(again, request_of(), {}).digest == get(prompts, FIRST, {}).digest != ""
 
 
 def test_padding_is_no_part_of_a_name(llava: TinyModel):
     encoder = trained_editor(llava).encoder
-    prompts = Prompts(encoder, names=True)
+    prompts = TokenisedPrompts(encoder, names=True)
     queries = [replace(FIRST, target="red green blue yellow red green"), FIRST]
     own = [get(prompts, query, {}) for query in queries]
     tokens = [prompt.tokens for prompt in own]

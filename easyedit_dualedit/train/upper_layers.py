@@ -1,6 +1,6 @@
-"""Rows that have run up to the first edited layer, to go on with from there, edited or not.
+"""What the frozen layers gave for some rows, and the layers above run on it, edited or not.
 
-The model's own decoder goes on above, so that masks, positions and the final norm are the model's.
+The model's own decoder runs them, so that masks, positions and the final norm are the model's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from easyedit_dualedit.model.layer_swaps import (
     skipped,
     trimmed,
 )
-from easyedit_dualedit.train.shared_rows import Beginnings, Sharing
+from easyedit_dualedit.train.shared_rows import CommonPrefixes, SharedRows
 
 
 @dataclass(frozen=True)
-class Started:
-    """Rows of which all below the first edited layer is done. Shapes: b rows, s tokens, d size."""
+class FrozenOutput:
+    """Output of the first edited layer, before any edit. Shapes: b rows, s tokens, d size."""
 
     backbone: Backbone
     batch: Batch
@@ -34,40 +34,40 @@ class Started:
     """Output of `layer`, [b, s, d]."""
     call: Mapping[str, Any]
     """What the decoder was called with, for all rows."""
-    beginnings: Beginnings
+    prefixes: CommonPrefixes
     trims: bool = True
     """Whether the last layer that is asked for runs only at the positions asked for."""
     recomputes: bool = False
     """Whether layers run again for their gradient instead of keeping what they computed."""
 
-    def take(self, rows: Sequence[int]) -> "Taken":
-        """Return some rows, those that begin alike laid into one."""
+    def take(self, rows: Sequence[int]) -> "UpperLayers":
+        """Return the layers above for some rows, those that begin alike laid into one."""
         width = self.states.shape[1]
-        sharing = Sharing.of(rows, self.beginnings, width)
+        shared = SharedRows.of(rows, self.prefixes, width)
         index = torch.tensor(list(rows), device=self.states.device)
-        return Taken(self, index, sharing.to(self.states.device))
+        return UpperLayers(self, index, shared.to(self.states.device))
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Some rows of those that were started, to go on with. Shapes: r rows, p shared rows."""
+class UpperLayers:
+    """The layers above the first edited one, for some rows. Shapes: r rows, p shared rows."""
 
-    started: Started
+    frozen: FrozenOutput
     rows: Tensor
     """Which, long [r]."""
-    sharing: Sharing
+    shared: SharedRows
 
-    def resume(self, at: Tensor, edits: Mapping[int, LayerEdit] | None = None) -> Tensor:
+    def final_states(self, at: Tensor, edits: Mapping[int, LayerEdit] | None = None) -> Tensor:
         """Return what the decoder gives in the end at some positions, row by row, [n, d].
 
         Args:
             at: True at those positions, bool [r, s].
             edits: layer, from the first edited one on -> change of its output, [p, w, d].
         """
-        backbone = self.started.backbone
-        found = self.sharing.found(at)
+        backbone = self.frozen.backbone
+        places = self.shared.places(at)
         with attach(backbone.layers, edits or {}):
-            return self._run(len(backbone.layers) - 1, found)[found]
+            return self._run(len(backbone.layers) - 1, places)[places]
 
     def states_at(self, layer: int, at: Tensor | None = None) -> Tensor:
         """Return the unedited output of a layer from the first edited one on, [r, s, d].
@@ -76,40 +76,40 @@ class Taken:
             layer: which.
             at: True at the only positions that will be read, bool [r, s]; None means all.
         """
-        start = self.started
-        if layer == start.layer:
-            return start.states[self.rows]
-        with record(start.backbone.layers, [layer], stop=True) as found:
-            self._run(layer, None if at is None else self.sharing.found(at))
-        return self.sharing.unpack(found[layer])
+        frozen = self.frozen
+        if layer == frozen.layer:
+            return frozen.states[self.rows]
+        with record(frozen.backbone.layers, [layer], stop=True) as outputs:
+            self._run(layer, None if at is None else self.shared.places(at))
+        return self.shared.unpack(outputs[layer])
 
     def marked(self, mask: Tensor) -> Tensor:
         """Return a mask of all rows, [b, s], where the states that edits change have it, [p, w]."""
-        return self.sharing.marked(mask)
+        return self.shared.marked(mask)
 
     @property
     def first(self) -> Tensor:
         """Return one row of all for each shared row, long [p]."""
-        return self.sharing.row[:, -1]  # padding is on the left
+        return self.shared.row[:, -1]  # padding is on the left
 
     def _run(self, last: int, at: tuple[Tensor, Tensor] | None) -> Tensor:
-        start, sharing = self.started, self.sharing
-        if sharing.saves:
-            call = sharing.call(start.call, start.backbone, done=True)
+        frozen, shared = self.frozen, self.shared
+        if shared.saves:
+            call = shared.call(frozen.call, frozen.backbone, done=True)
         else:
-            count = len(start.states)
-            call = {n: rows_of(n, value, self.rows, count) for n, value in start.call.items()}
-        states = sharing.pack(start.states)
-        layers = start.backbone.layers
+            count = len(frozen.states)
+            call = {n: rows_of(n, value, self.rows, count) for n, value in frozen.call.items()}
+        states = shared.pack(frozen.states)
+        layers = frozen.backbone.layers
         with ExitStack() as stack:
-            stack.enter_context(skipped(layers, start.layer, states))
-            for index in range(start.layer + 1, last + 1):
-                if index == last and at is not None and start.trims:
+            stack.enter_context(skipped(layers, frozen.layer, states))
+            for index in range(frozen.layer + 1, last + 1):
+                if index == last and at is not None and frozen.trims:
                     read = at[0] * states.shape[1] + at[1]
                     stack.enter_context(replaced(layers[index], trimmed(layers[index], read)))
-                if start.recomputes and torch.is_grad_enabled():
+                if frozen.recomputes and torch.is_grad_enabled():
                     stack.enter_context(replaced(layers[index], recomputed))
-            output = start.backbone.decoder(**call)
+            output = frozen.backbone.decoder(**call)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
         return hidden
 
