@@ -29,7 +29,7 @@ _CHECKS = {
     "test_editor_edit": "EasyEdit `edit`",
     "test_editor_edit_dataset": "EasyEdit `edit_dataset`",
     "test_trainer": "EasyEdit trainers",
-    "plugin/test_ports": "EasyEdit's own port",
+    "plugin/ports": "EasyEdit's own port",
 }
 _NAMES = ("family", "every", "tiny", "port")
 """Parameters of tests that name a family."""
@@ -50,8 +50,9 @@ class BackboneTable:
         for item in items:
             values = getattr(getattr(item, "callspec", None), "params", {})
             family = next((values[name] for name in _NAMES if values.get(name)), None)
-            module = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
-            check = _CHECKS.get(getattr(item, "originalname", ""), _CHECKS.get(module))
+            module = item.path.relative_to(Path(__file__).parent).with_suffix("")
+            names = (getattr(item, "originalname", ""), module.as_posix(), module.parent.as_posix())
+            check = next((_CHECKS[name] for name in names if name in _CHECKS), None)
             if isinstance(family, str) and check:
                 self.places[item.nodeid] = (family, check)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from easyedit_fixtures import Workplace
 
-from easyedit_dualedit.plugin import register
+from easyedit_dualedit.plugin import find_host
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
     DualEditMultimodalTrainingHparams,
@@ -17,14 +17,14 @@ def editor_of(workplace: Workplace, archive: Any = None, **changes: Any) -> Any:
     hparams = DualEditMultimodalHparams.from_dict(
         workplace.settings(archive=str(archive or workplace.adapters), **changes)
     )
-    return register().package.MultimodalEditor.from_hparams(hparams)
+    return find_host().package.MultimodalEditor.from_hparams(hparams)
 
 
 def dataset_of(
     workplace: Workplace, hparams: Any, name: str = "VQADataset", size: int | None = None
 ) -> Any:
     """Return a dataset of EasyEdit's."""
-    return getattr(register().package, name)(str(workplace.records), size=size, config=hparams)
+    return getattr(find_host().package, name)(str(workplace.records), size=size, config=hparams)
 
 
 def trainer_of(
@@ -40,7 +40,7 @@ def trainer_of(
         workplace.training_settings(results, **changes)
     )
     records = dataset_of(workplace, hparams, data, size)
-    return getattr(register().package, trainer)(hparams, records, records)
+    return getattr(find_host().package, trainer)(hparams, records, records)
 
 
 def trained(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from easyedit_fixtures import FOLDERS, Workplace, shared_workplace
 
 from easyedit_dualedit.plugin import Host, register, unregister
 
@@ -24,3 +25,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(params=sorted(FOLDERS))
+def workplace(request: pytest.FixtureRequest) -> Workplace:
+    """A workplace for each family."""
+    return shared_workplace(request.param)

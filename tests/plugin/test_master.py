@@ -1,85 +1,28 @@
 """EasyEdit's master, run for real on tiny models: LLaVA-OneVision, and LLaVA-1.5 by our bridge."""
 
 import json
-import logging
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from easyedit_fixtures import FOLDERS, Workplace, needs_master, shared_workplace
+from easyedit_fixtures import Workplace, needs_master, shared_workplace
+from easyedit_runs import accuracies, dataset_of, editor_of, trained, trainer_of
 from tiny_editors import hooks_of_ours
 
-from easyedit_dualedit.errors import ConfigError, DataError, LayerError, ModelLoadError
+from easyedit_dualedit.errors import ConfigError, DataError, LayerError
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Query
-from easyedit_dualedit.plugin import register, unregister
+from easyedit_dualedit.plugin import find_host
 from easyedit_dualedit.plugin.apply import end_sequence
-from easyedit_dualedit.plugin.hparams import (
-    DualEditMultimodalHparams,
-    DualEditMultimodalTrainingHparams,
-)
 from easyedit_dualedit.plugin.samples import records_in
 from easyedit_dualedit.train.plain_step import plain_losses
 
-pytestmark = needs_master
+pytestmark = [needs_master, pytest.mark.usefixtures("host", "elsewhere")]
 
 ACCURACIES = ("rewrite_acc", "rephrase_acc", "image_rephrase_acc")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
-    register()
-    yield
-    unregister()
-    logging.getLogger("easyeditor").handlers.clear()
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # EasyEdit writes logs to the working folder.
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(params=sorted(FOLDERS))
-def workplace(request: pytest.FixtureRequest) -> Workplace:
-    """A workplace for each family."""
-    return shared_workplace(request.param)
-
-
-@cache
-def easyeditor() -> Any:
-    """Return the package, which is not importable before it is needed."""
-    return register().package
-
-
-def editor_of(workplace: Workplace, archive: Any = None, **changes: Any) -> Any:
-    """Return EasyEdit's editor with trained adapters."""
-    hparams = DualEditMultimodalHparams.from_dict(
-        workplace.settings(archive=str(archive or workplace.adapters), **changes)
-    )
-    return easyeditor().MultimodalEditor.from_hparams(hparams)
-
-
-def dataset(workplace: Workplace, hparams: Any, name: str = "VQADataset", size: Any = None) -> Any:
-    """Return a dataset of EasyEdit's."""
-    return getattr(easyeditor(), name)(str(workplace.records), size=size, config=hparams)
-
-
-def trained(
-    workplace: Workplace, results: Path, trainer: str, data: str = "VQADataset", **changes: Any
-) -> Any:
-    """Return a trainer of EasyEdit's after its run."""
-    hparams = DualEditMultimodalTrainingHparams.from_dict(
-        workplace.training_settings(results, **changes)
-    )
-    records = dataset(workplace, hparams, data)
-    found = getattr(easyeditor(), trainer)(hparams, records, records)
-    found.run()
-    return found
 
 
 @cache
@@ -97,11 +40,6 @@ def learned(family: str) -> Path:
         **settings,
     )
     return Path(found.save_path)
-
-
-def accuracies(metrics: list[dict[str, Any]], phase: str) -> list[float]:
-    """Return the accuracy on the request of each case."""
-    return [float(case[phase]["rewrite_acc"]) for case in metrics]
 
 
 def test_an_edit_changes_the_answer_and_before_is_truly_before(workplace: Workplace) -> None:
@@ -137,7 +75,7 @@ def test_the_edited_model_generates_what_the_editor_measured(workplace: Workplac
 
 def test_a_dataset_is_edited_one_record_at_a_time(workplace: Workplace) -> None:
     editor = editor_of(workplace, learned(workplace.family))
-    metrics, edited, _ = editor.edit_dataset(dataset(workplace, editor.hparams), verbose=False)
+    metrics, edited, _ = editor.edit_dataset(dataset_of(workplace, editor.hparams), verbose=False)
     assert len(metrics) == 4
     assert max(accuracies(metrics, "pre")) < 0.5
     assert sum(accuracies(metrics, "post")) / 4 > 0.7
@@ -152,18 +90,13 @@ def test_sequential_edits_accumulate(workplace: Workplace) -> None:
     assert max(accuracies(metrics, "pre")) < 0.5
     # Asked again at the end, the first record still has its new answer.
     again, _, _ = editor.edit(**workplace.edit_arguments((0,), full=True))
-    evaluate = easyeditor_module("evaluate.multimodal_evaluate").compute_multimodal_hf_edit_results
+    evaluate = find_host().module("evaluate.multimodal_evaluate").compute_multimodal_hf_edit_results
     request = editor._prepare_requests(**workplace.edit_arguments((0,), full=True))[0]
     later = evaluate(edited, editor.model_name, editor.hparams, editor.tok, request, "cpu")
     assert float(later["rewrite_acc"]) == accuracies(again, "post")[0] > 0.5
     end_sequence(editor.model)
     _, edited, _ = editor.edit(**workplace.edit_arguments((0,), full=True), sequential_edit=True)
     assert len(edited.edits) == 1
-
-
-def easyeditor_module(name: str) -> Any:
-    """Return a module of EasyEdit's."""
-    return register().module(name)
 
 
 def test_an_edit_without_more_than_a_prompt_a_target_and_a_picture(workplace: Workplace) -> None:
@@ -199,11 +132,7 @@ def test_a_trainer_runs_and_its_archive_edits(
 
 def test_the_trainer_steps_as_whole_forwards_would(workplace: Workplace, tmp_path: Path) -> None:
     """Losses, accuracies and gradients are those of one forward for each purpose."""
-    hparams = DualEditMultimodalTrainingHparams.from_dict(
-        workplace.training_settings(tmp_path / "results", batch_size=2)
-    )
-    records = dataset(workplace, hparams)
-    trainer = easyeditor().DualEditTrainer(hparams, records, records)
+    trainer = trainer_of(workplace, tmp_path / "results", "DualEditTrainer", batch_size=2)
     editor = trainer.model.editor
     for parameter in editor.adapters.parameters():  # untrained adapters change nothing
         torch.nn.init.normal_(parameter, std=0.1)
@@ -279,11 +208,8 @@ def test_training_leaves_the_base_model_as_it_was(workplace: Workplace, tmp_path
 
 def one_step(workplace: Workplace, tmp_path: Path, trainer: str, **changes: Any) -> Any:
     """Return a trainer before its run and the first batch of all four records."""
-    hparams = DualEditMultimodalTrainingHparams.from_dict(
-        workplace.training_settings(tmp_path / "results", batch_size=4, **changes)
-    )
-    records = dataset(workplace, hparams)
-    made = getattr(easyeditor(), trainer)(hparams, records, records)
+    made = trainer_of(workplace, tmp_path / "results", trainer, batch_size=4, **changes)
+    records = made.train_set
     return made, records.collate_fn([records[index] for index in range(4)])
 
 
@@ -342,64 +268,12 @@ def test_training_uses_the_tokens_that_the_editor_measures(
 ) -> None:
     made, batch = one_step(workplace, tmp_path, "MultimodalTrainer")
     read = made.model.samples.read(batch["edit_inner"])
-    prepare = easyeditor_module("evaluate.multimodal_evaluate").prepare_multimodal_hf_edit
+    prepare = find_host().module("evaluate.multimodal_evaluate").prepare_multimodal_hf_edit
     item = made.train_set[0]
     arguments = (item["target"], item["prompt"], item["image"], "image")
     measured = prepare(made.config, made.train_set.tok, *arguments)
     labels = measured["labels"][0]
     assert labels[labels != IGNORED].tolist() == read.labels[0][read.labels[0] != IGNORED].tolist()
-
-
-def test_pictures_are_read_as_rgb_and_their_files_closed(workplace: Workplace) -> None:
-    records = dataset(workplace, editor_of(workplace).hparams)
-    for name in ("image", "image_rephrase", "multimodal_locality_image"):
-        assert records[0][name].mode == "RGB"
-        assert getattr(records[0][name], "fp", None) is None
-    # Fails once upstream closes them, and then the replacement may go.
-    module = easyeditor_module("dataset.processor.llavaov_processors")
-    left_open = module.LLaVAOneVisionProcessor.__call__.__wrapped__(
-        module.LLaVAOneVisionProcessor(), workplace.pictures / "m_loc_0.png", "image"
-    )
-    assert left_open.fp is not None
-    assert left_open.mode == "P"
-    left_open.close()
-
-
-def test_master_still_does_not_know_llava_1_5(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Fails once upstream does, and then the bridge may go.
-    workplace = shared_workplace("llava")
-    hparams = editor_of(workplace).hparams
-    unregister()
-    try:
-        monkeypatch.setitem(register().editors, "MEND", lambda *_, **__: None)
-        unregister()
-        hparams.alg_name = "MEND"
-        with pytest.raises(AttributeError, match="no attribute 'model'"):
-            easyeditor().MultimodalEditor(hparams)
-        with pytest.raises((UnboundLocalError, ValueError)):
-            dataset(workplace, hparams)
-    finally:
-        register()
-
-
-def test_other_methods_keep_masters_collation() -> None:
-    workplace = shared_workplace("llava-onevision")
-    hparams = editor_of(workplace).hparams
-
-    class Others:
-        model_name = name = hparams.model_name
-        device = "cpu"
-        dtype = torch.float32
-        coco_image = rephrase_image = str(workplace.pictures)
-
-    records = dataset(workplace, Others(), size=1)
-    assert "labels" in records.collate_fn([records[0]])["edit_inner"]
-
-
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    workplace = shared_workplace("llava")
-    with pytest.raises(ModelLoadError, match="no vision-language model at"):
-        editor_of(workplace, model_name=str(tmp_path / "llava-1.5-7b-hf"))
 
 
 def test_a_layer_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,81 +1,22 @@
 """EasyEdit 0.0.1.dev0 from PyPI, run for real on the CPU with tiny models."""
 
 import json
-import logging
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from easyedit_fixtures import FOLDERS, Workplace, needs_release, shared_workplace
+from easyedit_fixtures import Workplace, needs_release, shared_workplace
+from easyedit_runs import accuracies, dataset_of, editor_of, trained, trainer_of
 from tiny_editors import hooks_of_ours
 
 from easyedit_dualedit.errors import ModelLoadError, UpstreamError
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.plugin import register, unregister
-from easyedit_dualedit.plugin.hparams import (
-    DualEditMultimodalHparams,
-    DualEditMultimodalTrainingHparams,
-)
 from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel, picture_of
 
-pytestmark = needs_release
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
-    register()
-    yield
-    unregister()
-    logging.getLogger("easyeditor").handlers.clear()
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # EasyEdit writes logs to the working folder.
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(params=sorted(FOLDERS))
-def workplace(request: pytest.FixtureRequest) -> Workplace:
-    """A workplace for each family."""
-    return shared_workplace(request.param)
-
-
-@cache
-def easyeditor() -> Any:
-    """Return the package, which is not importable before it is needed."""
-    return register().package
-
-
-def editor_of(workplace: Workplace, archive: Any = None, **changes: Any) -> Any:
-    """Return EasyEdit's editor with trained adapters."""
-    hparams = DualEditMultimodalHparams.from_dict(
-        workplace.settings(archive=str(archive or workplace.adapters), **changes)
-    )
-    return easyeditor().MultimodalEditor.from_hparams(hparams)
-
-
-def trained(
-    workplace: Workplace,
-    results: Path,
-    trainer: str,
-    data: str = "VQADataset",
-    size: int | None = None,
-    **changes: Any,
-) -> Any:
-    """Return a trainer of EasyEdit's after its run."""
-    hparams = DualEditMultimodalTrainingHparams.from_dict(
-        workplace.training_settings(results, **changes)
-    )
-    records = getattr(easyeditor(), data)(str(workplace.records), size=size, config=hparams)
-    found = getattr(easyeditor(), trainer)(hparams, records, records)
-    found.run()
-    return found
+pytestmark = [needs_release, pytest.mark.usefixtures("host", "elsewhere")]
 
 
 @cache
@@ -96,11 +37,6 @@ def learned(family: str) -> Path:
         final_eval=False,
     )
     return Path(found.save_path)
-
-
-def accuracies(metrics: list[dict[str, Any]], phase: str) -> list[float]:
-    """Return the accuracy on the request of each case."""
-    return [float(case[phase]["rewrite_acc"]) for case in metrics]
 
 
 def test_an_edit_changes_the_answer_and_before_is_truly_before(workplace: Workplace) -> None:
@@ -169,13 +105,9 @@ def test_both_trainers_agree_on_the_losses_that_both_have(
 ) -> None:
     found = {}
     for trainer in ("MultimodalTrainer", "DualEditTrainer"):
-        hparams = DualEditMultimodalTrainingHparams.from_dict(
-            workplace.training_settings(tmp_path / trainer)
-        )
-        records = easyeditor().VQADataset(str(workplace.records), config=hparams)
-        made = getattr(easyeditor(), trainer)(hparams, records, records)
+        made = trainer_of(workplace, tmp_path / trainer, trainer)
         made.model.load_state_dict(torch.load(learned(workplace.family))["model"])
-        batch = records.collate_fn([records[2]])
+        batch = made.train_set.collate_fn([made.train_set[2]])
         found[trainer] = made.edit_step(batch, training=True)[-1]
     stock, ours = found["MultimodalTrainer"], found["DualEditTrainer"]
     for name in ("loss/edit", "loss/image_edit", "loss/loc", "edit/acc", "inner/acc"):
@@ -184,7 +116,7 @@ def test_both_trainers_agree_on_the_losses_that_both_have(
 
 def test_edit_dataset_is_refused_with_what_works_instead(workplace: Workplace) -> None:
     editor = editor_of(workplace)
-    records = easyeditor().VQADataset(str(workplace.records), config=editor.hparams)
+    records = dataset_of(workplace, editor.hparams)
     with pytest.raises(UpstreamError, match="master.*run_multimodal_edit"):
         editor.edit_dataset(records)
     # Fails once upstream is mended, and then the refusal may go.

@@ -1,0 +1,65 @@
+"""What is replaced in EasyEdit's master, and what it still gets wrong by itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from easyedit_fixtures import Workplace, needs_master, shared_workplace
+from easyedit_runs import dataset_of, editor_of
+
+from easyedit_dualedit.errors import ModelLoadError
+from easyedit_dualedit.plugin import find_host, register, unregister
+
+pytestmark = [needs_master, pytest.mark.usefixtures("host", "elsewhere")]
+
+
+def test_pictures_are_read_as_rgb_and_their_files_closed(workplace: Workplace) -> None:
+    records = dataset_of(workplace, editor_of(workplace).hparams)
+    for name in ("image", "image_rephrase", "multimodal_locality_image"):
+        assert records[0][name].mode == "RGB"
+        assert getattr(records[0][name], "fp", None) is None
+    # Fails once upstream closes them, and then the replacement may go.
+    module = find_host().module("dataset.processor.llavaov_processors")
+    left_open = module.LLaVAOneVisionProcessor.__call__.__wrapped__(
+        module.LLaVAOneVisionProcessor(), workplace.pictures / "m_loc_0.png", "image"
+    )
+    assert left_open.fp is not None
+    assert left_open.mode == "P"
+    left_open.close()
+
+
+def test_master_still_does_not_know_llava_1_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fails once upstream does, and then the bridge may go.
+    workplace = shared_workplace("llava")
+    hparams = editor_of(workplace).hparams
+    unregister()
+    try:
+        monkeypatch.setitem(register().editors, "MEND", lambda *_, **__: None)
+        unregister()
+        hparams.alg_name = "MEND"
+        with pytest.raises(AttributeError, match="no attribute 'model'"):
+            find_host().package.MultimodalEditor(hparams)
+        with pytest.raises((UnboundLocalError, ValueError)):
+            dataset_of(workplace, hparams)
+    finally:
+        register()
+
+
+def test_other_methods_keep_masters_collation() -> None:
+    workplace = shared_workplace("llava-onevision")
+    hparams = editor_of(workplace).hparams
+
+    class Others:
+        model_name = name = hparams.model_name
+        device = "cpu"
+        dtype = torch.float32
+        coco_image = rephrase_image = str(workplace.pictures)
+
+    records = dataset_of(workplace, Others(), size=1)
+    assert "labels" in records.collate_fn([records[0]])["edit_inner"]
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    workplace = shared_workplace("llava")
+    with pytest.raises(ModelLoadError, match="no vision-language model at"):
+        editor_of(workplace, model_name=str(tmp_path / "llava-1.5-7b-hf"))
