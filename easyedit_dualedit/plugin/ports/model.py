@@ -127,6 +127,11 @@ class PortModel(nn.Module):
         embeddings: nn.Embedding = self.get_decoder().embed_tokens
         return embeddings
 
+    def get_output_embeddings(self) -> nn.Linear:
+        """Return the layer that makes logits of the last states."""
+        head: nn.Linear = self.language_model.get_output_embeddings()
+        return head
+
     def picture_ids(self) -> list[int]:
         """Return the token ids that stand before a text about a picture, placeholders among them.
 
