@@ -89,7 +89,7 @@ def kept_for_backward(work: Callable[[], object], model: nn.Module) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a result that its own node kept would never be let go
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = work()  # held, since a place that is free again would be counted once for two
