@@ -1,11 +1,12 @@
 """The page of figures, of what runs of `benchmarks.speed` and `benchmarks.device` have stored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.trials import table
 from easyedit_dualedit.files import read_json, write_text
+from easyedit_dualedit.report.table import Table, texts
 
 _COUNTS = {
     "decoder_layers": "decoder layers",
@@ -132,15 +133,8 @@ def _shares(title: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _table(
     title: str, columns: Mapping[str, str], rows: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    return [
-        f"| {title} | {' | '.join(columns.values())} |",
-        "|---" * (len(columns) + 1) + "|",
-        *(
-            f"| {name} | {_cells([row.get(key) for key in columns])} |"
-            for name, row in rows.items()
-        ),
+    cells = [
+        [name, *("-" if row.get(key) is None else row[key] for key in columns)]
+        for name, row in rows.items()
     ]
-
-
-def _cells(values: Sequence[Any]) -> str:
-    return " | ".join("-" if value is None else f"{value}" for value in values)
+    return Table(texts(title, *columns.values()), cells).markdown().splitlines()

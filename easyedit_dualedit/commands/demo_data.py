@@ -1,20 +1,16 @@
-"""The demo: edits the bundled testbed model through EasyEdit and compares gates and presets."""
+"""What the demo compares: gates and presets of the bundled adapters, edits made by EasyEdit."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit import testbed
-from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
 from easyedit_dualedit.measure.evaluation import EditMaker
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
-from easyedit_dualedit.testbed.world import Split
-
-DUALEDIT = "DualEdit"
-"""Row of the method with its own, label-free gate."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +50,6 @@ def demo_methods(workbench: Workbench, adapters: DemoAdapters) -> dict[str, Edit
         "DualEdit, gate off": _method(workbench, demo_hparams(adapters.default, "open")),
         "published preset (reads the label)": _method(workbench, demo_hparams(adapters.published)),
     }
-
-
-def demo_records(folder: Path, split: Split, count: int | None = None) -> list[Record]:
-    """Return records of the testbed, writing their file and pictures the first time."""
-    path = testbed.write_records(folder, "vqa", split, count)
-    return load_records(path, folder / "images")
-
-
-def is_testbed(model: str) -> bool:
-    """Return whether a model is the testbed's, by its name in hyperparameters or its folder."""
-    return model in (TESTBED, str(testbed.model_folder()))
 
 
 def _method(workbench: Workbench, hparams: DualEditMultimodalHparams) -> EditMaker:

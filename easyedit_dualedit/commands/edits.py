@@ -1,33 +1,54 @@
-"""The commands `edits` and `chat`: a file of edits that grows, shrinks, is asked and is shared."""
+"""The command `edits`: a file of edits that grows, shrinks, is asked and is shared."""
 
 import argparse
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from rich.table import Table
-from rich.text import Text
-
-from easyedit_dualedit.commands.shared import answer_to, console, editor_of, read_hparams
-from easyedit_dualedit.data.records import load_records
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_edits_folder, add_model, count
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
-from easyedit_dualedit.method.edit_memory import EditMemory
-from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import open_image
-from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+
+if TYPE_CHECKING:
+    from easyedit_dualedit.method.edit_file import EditFile
+    from easyedit_dualedit.model.inputs import Query
+
+HELP = "keep many edits in a file"
+DESCRIPTION = "Keep edits in a folder: edits.safetensors and edits.json."
 
 _READ_AT_ONCE = 16
-_LEAVE = ("exit", "quit")
 
 
-def edits(arguments: argparse.Namespace) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    adding = actions.add_parser("add", help="make edits and add them")
+    add_model(adding, EDIT_HPARAMS)
+    adding.add_argument("--image", type=Path, help="picture of the edit; none for a text edit")
+    adding.add_argument("--prompt", help="question of the edit")
+    adding.add_argument("--target", help="answer that the model should give")
+    adding.add_argument("--data", type=Path, help="instead, the edits of a file in MMEdit's format")
+    adding.add_argument("--images", type=Path, help="folder that its pictures are relative to")
+    adding.add_argument("--limit", type=count, help="use only the first records")
+
+    listing = actions.add_parser("list", help="show the edits")
+    removing = actions.add_parser("remove", help="remove edits")
+    removing.add_argument("ids", nargs="+", metavar="ID", help="as `list` shows them")
+    applying = actions.add_parser("apply", help="ask questions with the edits applied")
+    add_model(applying, EDIT_HPARAMS)
+    applying.add_argument("--image", type=Path, help="picture of the questions")
+    applying.add_argument(
+        "--ask", action="append", required=True, metavar="QUESTION", help="repeatable"
+    )
+    exporting = actions.add_parser("export", help="write some of the edits to another folder")
+    exporting.add_argument("ids", nargs="*", metavar="ID", help="as `list` shows them; none: all")
+    exporting.add_argument("--output", type=Path, required=True, help="folder of the copy")
+    for action in (adding, listing, removing, applying, exporting):
+        add_edits_folder(action)
+
+
+def run(arguments: argparse.Namespace) -> None:
     """Do what `edits add`, `list`, `remove`, `apply` or `export` says."""
-    actions: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    actions = {
         "add": _add,
         "list": _list,
         "remove": _remove,
@@ -37,31 +58,14 @@ def edits(arguments: argparse.Namespace) -> None:
     actions[arguments.action](arguments)
 
 
-def chat(arguments: argparse.Namespace) -> None:
-    """Answer questions about a picture with the edits applied, until the input ends."""
-    if arguments.image is not None:
-        open_image(arguments.image)
-    editor, memory = _opened(arguments)
-    shown = console()
-    shown.print(f"{len(memory)} edits; an empty line, {' or '.join(_LEAVE)} ends it")
-    while True:
-        shown.print("> ", end="")
-        line = sys.stdin.readline()
-        prompt = line.strip()
-        if not prompt or prompt.lower() in _LEAVE:
-            return
-        try:
-            answer, fired = _asked(editor, memory, Query(prompt, arguments.image))
-        except DataError as error:  # another question may do
-            shown.print(Text(f"error: {error}"))
-            continue
-        shown.print(Text(answer))
-        shown.print(Text(fired, style="dim"))
-
-
 def _add(arguments: argparse.Namespace) -> None:
+    from rich.text import Text
+
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.commands.opened_edits import opened
+
     requests = _requests(arguments)
-    _, memory = _opened(arguments, may_be_new=True)
+    _, memory = opened(arguments, may_be_new=True)
     ids: list[str] = []
     for start in range(0, len(requests), _READ_AT_ONCE):
         ids += memory.add(requests[start : start + _READ_AT_ONCE])
@@ -74,18 +78,26 @@ def _add(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.method.edit_file import EditFile
+    from easyedit_dualedit.report.table import Table, numbers, texts
+
     stored = EditFile.load(arguments.edits)
-    table = Table(title=f"{len(stored.edits)} edits in {arguments.edits}, oldest first")
-    for column in ("id", "made", "prompt", "target", "pictures", "kB"):
-        table.add_column(column, justify="right" if column == "kB" else "left")
+    rows = []
     for edit in stored.edits:
-        found = edit.provenance
-        cells = (edit.id, found.time, found.prompt, found.target, " ".join(found.pictures) or "-")
-        table.add_row(*map(Text, cells), f"{edit.stored_bytes / 1000:.1f}")
-    console().print(table)
+        about = edit.provenance
+        pictures = " ".join(about.pictures) or "-"
+        size = f"{edit.stored_bytes / 1000:.1f}"
+        rows.append([edit.id, about.time, about.prompt, about.target, pictures, size])
+    columns = [*texts("id", "made", "prompt", "target", "pictures"), *numbers("kB")]
+    title = f"{len(stored.edits)} edits in {arguments.edits}, oldest first"
+    console().print(Table(columns, rows, title).for_terminal())
 
 
 def _remove(arguments: argparse.Namespace) -> None:
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.method.edit_file import EditFile
+
     stored = EditFile.load(arguments.edits)
     _require_ids(stored, arguments.ids, arguments.edits)
     kept = tuple(edit for edit in stored.edits if edit.id not in arguments.ids)
@@ -94,6 +106,9 @@ def _remove(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
+
     stored = EditFile.load(arguments.edits)
     _require_ids(stored, arguments.ids, arguments.edits)
     if (arguments.output / EDITS_FILE).exists():
@@ -104,19 +119,26 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _apply(arguments: argparse.Namespace) -> None:
-    editor, memory = _opened(arguments)
-    table = Table(title=f"{len(memory)} edits applied")
-    for column in ("prompt", "before", "after", "edit"):
-        table.add_column(column)
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.commands.editors import answer_to
+    from easyedit_dualedit.commands.opened_edits import asked, opened
+    from easyedit_dualedit.model.inputs import Query
+    from easyedit_dualedit.report.table import Table, texts
+
+    editor, memory = opened(arguments)
+    rows = []
     for prompt in arguments.ask:
         query = Query(prompt, arguments.image)
         before = answer_to(editor.backbone.model, editor.encoder, query)
-        answer, fired = _asked(editor, memory, query)
-        table.add_row(*map(Text, (prompt, before, answer, fired)))
-    console().print(table)
+        rows.append([prompt, before, *asked(editor, memory, query)])
+    columns = texts("prompt", "before", "after", "edit")
+    console().print(Table(columns, rows, f"{len(memory)} edits applied").for_terminal())
 
 
-def _requests(arguments: argparse.Namespace) -> list[Query]:
+def _requests(arguments: argparse.Namespace) -> "list[Query]":
+    from easyedit_dualedit.data.records import load_records
+    from easyedit_dualedit.model.inputs import Query
+
     one = (arguments.prompt, arguments.target)
     if arguments.data is not None:
         if any(value is not None for value in one) or arguments.images is None:
@@ -128,37 +150,7 @@ def _requests(arguments: argparse.Namespace) -> list[Query]:
     return [Query(arguments.prompt, arguments.image, arguments.target)]
 
 
-def _opened(
-    arguments: argparse.Namespace, *, may_be_new: bool = False
-) -> tuple[DualEditor, EditMemory]:
-    is_new = may_be_new and not (arguments.edits / EDITS_FILE).exists()
-    if not is_new:
-        EditFile.load(arguments.edits)  # a damaged file is told before a model is loaded
-    hparams = read_hparams(arguments, DualEditMultimodalHparams, "DualEdit")
-    editor = editor_of(hparams)
-    return editor, EditMemory(editor) if is_new else EditMemory.load(editor, arguments.edits)
-
-
-@torch.no_grad()
-def _asked(editor: DualEditor, memory: EditMemory, query: Query) -> tuple[str, str]:
-    """Return the edited model's answer, and in words which edit fired."""
-    model = memory.model
-    answer = answer_to(model, editor.encoder, query)
-    if not len(memory):
-        return answer, "no edits"
-    batch = editor.encoder.encode([replace(query, target=None)])
-    routing = model.route(layout=batch.layout, **batch.inputs)
-    similarity, place = float(routing.similarity[0]), int(routing.edit_index[0])
-    if place < 0:
-        return answer, f"no edit fired, the nearest has similarity {similarity:.3f}"
-    fired: Any = list(memory)[place]
-    about = fired.provenance
-    return answer, (
-        f"edit {fired.id} fired, similarity {similarity:.3f}: {about.prompt} -> {about.target}"
-    )
-
-
-def _require_ids(stored: EditFile, ids: list[str], folder: Path) -> None:
+def _require_ids(stored: "EditFile", ids: list[str], folder: Path) -> None:
     unknown = sorted(set(ids) - {edit.id for edit in stored.edits})
     if unknown:
         raise DataError(f"no edits {unknown} in {folder}; `edits list` shows what there is")

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.table import Table
-from rich.text import Text
 
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
 from easyedit_dualedit.model.inputs import Query
@@ -162,20 +160,6 @@ def audit(evaluated: Sequence[Record], trained: Sequence[Record]) -> Audit:
         for what, read, among in asked
     )
     return Audit(len(evaluated), len(trained), findings)
-
-
-def audit_table(audited: Audit) -> Table:
-    """Return the table of an audit: a row for each finding."""
-    counts = f"{audited.evaluated:,} evaluated records share with {audited.trained:,} trained on"
-    table = Table(title=f"What {counts}")
-    table.add_column("shared")
-    for title in ("found", "of", "%"):
-        table.add_column(title, justify="right")
-    for finding in audited.findings:
-        style = "bold" if finding.found else "dim"
-        numbers = (f"{finding.found:,}", f"{finding.of:,}", f"{finding.percent:.1f}")
-        table.add_row(Text(finding.what), *numbers, style=style)
-    return table
 
 
 class _Names:

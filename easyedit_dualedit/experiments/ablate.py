@@ -4,9 +4,7 @@ Every variant has the base's steps, data and seed, and differs from it in what i
 depends on the text layer alone, never on adapters, so variants of one text layer share one.
 """
 
-import csv
 import dataclasses
-import io
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -171,32 +169,6 @@ def is_done(variant: Variant, folder: Path, settings: Mapping[str, Any]) -> bool
     return (own / METRICS_FILE).is_file() and Run.holds(own, _settings_of(variant, settings))
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as CSV: a line for each variant, gate and protocol."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    ends = [f"{metric}_{end}" for metric in COLUMNS for end in ("mean", "low", "high")]
-    writer.writerow(["variant", "gate", "text_layer", "vision_layer", "protocol", *ends])
-    for row in rows:
-        for protocol, values in row["protocols"].items():
-            cells = [values[metric][end] for metric in COLUMNS for end in ("mean", "low", "high")]
-            place = [row[key] for key in ("variant", "gate", "text_layer", "vision_layer")]
-            writer.writerow([*place, protocol, *cells])
-    return text.getvalue()
-
-
-def to_markdown(rows: Sequence[Mapping[str, Any]], protocol: str = "generate") -> str:
-    """Return the rows under one protocol as a Markdown table, in percent."""
-    titles = ["variant", "gate", "layers", *(column.replace("_", " ") for column in COLUMNS)]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    for row in rows:
-        values = row["protocols"][protocol]
-        layers = f"{row['text_layer']}, {row['vision_layer']}"
-        cells = [f"{values[column]['mean']:.1f} ±{_half(values[column]):.1f}" for column in COLUMNS]
-        lines.append("| " + " | ".join([row["variant"], row["gate"], layers, *cells]) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def _settings_of(variant: Variant, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **settings,
@@ -241,7 +213,3 @@ def _trained(
 def _with_gate(editor: DualEditor, kind: GateKind) -> EditMaker:
     gate = editor.gate.with_config(GateConfig(kind=kind))
     return lambda record: editor.edited(editor.read([record.request]), gate=gate)
-
-
-def _half(value: Mapping[str, float]) -> float:
-    return (value["high"] - value["low"]) / 2

@@ -4,8 +4,6 @@ The paper's first finding: noise on the states of one modality at one layer chan
 how much the layers above still read from there.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,18 +111,3 @@ def write_hparams(path: Path, values: Mapping[str, Any], proposal: Mapping[str, 
         "# Layers proposed by `locate`: a starting point.\n"
         + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True),
     )
-
-
-def to_csv(located: Mapping[str, Any]) -> str:
-    """Return a table of what `locate` found, one line for each layer and modality."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [f"{measure}_{end}" for measure in ("kl", "flips") for end in ("mean", "low", "high")]
-    writer.writerow(["layer", "modality", *names, "attention_mean", "samples"])
-    for entry in located["layers"]:
-        for modality in NOISED:
-            values = entry[modality]
-            cells = [values[m][e] for m in ("kl", "flips") for e in ("mean", "low", "high")]
-            attention = entry.get("attention", {}).get(modality, {}).get("mean", "")
-            writer.writerow([entry["layer"], modality, *cells, attention, values["kl"]["n"]])
-    return text.getvalue()

@@ -1,17 +1,14 @@
-"""What a run of the benchmark found: one dictionary of numbers, and its tables.
+"""What a run of the benchmark measured, as one dictionary of numbers.
 
 `metrics.json` holds nothing that differs between two runs of the same command; times and memory are
 in `costs.json`.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.experiments.benchmark_folder import (
@@ -24,7 +21,7 @@ from easyedit_dualedit.experiments.benchmark_folder import (
 )
 from easyedit_dualedit.files import read_json
 from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES, Interval, interval
-from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
+from easyedit_dualedit.measure.protocols import PROTOCOLS
 
 _NO_AVERAGE = ("portability",)
 _FIRST = "generate"
@@ -152,104 +149,6 @@ def costs(folder: Path, names: Sequence[str], indices: Sequence[int]) -> dict[st
     return {name: costs_of(folder, name, indices) for name in (UNEDITED, *names)}
 
 
-def headline(metrics: Mapping[str, Any]) -> str:
-    """Return in one sentence which method has the highest average, and by how much."""
-    found = metrics.get("comparison")
-    if not found:
-        return "Fewer than two methods were measured, so there is nothing to compare."
-    difference = found["difference"]
-    mean = metrics["methods"][found["best"]]["protocols"][found["protocol"]][AVERAGE]["mean"]
-    sentence = (
-        f"{found['best']} has the highest average under {found['protocol']}: {mean:.1f}, which is"
-        f" {_written(difference)} above {found['runner_up']}"
-    )
-    rival = found["rival"]
-    if rival is None or rival == found["runner_up"]:
-        return sentence + "."
-    return f"{sentence}, and {_written(found['against'][rival])} above {rival}."
-
-
-def _written(difference: Mapping[str, float]) -> str:
-    ends = f"{difference['low']:.1f} to {difference['high']:.1f}"
-    return f"{difference['mean']:.1f} (95 % interval {ends})"
-
-
-def _family(name: str) -> str:
-    return name.partition(",")[0]
-
-
-def protocol_table(metrics: Mapping[str, Any], protocol: str) -> Table:
-    """Return the table of one protocol: a row for each method, failed ones with their reason."""
-    columns = _columns(metrics, protocol)
-    table = Table(
-        title=f"{protocol}: percent, mean ± half of the bootstrap 95 % interval",
-        caption=EXPLANATIONS[protocol],
-    )
-    table.add_column("method", max_width=48)
-    for column in columns:
-        table.add_column(column.replace("_", "\n"), justify="right")
-    for name, method in metrics["methods"].items():
-        cells = _cells(method, protocol, columns)
-        table.add_row(_label(name, method), *cells)
-    return table
-
-
-def costs_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return the table of costs: a row for each method."""
-    table = Table(title="Costs; memory is the process's peak while it edits and is asked")
-    table.add_column("method")
-    for title in _COST_TITLES.values():
-        table.add_column(title, justify="right")
-    for name, cost in found.items():
-        table.add_row(name, *(_cost(key, cost.get(key)) for key in _COST_TITLES))
-    return table
-
-
-def to_markdown(metrics: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return all tables of a run as Markdown, with what they mean and what was worked around."""
-    lines = [f"**{headline(metrics)}**", ""]
-    for protocol in _measured(metrics):
-        columns = _columns(metrics, protocol)
-        titles = [column.replace("_", " ") for column in columns]
-        lines += [f"### {protocol}", "", EXPLANATIONS[protocol], ""]
-        lines += _markdown_table(
-            ["method", *titles],
-            [
-                [_label(name, method), *_cells(method, protocol, columns)]
-                for name, method in metrics["methods"].items()
-            ],
-        )
-    lines += ["### costs", ""]
-    lines += _markdown_table(
-        ["method", *(title.replace("\n", " ") for title in _COST_TITLES.values())],
-        [
-            [name, *(_cost(key, cost.get(key)) for key in _COST_TITLES)]
-            for name, cost in found.items()
-        ],
-    )
-    told = {name: method["remarks"] for name, method in metrics["methods"].items()}
-    if any(told.values()):
-        lines += ["### how the methods were run", ""]
-        lines += [f"- {name}: {remark}" for name, every in told.items() for remark in every]
-        lines += [""]
-    return "\n".join(lines)
-
-
-def to_csv(metrics: Mapping[str, Any]) -> str:
-    """Return the numbers of a run as CSV: a line for each method, protocol and metric."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "protocol", "metric", "mean", "low", "high", "n", "error"])
-    for name, method in metrics["methods"].items():
-        if method["error"]:
-            writer.writerow([name, "", "", "", "", "", "", method["error"]])
-        for protocol, values in method["protocols"].items():
-            for metric, value in values.items():
-                ends = [value[end] for end in ("mean", "low", "high", "n")]
-                writer.writerow([name, protocol, metric, *ends, ""])
-    return text.getvalue()
-
-
 def stored_names(folder: Path) -> list[str]:
     """Return the names of the methods that a run holds, without the unedited model.
 
@@ -266,64 +165,8 @@ def stored_names(folder: Path) -> list[str]:
     return found
 
 
-_COST_TITLES = {
-    "seconds_per_edit": "seconds\nan edit",
-    "forward_overhead": "forward,\ntimes unedited",
-    "peak_memory_bytes": "peak memory,\nMiB",
-    "trained_parameters": "parameters\ntrained",
-    "bytes_per_edit": "kB stored\nan edit",
-    "making_seconds": "seconds to\nload or train",
-}
-
-
-def _cost(key: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    if key == "peak_memory_bytes":
-        return f"{value / 2**20:.0f}"
-    if key == "bytes_per_edit":
-        return f"{value / 1000:.1f}"
-    if key == "trained_parameters":
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if key == "making_seconds" else f"{value:.3f}"
-
-
-def _label(name: str, method: Mapping[str, Any]) -> str:
-    label = f"{name} (reads the label)" if method["reads_label"] else name
-    return f"{label}; failed: {method['error']}" if method["error"] else label
-
-
-def _measured(metrics: Mapping[str, Any]) -> list[str]:
-    return [
-        protocol
-        for protocol in PROTOCOLS
-        if any(protocol in method["protocols"] for method in metrics["methods"].values())
-    ]
-
-
-def _columns(metrics: Mapping[str, Any], protocol: str) -> list[str]:
-    for method in metrics["methods"].values():
-        if protocol in method["protocols"]:
-            return list(method["protocols"][protocol])
-    return []
-
-
-def _cells(method: Mapping[str, Any], protocol: str, columns: Sequence[str]) -> list[str]:
-    if method["error"]:
-        return ["failed"] * len(columns)
-    values = method["protocols"].get(protocol, {})
-    return [_cell(values[column]) if column in values else "not measured" for column in columns]
-
-
-def _cell(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.1f} ±{(value['high'] - value['low']) / 2:.1f}"
-
-
-def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(titles), "|" + "---|" * len(titles), *map(line, rows), ""]
+def _family(name: str) -> str:
+    return name.partition(",")[0]
 
 
 def _averages(cases: Sequence[Mapping[str, Any]], protocol: str) -> list[float]:

@@ -8,11 +8,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.model.loading import QUANTIZATIONS, SPREAD
+from easyedit_dualedit.plugin.hparams_files import find_hparams
 from easyedit_dualedit.plugin.values import (
     ALG_NAME,
     SHORT_NAMES,
@@ -87,6 +88,9 @@ class DualEditMultimodalHparams:
     state_dict_file: str | None = None
     pretrained_ckpt: str | None = None
 
+    folder: ClassVar[str] = "DualEdit"
+    """Of `hparams/`: where short names are looked up."""
+
     def __post_init__(self) -> None:
         problems = self._normalise()
         if problems:
@@ -96,13 +100,15 @@ class DualEditMultimodalHparams:
     def from_hparams(cls, hparams_name_or_path: str | Path) -> Self:
         """Return the hyperparameters of a YAML file; `.yaml` may be left out, as in EasyEdit.
 
+        Args:
+            hparams_name_or_path: a path, or the short name of a file that travels with this
+                package, such as `llava-1.5-7b`.
+
         Raises:
             ConfigError: if the file cannot be read, or naming every key and value in it that is
                 not allowed.
         """
-        path = Path(hparams_name_or_path)
-        if path.suffix not in (".yaml", ".yml"):
-            path = path.with_name(path.name + ".yaml")
+        path = find_hparams(hparams_name_or_path, cls.folder)
         return cls.from_dict(read_yaml(path), source=str(path))
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -26,6 +26,8 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     Raises:
         ConfigError: naming every value that is not allowed, on construction.
     """
+
+    folder: ClassVar[str] = "TRAINING/DualEdit"
 
     batch_size: int = 4
     lr: float = 1e-4

@@ -7,6 +7,7 @@ from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.data.scope import HARD, IN_SCOPE, SCOPE
 from easyedit_dualedit.method.gate_projection import KEY_WIDTH
 from easyedit_dualedit.method.shortlist import FEWEST, WIDTH
+from easyedit_dualedit.report.table import Table, numbers
 
 _TIMED = {
     "seconds": lambda value: "-" if value is None else f"{1e6 * value:.0f}",
@@ -73,7 +74,9 @@ def _quality(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for point in found
     ]
     metrics = [metric.replace("_", " ") for metric in METRICS]
-    return _table(["method", "edits", "asked", *metrics, "average", "kB an edit", "% failed"], rows)
+    return _markdown(
+        ["method", "edits", "asked", *metrics, "average", "kB an edit", "% failed"], rows
+    )
 
 
 def _gate(rates: Mapping[str, Mapping[str, float]]) -> str:
@@ -83,7 +86,7 @@ def _gate(rates: Mapping[str, Mapping[str, float]]) -> str:
         [f"{int(count):,}", *(f"{100 * found[kind]:.1f}" for kind in kinds)]
         for count, found in sorted(rates.items(), key=lambda item: int(item[0]))
     ]
-    return _table(["edits", *(kind.replace("_", " ") for kind in kinds)], rows)
+    return _markdown(["edits", *(kind.replace("_", " ") for kind in kinds)], rows)
 
 
 def _bits(found: Mapping[str, int]) -> str:
@@ -114,7 +117,7 @@ def _costs(costs: Mapping[str, Any]) -> str:
         " edits are those of the data, on the testbed of"
         " training records, which are many; the queries are image localities and rephrased"
         " questions of some of them, those that the gate decides rightly.\n\n"
-        + _table(
+        + _markdown(
             [
                 "edits",
                 "no edit concerns it: microseconds",
@@ -148,10 +151,9 @@ def _sizes(metrics: Mapping[str, Any]) -> str:
     return (
         f"{count} edits. The default is `{metrics['default_precision']}`, the smallest that is"
         " within half a point of the largest.\n\n"
-        + _table(["stored as", "kB an edit", *names, "average"], rows)
+        + _markdown(["stored as", "kB an edit", *names, "average"], rows)
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return Table(numbers(*titles), rows).markdown().rstrip()

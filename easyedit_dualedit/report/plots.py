@@ -1,6 +1,7 @@
-"""Plots of what `locate` and `ablate` found, as PNG files."""
+"""Plots of what `locate`, `ablate` and `many` measured, as PNG files."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from easyedit_dualedit.experiments.layer_probe import NOISED
 _COLOURS = {"vision": "tab:orange", "text": "tab:blue", "both": "tab:gray"}
 _MARKS = {"open": "o", "cosine": "s", "centred": "D", "learned": "^", "last-token": "x"}
 
+logger = logging.getLogger(__name__)
+
 
 def is_available() -> bool:
     """Return whether matplotlib, which is an extra, is installed."""
@@ -18,6 +21,14 @@ def is_available() -> bool:
     except ImportError:
         return False
     return True
+
+
+def plot_where_possible(draw: Callable[[Any, Path], None], measured: Any, path: Path) -> None:
+    """Write a plot with one of the functions below; without matplotlib, only log that."""
+    if is_available():
+        draw(measured, path)
+    else:
+        logger.warning("no %s: plots need matplotlib, of the extra `plots`", path.name)
 
 
 def plot_layers(found: Mapping[str, Any], path: Path) -> None:

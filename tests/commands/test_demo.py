@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from easyedit_dualedit import testbed
-from easyedit_dualedit.commands.demo_data import DUALEDIT, demo_records
+from easyedit_dualedit.commands.records import testbed_records as records_of_testbed
 from easyedit_dualedit.data.records import METRICS, Record
+from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.method.config import GateConfig
@@ -33,7 +34,7 @@ def model_and_processor() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    return demo_records(tmp_path_factory.mktemp("testbed"), "eval")
+    return records_of_testbed(tmp_path_factory.mktemp("testbed"), "eval")
 
 
 def editor_of(loaded: tuple[Any, Any], gate: GateConfig | None = None) -> DualEditor:

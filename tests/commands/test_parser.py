@@ -1,5 +1,6 @@
 """The command line: commands work end to end, a user's mistake is one line and exit code 2."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -24,7 +25,19 @@ from easyedit_dualedit.train import trainer
 from easyedit_dualedit.train.step import TrainingStep
 
 SCRIPT = Path(__file__).parents[2] / "run_multimodal_edit.py"
-COMMANDS = ("demo", "train", "edit", "evaluate", "locate", "ablate")
+COMMANDS = (
+    "demo",
+    "train",
+    "edit",
+    "evaluate",
+    "locate",
+    "ablate",
+    "benchmark",
+    "merge",
+    "many",
+    "edits",
+    "chat",
+)
 
 
 def test_train_evaluate_and_edit_work_one_after_the_other(work: Workplace, call: Any):
@@ -192,6 +205,18 @@ def test_hyperparameters_that_are_missing_or_no_yaml_are_refused(work: Workplace
         if content is not None:
             path.write_text(content)
         assert told in call(work.evaluate(hparams=path)).error
+
+
+def test_hyperparameters_have_short_names(work: Workplace, call: Any):
+    asked = ["edit", "--prompt", "Which shape is it?", "--target", "a star", "--device", "cpu"]
+    by_name = call([*asked, "--hparams", "testbed"])
+    assert by_name.code == 0, by_name.err
+    assert by_name.out == call(asked).out
+    error = call([*asked, "--hparams", "llava-1.5"]).error
+    assert "no hyperparameters are called 'llava-1.5'; there are llava-1.5-7b, " in error
+    training = ["--data", str(work.data), "--images", str(work.images), "--output", "new"]
+    error = call(["train", *training, "--hparams", "testbed-publish", "--device", "cpu"]).error
+    assert "there are testbed-published, testbed, " in error
 
 
 @pytest.mark.parametrize(
@@ -497,17 +522,32 @@ def test_every_command_has_a_help_text(call: Any, command: str):
     assert done.out.startswith(f"usage: run_multimodal_edit.py {command}")
     assert len(done.out.splitlines()) > 8
     options = re.findall(r"^  (--[a-z-]+)", done.out, re.M)
-    assert ("--fresh" in options) == (command not in ("train", "edit"))
-    assert ("--hparams" in options) == (command != "demo")
+    assert ("--fresh" in options) == (command not in ("train", "edit", "merge", "edits", "chat"))
+    assert ("--hparams" in options) == (command not in ("demo", "merge", "edits"))
     for line in re.split(r"\n(?=  -)", done.out)[1:]:
         assert re.search(r"\s{2,}\S+ ", line.strip()), f"no help for {line.strip()}"
+
+
+def test_help_waits_for_nothing_that_is_slow_to_import():
+    code = (
+        "import sys\n"
+        "from easyedit_dualedit.commands.parser import build_parser\n"
+        "build_parser().format_help()\n"
+        "print(*sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPT.parent, check=True
+    )
+    loaded = set(found.stdout.split())
+    assert "easyedit_dualedit.commands.chat" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "rich", "PIL", "easyeditor"}
 
 
 def test_the_help_names_every_command(call: Any):
     done = call(["--help"])
     assert done.code == 0
     for command in COMMANDS:
-        assert re.search(rf"^    {command}  ", done.out, re.M)
+        assert re.search(rf"^    {command} +[a-z]", done.out, re.M)
     assert call(["-h"]).out == done.out
 
 
@@ -558,11 +598,10 @@ def test_arguments_that_are_wrong_exit_with_code_2(call: Any, arguments: list[st
 def test_without_a_command_it_is_the_demo(
     call: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], command: str
 ):
-    from easyedit_dualedit.commands import shared as commands
-
     chosen = []
     for name in COMMANDS:
-        monkeypatch.setattr(commands, name, lambda _parsed, name=name: chosen.append(name))
+        module = importlib.import_module(f"easyedit_dualedit.commands.{name}")
+        monkeypatch.setattr(module, "run", lambda _parsed, name=name: chosen.append(name))
     assert call(arguments).code == 0
     assert chosen == [command]
 

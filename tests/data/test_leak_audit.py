@@ -1,6 +1,5 @@
 """Leak audit: what is shared with training is counted record by record and named."""
 
-import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from tiny_data import write_data
 from tiny_editors import picture
 
-from easyedit_dualedit.data.leak_audit import Audit, Finding, audit, audit_table
+from easyedit_dualedit.data.leak_audit import audit
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.model.inputs import Query
 
@@ -241,14 +239,3 @@ def test_an_audit_is_plain_json(tmp_path: Path):
         "percent": 50.0,
         "examples": ["record 0: e.jpg: 'What is e?' (training record 0)"],
     }
-
-
-def test_the_table_shows_every_finding_as_it_is():
-    findings = (Finding("pairs [red]x[/red]", 1380, 2093, ("a",)), Finding("other", 0, 0, ()))
-    console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(audit_table(Audit(2093, 6345, findings)))
-    text = console.export_text()
-    lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
-    assert "What 2,093 evaluated records share with 6,345 trained on" in " ".join(lines)
-    assert "pairs [red]x[/red] 1,380 2,093 65.9" in lines
-    assert "other 0 0 0.0" in lines

@@ -1,7 +1,5 @@
 """Ablation: variants differ in what they say, each is trained once, gates are shared."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +20,6 @@ from easyedit_dualedit.experiments.ablate import (
     ablate,
     is_done,
     layer_pairs,
-    to_csv,
-    to_markdown,
     variants,
 )
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
@@ -98,13 +94,7 @@ def test_rows_hold_every_gate_of_every_variant(
     for row in rows:
         assert set(row["protocols"]) == set(EVALUATION_PROTOCOLS)
         assert row["protocols"]["generate"]["reliability"]["n"] == 2
-    lines = list(csv.DictReader(io.StringIO(to_csv(rows))))
-    assert len(lines) == len(rows) * len(EVALUATION_PROTOCOLS)
-    first = rows[0]["protocols"][lines[0]["protocol"]]
-    assert float(lines[0]["average_mean"]) == first["average"]["mean"]
-    table = to_markdown(rows).splitlines()
-    assert len(table) == 2 + len(rows)
-    assert all(line.count("|") == len(COLUMNS) + 4 for line in table)
+        assert set(row["protocols"]["generate"]) >= set(COLUMNS)
 
 
 def test_a_variant_is_trained_once_and_a_gate_once_per_text_layer(

@@ -10,6 +10,7 @@ from typing import Any
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.files import write_text
+from easyedit_dualedit.report.markup import Element, element, html_of
 from easyedit_dualedit.report.page.background import (
     data_section,
     details,
@@ -18,8 +19,9 @@ from easyedit_dualedit.report.page.background import (
     workarounds,
 )
 from easyedit_dualedit.report.page.browser import case_section, select
-from easyedit_dualedit.report.page.markup import Element, element, html_of
-from easyedit_dualedit.report.page.results import Results, cost_table, headline, protocol_section
+from easyedit_dualedit.report.page.headline import headline
+from easyedit_dualedit.report.page.numbers import cost_table, protocol_section
+from easyedit_dualedit.report.page.results import Results
 
 __all__ = ["write_page"]
 

@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easyedit_dualedit.report.page.markup import Element, element
-from easyedit_dualedit.report.page.results import Results, scrolling
+from easyedit_dualedit.report.markup import Element, element
+from easyedit_dualedit.report.page.results import Results
 from easyedit_dualedit.report.page.wording import counted, decimal, duration, number, whole
+from easyedit_dualedit.report.table import Cell, Table, numbers, texts
 
 _EXAMPLES = 5
 _DIGEST = 12
@@ -54,29 +55,21 @@ def warnings_of(results: Results) -> dict[str, list[str]]:
 def data_section(results: Results) -> list[Element]:
     """Return which data were used, what the audit found in them, and their quirks."""
     data = results.metrics.get("data") or {}
-    rows = []
+    rows: list[list[Any]] = []
     for use in ("evaluated", "trained_on"):
-        row = element("tr", element("th", use.replace("_", " "), scope="row"))
+        cells: list[Any] = [Cell(["nothing"], kind="gap", columns=3)]
         source = data.get(use)
         if source:
             digest = str(source.get("digest", ""))
             short = digest[:_DIGEST] + ("…" if len(digest) > _DIGEST else "")
-            row.append(element("td", str(source.get("name", ""))))
-            row.append(element("td", whole(source.get("records")), class_="number"))
-            row.append(element("td", element("code", short, title=digest)))
-        else:
-            row.append(element("td", "nothing", colspan="3", class_="gap"))
-        rows.append(row)
-    head = element("tr", *_heads("use", "data", "records", "digest"))
-    shown = [
-        scrolling(
-            "Data",
-            element("caption", "Records"),
-            element("thead", head),
-            element("tbody", *rows),
-        )
-    ]
-    shown += [_audit(results), *_quirks(results)]
+            cells = [
+                str(source.get("name", "")),
+                whole(source.get("records")),
+                Cell([element("code", short, title=digest)]),
+            ]
+        rows.append([use.replace("_", " "), *cells])
+    columns = [*texts("use", "data"), *numbers("records"), *texts("digest")]
+    shown = [Table(columns, rows, "Records").html("Data"), *_audit(results), *_quirks(results)]
     return [element("div", *shown, class_="side-by-side")]
 
 
@@ -105,89 +98,45 @@ def details(results: Results) -> Element:
         ("Versions", metrics.get("versions")),
         ("Settings", metrics.get("settings")),
     ):
-        rows = [
-            element("tr", element("th", str(key), scope="row"), element("td", _plain(value)))
-            for key, value in (values or {}).items()
-        ]
+        rows = [[str(key), _plain(value)] for key, value in (values or {}).items()]
         if rows:
-            head = element("thead", element("tr", *_heads("name", "value")))
-            caption = element("caption", title)
-            shown.append(scrolling(title, caption, head, element("tbody", *rows)))
+            shown.append(Table(texts("name", "value"), rows, title).html(title))
     return shown
 
 
-def _audit(results: Results) -> Element:
+def _audit(results: Results) -> list[Element]:
     if results.metrics.get("audit") is None:
-        return element("p", "The data were not audited for leaks.", class_="note")
+        return [element("p", "The data were not audited for leaks.", class_="note")]
     rows = []
     for finding in _findings(results):
         found = number(finding.get("found")) or 0
-        what = element("th", str(finding["what"]), scope="row")
-        examples = [str(example) for example in finding.get("examples") or ()]
+        what: list[Element | str] = [str(finding["what"])]
+        examples = [str(example) for example in finding.get("examples") or ()][:_EXAMPLES]
         if examples:
-            what.append(_examples(examples))
-        percent = element("td", f"{decimal(finding.get('percent'))} %", class_="number")
-        if found:
-            percent.set("class", "number warning")
-        rows.append(
-            element(
-                "tr",
-                what,
-                element("td", whole(found), class_="number"),
-                element("td", whole(finding.get("of")), class_="number"),
-                percent,
-            )
-        )
+            summary = element("summary", counted(len(examples), "example"))
+            items = [element("li", example) for example in examples]
+            what.append(element("details", summary, element("ul", *items)))
+        share = f"{decimal(finding.get('percent'))} %"
+        kind = "number warning" if found else ""
+        rows.append([Cell(what), whole(found), whole(finding.get("of")), Cell([share], kind=kind)])
     if not rows:
-        return element("p", "The audit for leaks found nothing.", class_="note")
-    return scrolling(
-        "Audit",
-        element("caption", "Audit: what is evaluated and also trained on"),
-        element("thead", element("tr", *_heads("what", "found", "of", "share"))),
-        element("tbody", *rows),
-    )
-
-
-def _examples(examples: Sequence[str]) -> Element:
-    items = [element("li", example) for example in examples[:_EXAMPLES]]
-    return element(
-        "details", element("summary", counted(len(items), "example")), element("ul", *items)
-    )
+        return [element("p", "The audit for leaks found nothing.", class_="note")]
+    columns = [*texts("what"), *numbers("found", "of", "share")]
+    return [Table(columns, rows, "Audit: what is evaluated and also trained on").html("Audit")]
 
 
 def _quirks(results: Results) -> list[Element]:
     quirks: Mapping[str, Any] = results.metrics.get("quirks") or {}
     if not quirks:
         return []
-    rows = [
-        element(
-            "tr",
-            element("th", str(what), scope="row"),
-            element("td", whole(amount), class_="number"),
-        )
-        for what, amount in quirks.items()
-    ]
-    return [
-        scrolling(
-            "Quirks",
-            element("caption", "Quirks of the evaluated records"),
-            element("thead", element("tr", *_heads("what", "records"))),
-            element("tbody", *rows),
-        )
-    ]
+    rows = [[str(what), whole(amount)] for what, amount in quirks.items()]
+    columns = [*texts("what"), *numbers("records")]
+    return [Table(columns, rows, "Quirks of the evaluated records").html("Quirks")]
 
 
 def _findings(results: Results) -> Sequence[Mapping[str, Any]]:
     found: Sequence[Mapping[str, Any]] = (results.metrics.get("audit") or {}).get("findings") or ()
     return found
-
-
-def _heads(*titles: str) -> list[Element]:
-    numbers = ("records", "found", "of", "share")
-    return [
-        element("th", title, scope="col", class_="number" if title in numbers else "")
-        for title in titles
-    ]
 
 
 def _plain(value: Any) -> str:

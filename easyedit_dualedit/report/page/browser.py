@@ -10,7 +10,7 @@ from typing import Any
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.specificity import FAMILIES
-from easyedit_dualedit.report.page.markup import Element, element
+from easyedit_dualedit.report.markup import Element, element
 from easyedit_dualedit.report.page.results import Results
 from easyedit_dualedit.report.page.thumbnails import thumbnails
 from easyedit_dualedit.report.page.wording import (

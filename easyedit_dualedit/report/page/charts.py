@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from easyedit_dualedit.report.page.markup import Element, element
+from easyedit_dualedit.report.markup import Element, element
 from easyedit_dualedit.report.page.wording import FAVOURITE, MISSING, UNEDITED, decimal, number
 
 _WIDTH = 300

@@ -1,4 +1,4 @@
-"""Report: the table shows every method under every protocol, whatever the texts hold."""
+"""What a run measured, at a terminal: every method and protocol, whatever the texts hold."""
 
 import io
 from typing import Any
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
-from easyedit_dualedit.report.tables import metrics_table, print_report
+from easyedit_dualedit.report.evaluation import metrics_table, print_report
 
 NAMES = ("unedited", "DualEdit")
 
@@ -67,17 +67,16 @@ def printed(cases: list[dict[str, Any]], *, method: str = "DualEdit", **options:
 
 def test_the_table_has_a_row_for_each_protocol_and_method():
     table = metrics_table(metrics_of())
-    columns = [list(column.cells) for column in table.columns]
-    rows = list(zip(*columns, strict=True))
-    assert [row[:2] for row in rows] == [
-        ("generate", "unedited"),
-        ("generate", "DualEdit"),
-        ("visedit", "unedited"),
-        ("visedit", "DualEdit"),
+    assert [row[:2] for row in table.rows] == [
+        ["generate", "unedited"],
+        ["generate", "DualEdit"],
+        ["visedit", "unedited"],
+        ["visedit", "DualEdit"],
     ]
-    assert rows[0][2:] == tuple(f"{20 + place}.0 ±1.5" for place in range(6))
-    assert rows[3][2:] == tuple(f"{40 + place}.0 ±1.5" for place in range(6))
-    titles = [str(column.header).replace("\n", " ") for column in table.columns[2:]]
+    assert table.rows[0][2:] == [f"{20 + place}.0 ±1.5" for place in range(6)]
+    assert table.rows[3][2:] == [f"{40 + place}.0 ±1.5" for place in range(6)]
+    assert list(table.lines_after) == [1, 3]
+    titles = [column.title.replace("\n", " ") for column in table.columns[2:]]
     assert titles == [*(metric.replace("_", " ") for metric in METRICS), "average"]
 
 

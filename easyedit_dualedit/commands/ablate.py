@@ -1,0 +1,117 @@
+"""The command `ablate`: what each part of the method is worth."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from easyedit_dualedit.commands.arguments import (
+    TRAINING_HPARAMS,
+    add_data,
+    add_model,
+    add_run,
+    count,
+)
+from easyedit_dualedit.errors import ConfigError
+
+HELP = "measure what each part of the method is worth"
+DESCRIPTION = (
+    "Train and measure variants of the method that differ in one part each: adapters, layers, gate,"
+    " signal, losses. Variants that are done already are only shown."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    add_model(parser, TRAINING_HPARAMS)
+    add_data(parser, required=False)
+    parser.add_argument(
+        "--measured", type=Path, metavar="FILE", help="records to measure on; needed with --data"
+    )
+    parser.add_argument("--steps", type=count, default=600, help="of training (default: 600)")
+    parser.add_argument("--count", type=count, default=300, help="edits measured (default: 300)")
+    parser.add_argument(
+        "--variants", nargs="*", metavar="NAME", help="only these of the variants; none: no variant"
+    )
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        type=_pair,
+        default=[],
+        metavar="TEXT,VISION",
+        help="also these pairs of layers, such as 2,3",
+    )
+    add_run(parser, "ablate")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and measure variants of the method, and print one table."""
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.commands.hparams import read_hparams
+    from easyedit_dualedit.commands.records import records_of, testbed_records
+    from easyedit_dualedit.commands.runs import settings_of
+    from easyedit_dualedit.data.records import load_records
+    from easyedit_dualedit.experiments.ablate import ablate, is_done, layer_pairs, variants
+    from easyedit_dualedit.files import write_json, write_text
+    from easyedit_dualedit.model.loading import load_model
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+    from easyedit_dualedit.report.ablation import ablation_csv, ablation_table
+    from easyedit_dualedit.report.plots import plot_ablation, plot_where_possible
+    from easyedit_dualedit.train.checkpoint import records_digest
+
+    folder: Path = arguments.output / arguments.name
+    if (arguments.data is None) != (arguments.measured is None):
+        raise ConfigError("--data needs --measured, the records to measure on, and the reverse")
+    hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
+    training = dataclasses.replace(hparams.training_config(), steps=arguments.steps)
+    config = hparams.dualedit_config()
+    every = variants(config, training)
+    names = [variant.name for variant in every]
+    wanted = names if arguments.variants is None else arguments.variants
+    unknown = sorted(set(wanted) - set(names))
+    if unknown:
+        raise ConfigError(f"no variants {unknown}; there are {names}")
+    chosen = [variant for variant in every if variant.name in wanted]
+    chosen += layer_pairs(config, training, arguments.pairs)
+    if not chosen:
+        raise ConfigError("nothing to measure; name --variants or --pairs")
+    records = records_of(arguments, hparams.model_name, folder / "data", "train")
+    if arguments.measured is None:
+        measured = testbed_records(folder / "data", "eval")[: arguments.count]
+    else:
+        measured = load_records(
+            arguments.measured,
+            arguments.images,
+            template=arguments.template,
+            limit=arguments.count,
+        )
+    model, processor = load_model(hparams.model_name, **hparams.placement)
+    settings = settings_of(
+        measured,
+        {},
+        {},
+        model=hparams.model_name,
+        trained_on=records_digest(records, with_pictures=True),
+    )
+    done = [
+        variant for variant in every if variant not in chosen and is_done(variant, folder, settings)
+    ]
+    rows = ablate(
+        chosen, model, processor, records, measured, folder, settings, fresh=arguments.fresh
+    )
+    rows += ablate(done, model, processor, records, measured, folder, settings)
+    write_json(folder / "ablation.json", rows)
+    write_text(folder / "ablation.csv", ablation_csv(rows))
+    table = ablation_table(rows)
+    write_text(folder / "ablation.md", table.markdown())
+    plot_where_possible(plot_ablation, rows, folder / "ablation.png")
+    shown = console()
+    shown.print(table.for_terminal())
+    shown.print(f"written: {folder / 'ablation.json'}, .csv, .md and .png beside it")
+
+
+def _pair(text: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pair of layers such as 2,3") from None
+    return first, second

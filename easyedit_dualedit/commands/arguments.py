@@ -1,0 +1,68 @@
+"""Arguments that several commands have, and texts that are numbers."""
+
+import argparse
+from pathlib import Path
+
+EDIT_HPARAMS = "short name such as llava-1.5-7b, or a YAML file such as those of hparams/DualEdit"
+TRAINING_HPARAMS = (
+    "short name such as llava-1.5-7b, or a YAML file such as those of hparams/TRAINING/DualEdit"
+)
+
+
+def add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
+    """Add what says which model is edited, where, and with which adapters."""
+    parser.add_argument("--hparams", type=Path, help=f"{hparams} (default: the testbed's)")
+    parser.add_argument(
+        "--model", help="model folder or hub id, instead of the hparams' model_name"
+    )
+    parser.add_argument("--archive", help="trained adapters, instead of the hparams' archive")
+    parser.add_argument("--device", help="cpu, cuda:0, auto, ..., instead of the hparams' device")
+
+
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add what says which records are read; where they are not required, the testbed has some."""
+    default = "" if required else " (default: the testbed's)"
+    parser.add_argument(
+        "--data", type=Path, required=required, help=f"JSON file in MMEdit's format{default}"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=required,
+        help="folder that its picture names are relative to",
+    )
+    parser.add_argument("--limit", type=count, help="use only the first records")
+    parser.add_argument(
+        "--template",
+        default="{}",
+        help='what a picture\'s question is put into, such as "{} The answer is:"',
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add what says which folder a run is in, and whether it continues what is there."""
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs"), help="parent folder (default: outputs)"
+    )
+    parser.add_argument("--name", default=name, help=f"folder in it (default: {name})")
+    parser.add_argument("--fresh", action="store_true", help="start anew instead of continuing")
+
+
+def add_edits_folder(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of a file of edits."""
+    parser.add_argument("--edits", type=Path, required=True, metavar="FOLDER", help="of the edits")
+
+
+def count(text: str) -> int:
+    """Return a whole number of at least 1.
+
+    Raises:
+        ArgumentTypeError: if the text is none.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value

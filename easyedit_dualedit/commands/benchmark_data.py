@@ -1,0 +1,108 @@
+"""The records that a benchmark measures and trains on, and what is told about them."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyedit_dualedit.commands.records import require_testbed, testbed_records
+from easyedit_dualedit.data.leak_audit import Audit, audit
+from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.measure.specificity import specificity_queries
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.families import BackboneConfig
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train.checkpoint import records_digest
+
+_TESTBED_COUNT = 200
+
+
+@dataclass(frozen=True)
+class BenchmarkData:
+    """Records with the files that they are of."""
+
+    evaluated: Sequence[Record]
+    training: Sequence[Record]
+    images: Path
+    """Folder of their pictures."""
+    evaluated_file: Path | None = None
+    """None is the testbed."""
+    training_file: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What the measured records are called."""
+        return "testbed, eval" if self.evaluated_file is None else self.evaluated_file.name
+
+    def described(self) -> dict[str, Any]:
+        """Return name, number and digest of the records measured and of those trained on."""
+        trained = "testbed, train" if self.training_file is None else self.training_file.name
+        return {
+            "evaluated": _described(self.evaluated, self.name),
+            "trained_on": _described(self.training, trained) if self.training else None,
+        }
+
+    def audit(self) -> Audit | None:
+        """Return the leak audit of the whole files, however few of their records are used.
+
+        None if nothing is trained on.
+        """
+        if not self.training:
+            return None
+        if self.evaluated_file is None or self.training_file is None:
+            return audit(self.evaluated, self.training)
+        evaluated, training = (
+            load_records(path, self.images, check_pictures=False)
+            for path in (self.evaluated_file, self.training_file)
+        )
+        return audit(evaluated, training)
+
+    def close_queries(
+        self, load: Any, backbone: BackboneConfig | None
+    ) -> dict[int, Mapping[str, Query]]:
+        """Return the queries of specificity by the index of their record."""
+        model, processor = load()
+        encoder = Encoder(Backbone.of(model, backbone), processor)
+        queries = specificity_queries(self.evaluated, self.training or self.evaluated, encoder)
+        return {record.index: more for record, more in zip(self.evaluated, queries, strict=True)}
+
+
+def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> BenchmarkData:
+    """Return the records of --data and --train, or those of the testbed for its own model.
+
+    Raises:
+        ConfigError: if the arguments do not go together.
+        DataError: if a record is not as it must be.
+    """
+    if arguments.data is None:
+        if arguments.images is not None or arguments.train is not None or arguments.stand_ins:
+            raise ConfigError("--images, --train and --stand-ins need --data")
+        require_testbed(model)
+        training = testbed_records(folder, "train")[: arguments.train_limit]
+        evaluated = testbed_records(folder, "eval")[: arguments.limit or _TESTBED_COUNT]
+        return BenchmarkData(evaluated, training, folder / "images")
+    files = [path for path in (arguments.data, arguments.train) if path is not None]
+    images = arguments.images
+    if arguments.stand_ins:
+        images = folder / "stand-ins"
+        limits = (arguments.limit, arguments.train_limit)
+        for path, limit in zip(files, limits, strict=False):
+            draw_stand_ins(picture_names(path, limit=limit), images)
+    if images is None:
+        raise ConfigError("--data needs --images, or --stand-ins to try it without the pictures")
+    template = arguments.template
+    evaluated = load_records(arguments.data, images, template=template, limit=arguments.limit)
+    training = []
+    if arguments.train is not None:
+        training = load_records(
+            arguments.train, images, template=template, limit=arguments.train_limit
+        )
+    return BenchmarkData(evaluated, training, images, arguments.data, arguments.train)
+
+
+def _described(records: Sequence[Record], name: str) -> dict[str, Any]:
+    return {"name": name, "records": len(records), "digest": records_digest(records)}

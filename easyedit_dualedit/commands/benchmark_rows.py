@@ -1,0 +1,81 @@
+"""The methods that a benchmark compares: ours, fine-tuning and EasyEdit's own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from easyedit_dualedit import testbed
+from easyedit_dualedit.commands.records import is_testbed
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, slug
+from easyedit_dualedit.experiments.dualedit_rows import Recipe, dualedit_contenders
+from easyedit_dualedit.experiments.finetuning_rows import finetuning_contenders
+from easyedit_dualedit.measure.contender import Contender
+from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+from easyedit_dualedit.plugin.rows.roster import easyedit_contenders
+
+_PUBLISHED = "published"
+
+
+def chosen_rows(
+    hparams: DualEditMultimodalTrainingHparams,
+    wanted: Sequence[str] | None,
+    settings: Mapping[str, Mapping[str, Any]],
+) -> list[Contender]:
+    """Return the methods to measure, without the unedited model.
+
+    Args:
+        hparams: of DualEdit's own rows.
+        wanted: names; None is every method that can be measured here.
+        settings: method -> setting -> value that a user gave.
+
+    Raises:
+        ConfigError: if a method is not known.
+    """
+    named = None if wanted is None else [*wanted, *settings]
+    known = {slug(contender.name): contender for contender in _every(hparams, named)}
+    chosen = list(known) if wanted is None else [slug(name) for name in wanted]
+    unknown = sorted({*chosen, *settings} - set(known) - {UNEDITED})
+    if unknown:
+        raise ConfigError(f"no methods {unknown}; there are {sorted(known)}")
+    return [known[name] for name in dict.fromkeys(chosen) if name != UNEDITED]
+
+
+def _every(
+    hparams: DualEditMultimodalTrainingHparams, named: Sequence[str] | None
+) -> list[Contender]:
+    """Return every method that can be measured here.
+
+    EasyEdit's are left out where only others are named: importing it takes seconds.
+    """
+    config, training = hparams.dualedit_config(), hparams.training_config()
+    archive = None if hparams.archive is None else Path(hparams.archive)
+    published = None
+    if is_testbed(hparams.model_name):
+        archive = archive or testbed.adapters_folder("default")
+        published = testbed.adapters_folder(_PUBLISHED)
+    as_published = DualEditConfig.preset(
+        _PUBLISHED,
+        text_layer=config.text_layer,
+        vision_layer=config.vision_layer,
+        width=config.width,
+        heads=config.heads,
+        backbone=config.backbone,
+    )
+    trained_so = TrainingConfig.preset(
+        _PUBLISHED,
+        steps=training.steps,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        gradient_clip=training.gradient_clip,
+        schedule=training.schedule,
+        seed=training.seed,
+    )
+    own = Recipe(config, training, archive)
+    as_published_too = Recipe(as_published, trained_so, published)
+    ours = [*dualedit_contenders(own, as_published_too), *finetuning_contenders()]
+    known = {UNEDITED, *(slug(contender.name) for contender in ours)}
+    if named is not None and {slug(name) for name in named} <= known:
+        return ours
+    return [*ours, *easyedit_contenders()]

@@ -1,0 +1,51 @@
+"""The command `chat`: questions about a picture, with edits applied."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_edits_folder, add_model
+from easyedit_dualedit.errors import DataError
+
+HELP = "ask about a picture with edits applied"
+DESCRIPTION = (
+    "Ask questions about a picture with edits applied; says which edit fired and how similar the"
+    " question is to it."
+)
+
+_LEAVE = ("exit", "quit")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    add_model(parser, EDIT_HPARAMS)
+    add_edits_folder(parser)
+    parser.add_argument("--image", type=Path, help="the picture; none for questions of text")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Answer questions about a picture with the edits applied, until the input ends."""
+    from rich.text import Text
+
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.commands.opened_edits import asked, opened
+    from easyedit_dualedit.model.inputs import Query
+    from easyedit_dualedit.model.pictures import open_image
+
+    if arguments.image is not None:
+        open_image(arguments.image)
+    editor, memory = opened(arguments)
+    shown = console()
+    shown.print(f"{len(memory)} edits; an empty line, {' or '.join(_LEAVE)} ends it")
+    while True:
+        shown.print("> ", end="")
+        prompt = sys.stdin.readline().strip()
+        if not prompt or prompt.lower() in _LEAVE:
+            return
+        try:
+            answer, fired = asked(editor, memory, Query(prompt, arguments.image))
+        except DataError as error:  # another question may do
+            shown.print(Text(f"error: {error}"))
+            continue
+        shown.print(Text(answer))
+        shown.print(Text(fired, style="dim"))

@@ -1,0 +1,12 @@
+"""The console that commands print to."""
+
+from rich.console import Console
+
+_WIDTH = 150
+
+
+def console() -> Console:
+    """Return the console that tables are printed to."""
+    made = Console()
+    # A pipe has no width of its own, and the table must not be cut to 80 columns.
+    return made if made.is_terminal else Console(width=_WIDTH)

@@ -1,0 +1,110 @@
+"""The command `evaluate`: each record of a file is edited alone, and all its queries are asked."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_data, add_model, add_run
+from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, GateConfig, GateKind
+
+if TYPE_CHECKING:
+    from easyedit_dualedit.data.records import Record
+    from easyedit_dualedit.measure.evaluation import EditMaker
+    from easyedit_dualedit.method.editor import DualEditor
+
+HELP = "edit the records of a file and measure"
+DESCRIPTION = (
+    "Edit every record of a file in MMEdit's format, alone, and measure all of its queries."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    add_model(parser, EDIT_HPARAMS)
+    add_data(parser, required=False)
+    parser.add_argument(
+        "--gates",
+        nargs="+",
+        choices=get_args(GateKind),
+        metavar="KIND",
+        help=f"a row for each of these gates ({', '.join(get_args(GateKind))}), instead of the"
+        " hparams' gate",
+    )
+    parser.add_argument(
+        "--specificity",
+        action="store_true",
+        help="also ask RI, NI and CI: half of the edit, and the samples most like it",
+    )
+    parser.add_argument(
+        "--others",
+        type=Path,
+        metavar="FILE",
+        help="records that --specificity draws other pictures and questions from, usually the"
+        " training records; pictures are in --images (default: the other records of --data)",
+    )
+    add_run(parser, "evaluate")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Edit every record of a file, measure all of its queries and print the table."""
+    from easyedit_dualedit.commands.editors import editor_of
+    from easyedit_dualedit.commands.hparams import read_hparams
+    from easyedit_dualedit.commands.runs import measure_and_print, settings_of
+    from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
+    from easyedit_dualedit.measure.run import Run
+    from easyedit_dualedit.measure.specificity import specificity_queries
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+    from easyedit_dualedit.train.checkpoint import records_digest
+
+    folder: Path = arguments.output / arguments.name
+    hparams = read_hparams(arguments, DualEditMultimodalHparams)
+    records, others = _read(arguments, hparams.model_name, folder / "data")
+    editor = editor_of(hparams)
+    methods: dict[str, EditMaker] = {"unedited": lambda _record: None}
+    for kind in arguments.gates or [None]:
+        name = DUALEDIT if kind is None else f"{DUALEDIT}, {kind} gate"
+        methods[name] = _with_gate(editor, kind)
+    settings = settings_of(
+        records,
+        methods,
+        {"archive": Path(hparams.archive or "")},
+        hparams={key: value for key, value in hparams.to_dict().items() if value is not None},
+        others=records_digest(others, with_pictures=True) if arguments.specificity else None,
+    )
+    stored = Run(folder, settings, fresh=arguments.fresh)
+    further = None
+    if arguments.specificity:
+        queries = specificity_queries(records, others, editor.encoder)
+        further = {record.index: more for record, more in zip(records, queries, strict=True)}
+    measure_and_print(stored, records, editor.encoder, methods, list(methods)[1], further)
+
+
+def _read(
+    arguments: argparse.Namespace, model: str, folder: Path
+) -> "tuple[list[Record], list[Record]]":
+    """Return the records to edit, and those that specificity draws from."""
+    from easyedit_dualedit.commands.records import records_of, testbed_records
+    from easyedit_dualedit.data.records import load_records
+
+    if arguments.others is not None and arguments.data is None:
+        raise ConfigError(
+            "--others needs --data and --images; without them the testbed has its own"
+        )
+    records = records_of(arguments, model, folder, "eval")
+    if arguments.data is None:
+        return records, testbed_records(folder, "train") if arguments.specificity else []
+    if arguments.others is None:
+        return records, records
+    others = load_records(arguments.others, arguments.images, template=arguments.template)
+    return records, others
+
+
+def _with_gate(editor: "DualEditor", kind: GateKind | None) -> "EditMaker":
+    if kind is None:
+        return lambda record: editor.edited(editor.read([record.request]))
+    threshold = PUBLISHED_THRESHOLD if kind == "last-token" else None
+    gate = editor.gate.with_config(GateConfig(kind=kind, threshold=threshold))
+    if gate.kind != kind:
+        raise ConfigError(f"the archive holds no trained {kind} gate; leave it out of --gates")
+    return lambda record: editor.edited(editor.read([record.request]), gate=gate)

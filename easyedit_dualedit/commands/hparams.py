@@ -1,0 +1,46 @@
+"""Hyperparameters as a command gets them: those of a file, with what the user gave instead."""
+
+import argparse
+from pathlib import Path
+from typing import Any, TypeVar
+
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.plugin.hparams_files import find_hparams, shipped_hparams
+from easyedit_dualedit.settings import read_yaml
+
+Hparams = TypeVar("Hparams", bound=DualEditMultimodalHparams)
+
+
+def read_hparams(arguments: argparse.Namespace, kind: type[Hparams]) -> Hparams:
+    """Return the hyperparameters that the arguments name, the testbed's if they name none.
+
+    Raises:
+        ConfigError: naming all that is not allowed in them, or if there are none of that name.
+    """
+    given = {
+        "model_name": arguments.model,
+        "name": arguments.model,
+        "tokenizer_name": arguments.model,
+        "archive": arguments.archive,
+        "device": arguments.device,
+    }
+    values = values_of(arguments, kind)
+    values |= {key: value for key, value in given.items() if value is not None}
+    return kind.from_dict(values, source=str(_file(arguments, kind)))
+
+
+def values_of(
+    arguments: argparse.Namespace, kind: type[DualEditMultimodalHparams]
+) -> dict[str, Any]:
+    """Return what the file of hyperparameters holds.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    return read_yaml(_file(arguments, kind))
+
+
+def _file(arguments: argparse.Namespace, kind: type[DualEditMultimodalHparams]) -> Path:
+    if arguments.hparams is None:
+        return shipped_hparams("testbed", kind.folder)
+    return find_hparams(arguments.hparams, kind.folder)

@@ -1,0 +1,29 @@
+"""The command `merge`: the shards of a benchmark become one run."""
+
+import argparse
+from pathlib import Path
+
+HELP = "put the shards of a benchmark together"
+DESCRIPTION = "Put the folders of one benchmark's shards together and write its reports."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a shard")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the whole")
+    parser.add_argument("--images", type=Path, help="pictures for the page")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Put the shards of a run together and write every report."""
+    from easyedit_dualedit.commands.benchmark_report import PLAN_FILE, keep_plan, write_reports
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.experiments.shards import merge
+    from easyedit_dualedit.files import read_json
+
+    merge(arguments.folders, arguments.output)
+    for source in arguments.folders:
+        plan = read_json(source / PLAN_FILE)
+        if plan is not None:
+            keep_plan(arguments.output, plan)
+    write_reports(arguments.output, console(), arguments.images)

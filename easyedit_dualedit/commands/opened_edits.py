@@ -1,0 +1,49 @@
+"""A file of edits, opened with the editor that it belongs to, and asked."""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from easyedit_dualedit.commands.editors import answer_to, editor_of
+from easyedit_dualedit.commands.hparams import read_hparams
+from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
+from easyedit_dualedit.method.edit_memory import EditMemory
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+
+
+def opened(
+    arguments: argparse.Namespace, *, may_be_new: bool = False
+) -> tuple[DualEditor, EditMemory]:
+    """Return the editor that the arguments name, and the edits in their folder.
+
+    Raises:
+        DataError: if there are no edits and `may_be_new` is False, or their file is damaged.
+    """
+    is_new = may_be_new and not (arguments.edits / EDITS_FILE).exists()
+    if not is_new:
+        EditFile.load(arguments.edits)  # a damaged file is told before a model is loaded
+    editor = editor_of(read_hparams(arguments, DualEditMultimodalHparams))
+    return editor, EditMemory(editor) if is_new else EditMemory.load(editor, arguments.edits)
+
+
+@torch.no_grad()
+def asked(editor: DualEditor, memory: EditMemory, query: Query) -> tuple[str, str]:
+    """Return the edited model's answer, and in words which edit fired."""
+    model = memory.model
+    answer = answer_to(model, editor.encoder, query)
+    if not len(memory):
+        return answer, "no edits"
+    batch = editor.encoder.encode([replace(query, target=None)])
+    routing = model.route(layout=batch.layout, **batch.inputs)
+    similarity, place = float(routing.similarity[0]), int(routing.edit_index[0])
+    if place < 0:
+        return answer, f"no edit fired, the nearest has similarity {similarity:.3f}"
+    fired: Any = list(memory)[place]
+    about = fired.provenance
+    return answer, (
+        f"edit {fired.id} fired, similarity {similarity:.3f}: {about.prompt} -> {about.target}"
+    )

@@ -1,0 +1,68 @@
+"""Runs of commands: what decides their results, and one that measures edits and prints them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from easyedit_dualedit import __version__
+from easyedit_dualedit.commands.console import console
+from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.files import digest_of
+from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
+from easyedit_dualedit.measure.run import METRICS_FILE, Run
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.report.evaluation import print_report
+from easyedit_dualedit.train.checkpoint import records_digest
+
+
+def settings_of(
+    records: Sequence[Record],
+    methods: Mapping[str, EditMaker],
+    archives: Mapping[str, Path],
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the plain values that decide a run's results.
+
+    Raises:
+        DataError: if an archive cannot be read.
+    """
+    digests = {name: digest_of(path) for name, path in archives.items()}
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "records": len(records),
+        "data": records_digest(records, with_pictures=True),
+        "methods": list(methods),
+        "archives": digests,
+        **more,
+    }
+
+
+def measure_and_print(
+    run: Run,
+    records: Sequence[Record],
+    encoder: Encoder,
+    methods: Mapping[str, EditMaker],
+    shown: str,
+    further: Mapping[int, Mapping[str, Query]] | None = None,
+) -> None:
+    """Edit every record alone with each method, measure, and print table and examples.
+
+    Args:
+        run: holds what is measured already.
+        records: to edit.
+        encoder: of the model.
+        methods: by name, the unedited model first.
+        shown: name of the method that the examples are of.
+        further: more queries by the index of their record.
+    """
+    cases = evaluate(records, encoder, methods, run, further=further)
+    metrics = run.finish(cases)
+    terminal = console()
+    print_report(terminal, metrics, cases, method=shown)
+    terminal.print(f"written: {run.folder / METRICS_FILE}, one JSON per case beside it")

@@ -1,0 +1,138 @@
+"""The benchmark's results as tables: for a terminal, in Markdown, in CSV."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from easyedit_dualedit.measure.metrics import AVERAGE
+from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
+from easyedit_dualedit.report.table import Column, Table, mean_and_half, numbers, texts
+
+_COST_TITLES = {
+    "seconds_per_edit": "seconds\nan edit",
+    "forward_overhead": "forward,\ntimes unedited",
+    "peak_memory_bytes": "peak memory,\nMiB",
+    "trained_parameters": "parameters\ntrained",
+    "bytes_per_edit": "kB stored\nan edit",
+    "making_seconds": "seconds to\nload or train",
+}
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """Return in one sentence which method has the highest average, and by how much."""
+    comparison = metrics.get("comparison")
+    if not comparison:
+        return "Fewer than two methods were measured, so there is nothing to compare."
+    best, protocol = comparison["best"], comparison["protocol"]
+    mean = metrics["methods"][best]["protocols"][protocol][AVERAGE]["mean"]
+    sentence = (
+        f"{best} has the highest average under {protocol}: {mean:.1f}, which is"
+        f" {_difference(comparison['difference'])} above {comparison['runner_up']}"
+    )
+    rival = comparison["rival"]
+    if rival is None or rival == comparison["runner_up"]:
+        return sentence + "."
+    return f"{sentence}, and {_difference(comparison['against'][rival])} above {rival}."
+
+
+def measured_protocols(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the protocols that any method was measured under, in the order of the tables."""
+    return [
+        protocol
+        for protocol in PROTOCOLS
+        if any(protocol in method["protocols"] for method in metrics["methods"].values())
+    ]
+
+
+def protocol_table(metrics: Mapping[str, Any], protocol: str) -> Table:
+    """Return the table of one protocol: a row for each method, failed ones with their reason."""
+    columns = _metrics_of(metrics, protocol)
+    return Table(
+        [Column("method", widest=48), *numbers(*(name.replace("_", "\n") for name in columns))],
+        [
+            [_label(name, method), *_cells(method, protocol, columns)]
+            for name, method in metrics["methods"].items()
+        ],
+        title=f"{protocol}: percent, mean ± half of the bootstrap 95 % interval",
+        caption=EXPLANATIONS[protocol],
+    )
+
+
+def costs_table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the table of costs: a row for each method."""
+    return Table(
+        [*texts("method"), *numbers(*_COST_TITLES.values())],
+        [
+            [name, *(_cost(key, cost.get(key)) for key in _COST_TITLES)]
+            for name, cost in costs.items()
+        ],
+        title="Costs; memory is the process's peak while it edits and is asked",
+    )
+
+
+def benchmark_markdown(metrics: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return all tables of a run as Markdown, with what they mean and what was worked around."""
+    parts = [f"**{headline(metrics)}**\n"]
+    for protocol in measured_protocols(metrics):
+        table = protocol_table(metrics, protocol)
+        parts += [f"### {protocol}\n", f"{table.caption}\n", table.markdown()]
+    parts += ["### costs\n", costs_table(costs).markdown()]
+    remarks = [
+        f"- {name}: {remark}\n"
+        for name, method in metrics["methods"].items()
+        for remark in method["remarks"]
+    ]
+    if remarks:
+        parts += ["### how the methods were run\n", "".join(remarks)]
+    return "\n".join(parts)
+
+
+def benchmark_csv(metrics: Mapping[str, Any]) -> str:
+    """Return the numbers of a run as CSV: a line for each method, protocol and metric."""
+    rows: list[list[Any]] = []
+    for name, method in metrics["methods"].items():
+        if method["error"]:
+            rows.append([name, *[""] * 6, method["error"]])
+        for protocol, values in method["protocols"].items():
+            for metric, value in values.items():
+                ends = [value[end] for end in ("mean", "low", "high", "n")]
+                rows.append([name, protocol, metric, *ends, ""])
+    titles = ("method", "protocol", "metric", "mean", "low", "high", "n", "error")
+    return Table(texts(*titles), rows).csv()
+
+
+def _difference(difference: Mapping[str, float]) -> str:
+    ends = f"{difference['low']:.1f} to {difference['high']:.1f}"
+    return f"{difference['mean']:.1f} (95 % interval {ends})"
+
+
+def _cost(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if key == "peak_memory_bytes":
+        return f"{value / 2**20:.0f}"
+    if key == "bytes_per_edit":
+        return f"{value / 1000:.1f}"
+    if key == "trained_parameters":
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if key == "making_seconds" else f"{value:.3f}"
+
+
+def _label(name: str, method: Mapping[str, Any]) -> str:
+    label = f"{name} (reads the label)" if method["reads_label"] else name
+    return f"{label}; failed: {method['error']}" if method["error"] else label
+
+
+def _metrics_of(metrics: Mapping[str, Any], protocol: str) -> list[str]:
+    for method in metrics["methods"].values():
+        if protocol in method["protocols"]:
+            return list(method["protocols"][protocol])
+    return []
+
+
+def _cells(method: Mapping[str, Any], protocol: str, columns: Sequence[str]) -> list[str]:
+    if method["error"]:
+        return ["failed"] * len(columns)
+    values = method["protocols"].get(protocol, {})
+    return [
+        mean_and_half(values[column]) if column in values else "not measured" for column in columns
+    ]
