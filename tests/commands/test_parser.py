@@ -547,7 +547,7 @@ def test_the_help_names_every_command(call: Any):
     done = call(["--help"])
     assert done.code == 0
     for command in COMMANDS:
-        assert re.search(rf"^    {command} +[a-z]", done.out, re.M)
+        assert re.search(rf"^    {command}\s+[a-z]", done.out, re.M)
     assert call(["-h"]).out == done.out
 
 
