@@ -1,5 +1,6 @@
 """What importing the package does, and the family of its errors."""
 
+import configparser
 import inspect
 import os
 import re
@@ -77,6 +78,21 @@ def test_importing_the_core_does_not_import_easyedit():
 def test_the_configuration_is_read_without_torch():
     loaded = modules_after("import easyedit_dualedit.method.config")
     assert "yaml" in loaded and "torch" not in loaded
+
+
+def test_every_package_is_in_the_wheel():
+    root = Path(__file__).parents[1]
+    settings = configparser.ConfigParser()
+    settings.read(root / "setup.cfg")
+    listed = settings["options"]["packages"].split()
+    folders = {path.parent.relative_to(root) for path in (root / "easyedit_dualedit").rglob("*.py")}
+    there = {".".join(folder.parts) for folder in folders}
+    assert sorted(listed) == sorted(there | {"easyedit_dualedit.hparams"}), "mend setup.cfg"
+    assert settings["options"]["package_dir"].split() == [
+        "easyedit_dualedit.hparams",
+        "=",
+        "hparams",
+    ]
 
 
 def test_the_version_is_a_version():
