@@ -16,7 +16,7 @@ from easyedit_dualedit.experiments.locate import locate
 from easyedit_dualedit.experiments.many_edits import (
     Group,
     SharedMemory,
-    Unedited,
+    UneditedAnswers,
     measure_group,
     point_of,
     untouched,
@@ -121,7 +121,7 @@ def _many(subject: DeviceSubject) -> str:
     group = Group(_FEW, 0, tuple(records))
     with tempfile.TemporaryDirectory() as name, tqdm(disable=True) as bar:
         folder = Path(name)
-        unedited = Unedited(subject.model, editor.encoder, Run(folder / "unedited", {}))
+        unedited = UneditedAnswers(subject.model, editor.encoder, Run(folder / "unedited", {}))
         method, run = SharedMemory(editor, "int8"), Run(folder / group.name, {})
         measure_group(method, group, unedited, editor.encoder, run, bar=bar)
         point = point_of(folder, [group])

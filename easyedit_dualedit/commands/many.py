@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.many_report import GATE_FILE, write_reports
     from easyedit_dualedit.commands.records import is_testbed
     from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
-    from easyedit_dualedit.experiments.many_edits import Unedited, groups_of, untouched
+    from easyedit_dualedit.experiments.many_edits import UneditedAnswers, groups_of, untouched
     from easyedit_dualedit.files import digest_of, read_json, write_json
     from easyedit_dualedit.measure.run import CASES_FOLDER, Run
     from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     groups = groups_of(records, counts)
     sized = groups_of(records, [min(_SIZES_AT, counts[-1])])
     methods = methods_of(hparams, folder, arguments.methods)
-    unedited = Unedited(editor.backbone.model, editor.encoder, Run(cases / "unedited", {}))
+    unedited = UneditedAnswers(editor.backbone.model, editor.encoder, Run(cases / "unedited", {}))
     for name, make in methods.items():
         measure(name, make(), groups, unedited, editor.encoder, cases)
     for name, method in sized_methods(editor).items():

@@ -15,7 +15,7 @@ from easyedit_dualedit.experiments.many_edits import (
     Group,
     ManyMethod,
     SharedMemory,
-    Unedited,
+    UneditedAnswers,
     measure_group,
 )
 from easyedit_dualedit.measure.contender import Bench
@@ -82,7 +82,7 @@ def measure(
     name: str,
     method: ManyMethod,
     groups: Sequence[Group],
-    unedited: Unedited,
+    unedited: UneditedAnswers,
     encoder: Any,
     folder: Path,
 ) -> None:

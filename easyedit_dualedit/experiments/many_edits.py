@@ -102,7 +102,7 @@ class SharedMemory:
         yield Edited.by_dualedit(memory.model, memory.stored_bytes)
 
 
-class Unedited:
+class UneditedAnswers:
     """What the unedited model says, asked once for each record."""
 
     def __init__(self, model: Any, encoder: Encoder, run: Run):
@@ -125,7 +125,7 @@ class Unedited:
 def measure_group(
     method: ManyMethod,
     group: Group,
-    unedited: Unedited,
+    unedited: UneditedAnswers,
     encoder: Encoder,
     run: Run,
     *,

@@ -20,8 +20,9 @@ from easyedit_dualedit.experiments.benchmark_folder import (
     method_folder,
 )
 from easyedit_dualedit.files import read_json
-from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES, Interval, interval
+from easyedit_dualedit.measure.metrics import AVERAGE, Interval, interval
 from easyedit_dualedit.measure.protocols import PROTOCOLS
+from easyedit_dualedit.measure.run import SETTINGS_FILE
 
 _NO_AVERAGE = ("portability",)
 _FIRST = "generate"
@@ -85,7 +86,7 @@ def intervals(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     The average is that of a protocol's metrics, case by case. A case without a protocol, such as a
     record without questions of portability, does not count in it.
     """
-    found: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, dict[str, Any]] = {}
     for protocol in PROTOCOLS:
         values = [case["values"][protocol] for case in cases if protocol in case["values"]]
         if not values:
@@ -93,8 +94,8 @@ def intervals(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         metrics = {name: interval([value[name] for value in values]) for name in values[0]}
         if protocol not in _NO_AVERAGE:
             metrics[AVERAGE] = interval(_averages(cases, protocol))
-        found[protocol] = {name: metric.to_dict() for name, metric in metrics.items()}
-    return found
+        numbers[protocol] = {name: metric.to_dict() for name, metric in metrics.items()}
+    return numbers
 
 
 def compared(averages: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any] | None:
@@ -137,11 +138,7 @@ def paired_difference(first: Any, second: Any, *, seed: int = 0) -> Interval:
         second: values of another on the same cases.
         seed: of the bootstrap over cases.
     """
-    difference = (np.asarray(first, dtype=np.float64) - np.asarray(second)) * 100.0
-    count = len(difference)
-    draws = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
-    low, high = np.percentile(difference[draws].mean(1), [2.5, 97.5])
-    return Interval(float(difference.mean()), float(low), float(high), count)
+    return interval(np.asarray(first, dtype=np.float64) - np.asarray(second), seed=seed)
 
 
 def costs(folder: Path, names: Sequence[str], indices: Sequence[int]) -> dict[str, Any]:
@@ -155,14 +152,14 @@ def stored_names(folder: Path) -> list[str]:
     Raises:
         DataError: if a folder of a method has no settings.
     """
-    found = []
+    names = []
     for path in sorted((folder / METHODS_FOLDER).iterdir()):
-        settings = read_json(path / "run.json")
+        settings = read_json(path / SETTINGS_FILE)
         if settings is None:
-            raise DataError(f"{path} has no run.json; remove the folder")
+            raise DataError(f"{path} has no {SETTINGS_FILE}; remove the folder")
         if path != method_folder(folder, UNEDITED):
-            found.append(str(settings["name"]))
-    return found
+            names.append(str(settings["name"]))
+    return names
 
 
 def _family(name: str) -> str:

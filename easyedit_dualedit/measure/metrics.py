@@ -106,7 +106,7 @@ def exact_match(answer: str, target: str) -> float:
     return float(normalised(answer) == normalised(target))
 
 
-def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
+def interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
     """Return the mean of values in percent with a bootstrap 95 % interval over them.
 
     Raises:

@@ -15,7 +15,7 @@ from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.experiments.many_edits import (
     Group,
     SharedMemory,
-    Unedited,
+    UneditedAnswers,
     groups_of,
     measure_group,
     point_of,
@@ -37,7 +37,7 @@ def editor(llava: TinyModel) -> DualEditor:
 
 
 def measured(editor: DualEditor, group: Group, folder: Path) -> dict[str, Any] | None:
-    unedited = Unedited(editor.backbone.model, editor.encoder, Run(folder / "unedited", {}))
+    unedited = UneditedAnswers(editor.backbone.model, editor.encoder, Run(folder / "unedited", {}))
     with tqdm(disable=True) as bar:
         run = Run(folder / group.name, {})
         method = SharedMemory(editor, "float32")
