@@ -21,5 +21,5 @@ def test_the_loss_of_the_training_is_transformers_own(host: Host) -> None:
     class Config:
         model_class = "llava-onevision"
 
-    found = shifted_loss(theirs, Config(), output.logits, batch.labels, multimodal=True)
+    found = shifted_loss(theirs, Config(), output.logits, batch.labels)
     torch.testing.assert_close(found["nll"], output.loss)

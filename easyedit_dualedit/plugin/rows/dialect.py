@@ -47,13 +47,13 @@ class DialectModel(nn.Module):
             labels: the answer's ids at its positions and IGNORED elsewhere, [1, s].
         """
         ids = inputs["input_ids"]
-        text = ids[0][(ids != self.encoder.backbone.image_token_id)[0]]
-        shown = bool((ids == self.encoder.backbone.image_token_id).any())
+        is_vision = self.encoder.backbone.vision_positions(ids)
+        text = ids[0][~is_vision[0]]
         full = torch.full_like(ids, IGNORED) if labels is None else labels.to(ids.device)
         return {
             "text_input": [self.encoder.tokenizer.decode(text, clean_up_tokenization_spaces=False)],
             # The features take its place when the model is called.
-            "image": ids if shown else None,
+            "image": ids if bool(is_vision.any()) else None,
             "labels": full[full != IGNORED][None],
             "inputs": dict(inputs),
             "row_labels": full,
@@ -83,7 +83,7 @@ class DialectModel(nn.Module):
         ids = inputs["input_ids"]
         if samples["image"] is not None:
             # EasyEdit's linear projection is in 32 bits whatever the model's are.
-            samples["image"] = seen[0][ids == self.encoder.backbone.image_token_id].float()[None]
+            samples["image"] = seen[0][self.encoder.backbone.vision_positions(ids)].float()[None]
         output.labels = samples["row_labels"]
         output.attention_mask = torch.ones_like(ids)
         return output
