@@ -66,7 +66,7 @@ def main(given: list[str] | None = None) -> int:
     _try_all(trials, shapes, device, figures)
     found = {**figures.found, "trials": trials.to_dicts()}
     sys.stdout.write("\n" + table(found["trials"]) + "\n" + json.dumps(found, indent=2) + "\n")
-    if asked.write and figures.found:
+    if asked.write and "times" in figures.found:
         kind = "tiny" if asked.tiny else f"{_FULL}-{device.type}"
         write_json(folder_of(asked.write) / f"{kind}.json", found)
         write_page(asked.write)

@@ -48,7 +48,7 @@ class Figures:
         """Measure an edit, and forwards with one and without."""
         self._start()
         one = self._measures.edits()
-        self.found = self._describe()
+        self.found |= self._describe()
         self._take("edits and forwards", one)
         forward = self.found["forwards"]["forward, batch 1, open"]
         return (
