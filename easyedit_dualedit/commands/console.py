@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-_WIDTH = 150
+_WIDTH = 190
 
 
 def console() -> Console:

@@ -15,7 +15,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.experiments.layer_probe import ATTENTION, NOISED, LocateConfig, probe
 from easyedit_dualedit.files import write_text
-from easyedit_dualedit.measure.metrics import interval
+from easyedit_dualedit.measure.intervals import interval
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.model.encoder import Encoder
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.experiments.benchmark_folder import (
     METHODS_FOLDER,
@@ -20,7 +18,8 @@ from easyedit_dualedit.experiments.benchmark_folder import (
     method_folder,
 )
 from easyedit_dualedit.files import read_json
-from easyedit_dualedit.measure.metrics import AVERAGE, Interval, interval
+from easyedit_dualedit.measure.intervals import interval, paired_difference
+from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import PROTOCOLS
 from easyedit_dualedit.measure.run import SETTINGS_FILE
 
@@ -105,18 +104,18 @@ def compared(averages: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str,
         averages: method -> protocol -> average of each case, 0 to 1, cases in one order.
 
     Returns:
-        `protocol`, `best`, `runner_up`, `difference` (a paired bootstrap's mean, low and high, in
-        percentage points), `against`: the same difference to every other method, and `rival`: the
-        best method that is no variant of `best` (variants share the name up to the comma), None if
-        there is none. None without two methods to compare. The unedited model is no method.
+        `protocol`, `best`, `runner_up`, `difference` (mean, low and high of `paired_difference`),
+        `against`: the same difference to every other method, and `rival`: the best method that is
+        no variant of `best` (variants share the name up to the comma), None if there is none. None
+        without two methods to compare. The unedited model is no method.
     """
     done = [name for name in averages if name != UNEDITED]
     protocols = [name for name in PROTOCOLS if done and name in averages[done[0]]]
     if len(done) < 2 or not protocols:
         return None
     protocol = _FIRST if _FIRST in protocols else protocols[0]
-    values = {name: np.asarray(averages[name][protocol]) for name in done}
-    ranked = sorted(done, key=lambda name: -float(values[name].mean()))
+    values = {name: averages[name][protocol] for name in done}
+    ranked = sorted(done, key=lambda name: -sum(values[name]))
     best = ranked[0]
     against = {name: paired_difference(values[best], values[name]).to_dict() for name in ranked[1:]}
     rivals = [name for name in ranked[1:] if _family(name) != _family(best)]
@@ -128,17 +127,6 @@ def compared(averages: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str,
         "difference": against[ranked[1]],
         "against": against,
     }
-
-
-def paired_difference(first: Any, second: Any, *, seed: int = 0) -> Interval:
-    """Return the mean of `first` minus `second` in percentage points, with a 95 % interval.
-
-    Args:
-        first: values of one method, case by case, 0 to 1.
-        second: values of another on the same cases.
-        seed: of the bootstrap over cases.
-    """
-    return interval(np.asarray(first, dtype=np.float64) - np.asarray(second), seed=seed)
 
 
 def costs(folder: Path, names: Sequence[str], indices: Sequence[int]) -> dict[str, Any]:

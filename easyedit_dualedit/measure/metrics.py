@@ -6,13 +6,12 @@ A number of one case lies in 0 to 1. Which numbers a protocol is made of says `s
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.measure.intervals import Interval, interval
 from easyedit_dualedit.measure.specificity import FAMILIES
 from easyedit_dualedit.model.inputs import IGNORED
 
@@ -20,22 +19,6 @@ LOCALITY = ("text_locality", "image_locality")
 """Metrics that compare with the unedited model instead of with a target."""
 
 AVERAGE = "average"
-RESAMPLES = 2000
-"""Bootstrap resamples behind an interval."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over cases with its bootstrap 95 % interval, all in percent."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Return the values by name."""
-        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
 
 def named_tokens(logits: Tensor, target: Tensor) -> list[tuple[int, ...]]:
@@ -104,20 +87,6 @@ def normalised(text: str) -> str:
 def exact_match(answer: str, target: str) -> float:
     """Return 1.0 if a generated answer is the target after normalisation, else 0.0."""
     return float(normalised(answer) == normalised(target))
-
-
-def interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Interval:
-    """Return the mean of values in percent with a bootstrap 95 % interval over them.
-
-    Raises:
-        DataError: if there are no values.
-    """
-    if not len(values):
-        raise DataError("no cases to average; evaluate at least one record")
-    sample = np.asarray(values, dtype=np.float64) * 100.0
-    draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
-    low, high = np.percentile(sample[draws].mean(1), [2.5, 97.5])
-    return Interval(float(sample.mean()), float(low), float(high), len(sample))
 
 
 def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:

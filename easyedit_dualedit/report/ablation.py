@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easyedit_dualedit.experiments.ablate import COLUMNS
-from easyedit_dualedit.report.table import Table, mean_and_half, numbers, texts
+from easyedit_dualedit.report.table import Table, mean_and_interval, numbers, texts
 
 _ENDS = ("mean", "low", "high")
 _PLACE = ("variant", "gate", "text_layer", "vision_layer")
@@ -17,7 +17,7 @@ def ablation_table(rows: Sequence[Mapping[str, Any]], protocol: str = "generate"
             row["variant"],
             row["gate"],
             f"{row['text_layer']}, {row['vision_layer']}",
-            *(mean_and_half(row["protocols"][protocol][metric]) for metric in COLUMNS),
+            *(mean_and_interval(row["protocols"][protocol][metric]) for metric in COLUMNS),
         ]
         for row in rows
     ]
@@ -25,7 +25,7 @@ def ablation_table(rows: Sequence[Mapping[str, Any]], protocol: str = "generate"
     return Table(
         [*texts("variant", "gate", "layers"), *titles],
         cells,
-        title=f"{protocol}: percent, mean ± half of the bootstrap 95 % interval",
+        title=f"{protocol}: percent, mean and 95 % interval",
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
-from easyedit_dualedit.report.table import Column, Table, mean_and_half, numbers, texts
+from easyedit_dualedit.report.table import Column, Table, mean_and_interval, numbers, texts
 
 _COST_TITLES = {
     "seconds_per_edit": "seconds\nan edit",
@@ -52,7 +52,7 @@ def protocol_table(metrics: Mapping[str, Any], protocol: str) -> Table:
             [_label(name, method), *_cells(method, protocol, columns)]
             for name, method in metrics["methods"].items()
         ],
-        title=f"{protocol}: percent, mean ± half of the bootstrap 95 % interval",
+        title=f"{protocol}: percent, mean and 95 % interval",
         caption=EXPLANATIONS[protocol],
     )
 
@@ -134,5 +134,6 @@ def _cells(method: Mapping[str, Any], protocol: str, columns: Sequence[str]) -> 
         return ["failed"] * len(columns)
     values = method["protocols"].get(protocol, {})
     return [
-        mean_and_half(values[column]) if column in values else "not measured" for column in columns
+        mean_and_interval(values[column]) if column in values else "not measured"
+        for column in columns
     ]

@@ -9,7 +9,7 @@ from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.measure.specificity import FAMILIES
-from easyedit_dualedit.report.table import Table, mean_and_half, numbers, texts
+from easyedit_dualedit.report.table import Table, mean_and_interval, numbers, texts
 
 _COLUMNS = (*METRICS, AVERAGE, *FAMILIES)
 _EXPLANATIONS = {
@@ -35,7 +35,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         [
             protocol,
             name,
-            *(mean_and_half(method["protocols"][protocol][metric]) for metric in columns),
+            *(mean_and_interval(method["protocols"][protocol][metric]) for metric in columns),
         ]
         for protocol in reversed(EVALUATION_PROTOCOLS)
         for name, method in methods.items()
@@ -46,7 +46,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
             *numbers(*(metric.replace("_", "\n") for metric in columns)),
         ],
         rows,
-        title="Percent, mean ± half of the bootstrap 95 % interval",
+        title="Percent, mean and 95 % interval",
         lines_after=range(len(methods) - 1, len(rows), len(methods)),
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from easyedit_dualedit.experiments.layer_probe import ATTENTION, NOISED
-from easyedit_dualedit.report.table import Table, mean_and_half, numbers, texts
+from easyedit_dualedit.report.table import Table, mean_and_interval, numbers, texts
 
 _MEASURES = [(measure, end) for measure in ("kl", "flips") for end in ("mean", "low", "high")]
 
@@ -19,10 +19,10 @@ def layers_table(effects: Mapping[str, Any]) -> Table:
     for entry in effects["layers"]:
         cells = [str(entry["layer"])]
         for modality in NOISED:
-            cells.append(mean_and_half(entry[modality]["kl"], digits=3))
-            cells.append(mean_and_half(entry[modality]["flips"]))
+            cells.append(mean_and_interval(entry[modality]["kl"], digits=3))
+            cells.append(mean_and_interval(entry[modality]["flips"]))
         shares = entry.get("attention")
-        cells += [mean_and_half(shares[part]) if shares else "" for part in ATTENTION]
+        cells += [mean_and_interval(shares[part]) if shares else "" for part in ATTENTION]
         rows.append(cells)
     samples = effects["layers"][0]["vision"]["kl"]["n"]
     title = f"Change of the answer with noise at a layer, mean of {samples} samples"

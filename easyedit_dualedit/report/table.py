@@ -141,10 +141,10 @@ def numbers(*titles: str) -> list[Column]:
     return [Column(title, is_number=True) for title in titles]
 
 
-def mean_and_half(value: Mapping[str, float], digits: int = 1) -> str:
-    """Return a mean and half the width of its interval, such as 98.2 ±0.4."""
-    half = (value["high"] - value["low"]) / 2
-    return f"{value['mean']:.{digits}f} ±{half:.{digits}f}"
+def mean_and_interval(value: Mapping[str, float], digits: int = 1) -> str:
+    """Return a mean and its 95 % interval, such as 98.2 (97.6–98.7)."""
+    mean, low, high = (f"{value[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low}–{high})"
 
 
 def _html_cell(tag: str, cell: Any, kind: str, attributes: dict[str, str]) -> Element:

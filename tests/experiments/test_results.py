@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, method_folder
@@ -14,11 +13,10 @@ from easyedit_dualedit.experiments.results import (
     intervals,
     metrics_of,
     missing,
-    paired_difference,
     stored_names,
 )
 from easyedit_dualedit.files import write_json
-from easyedit_dualedit.measure.metrics import AVERAGE, RESAMPLES
+from easyedit_dualedit.measure.metrics import AVERAGE
 
 NAMES = ["Good", "Poor", "Broken"]
 PLAN = {
@@ -108,20 +106,6 @@ def test_a_variant_is_no_rival():
 def test_the_unedited_model_is_no_method_to_compare():
     averages = {UNEDITED: {"generate": [1.0, 1.0]}, "A": {"generate": [0.1, 0.2]}}
     assert compared(averages) is None
-
-
-def test_a_paired_interval_is_narrow_where_two_methods_fail_on_the_same_cases():
-    generator = np.random.default_rng(0)
-    first = generator.random(100)
-    same = paired_difference(first, first - 0.1)
-    assert (same.mean, same.low, same.high) == pytest.approx((10.0, 10.0, 10.0))
-    other = paired_difference(first, generator.permutation(first))
-    assert other.low < 0.0 < other.high
-    draws = np.random.default_rng(0).integers(0, 100, (RESAMPLES, 100))
-    means = ((first - first[::-1]) * 100)[draws].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    found = paired_difference(first, first[::-1])
-    assert (found.low, found.high) == pytest.approx((low, high))
 
 
 def test_portability_counts_the_cases_that_have_it_and_has_no_average():

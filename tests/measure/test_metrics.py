@@ -1,8 +1,5 @@
 """Metrics: the same numbers as a plain NumPy computation gives, with honest intervals."""
 
-import json
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,11 +7,11 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.measure.intervals import interval
 from easyedit_dualedit.measure.metrics import (
     AVERAGE,
     agreement,
     exact_match,
-    interval,
     named_tokens,
     normalised,
     summary,
@@ -142,42 +139,7 @@ def test_normalising_twice_is_normalising_once(text: str):
     assert normalised(normalised(text)) == normalised(text)
 
 
-def test_an_interval_holds_its_mean_and_repeats_itself():
-    values = np.random.default_rng(4).random(60).tolist()
-    found = interval(values)
-    assert found.mean == pytest.approx(100 * float(np.mean(values)))
-    assert 0.0 <= found.low < found.mean < found.high <= 100.0
-    assert found.n == 60
-    assert interval(values) == found
-    assert interval(values, seed=1) != found
-    assert interval(values, seed=1).mean == found.mean
-
-
-def test_an_interval_is_as_wide_as_theory_says():
-    values = np.random.default_rng(4).normal(0.5, 0.1, 400)
-    found = interval(values.tolist())
-    half = 1.96 * values.std() / math.sqrt(len(values)) * 100
-    assert found.high - found.mean == pytest.approx(half, rel=0.1)
-    assert found.mean - found.low == pytest.approx(half, rel=0.1)
-
-
-def test_an_interval_narrows_with_the_root_of_the_number_of_cases():
-    few, many = interval([0.0, 1.0] * 10), interval([0.0, 1.0] * 160)
-    ratio = (few.high - few.low) / (many.high - many.low)
-    assert ratio == pytest.approx(4.0, rel=0.15)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
-def test_equal_cases_leave_no_doubt(value: float):
-    found = interval([value] * 7)
-    assert (found.mean, found.low, found.high, found.n) == (value * 100,) * 3 + (7,)
-    single = interval([value])
-    assert (single.low, single.high, single.n) == (value * 100, value * 100, 1)
-
-
 def test_nothing_to_average_is_refused():
-    with pytest.raises(DataError, match="no cases"):
-        interval([])
     with pytest.raises(DataError, match="no cases"):
         summary([])
 
@@ -196,9 +158,3 @@ def test_the_summary_averages_the_five_metrics_of_each_case():
     assert found[AVERAGE].mean == pytest.approx(100 * table.mean())
     # The average of a case is one number, so its interval is that of 30 cases, not of 150.
     assert found[AVERAGE] == interval(table.mean(1).tolist())
-
-
-def test_an_interval_can_be_written_as_json():
-    values = json.loads(json.dumps(interval([0.0, 1.0, 1.0]).to_dict()))
-    assert set(values) == {"mean", "low", "high", "n"}
-    assert isinstance(values["n"], int)

@@ -28,8 +28,8 @@ ROWS = [row("both adapters", 20.0), row("signal: all", 40.25)]
 
 def test_the_table_has_a_row_for_each_variant_and_gate():
     table = ablation_table(ROWS)
-    assert table.rows[1][:4] == ["signal: all", "open", "1, 2", "40.2 ±1.5"]
-    assert ablation_table(ROWS, "visedit").rows[1][3] == "0.0 ±0.0"
+    assert table.rows[1][:4] == ["signal: all", "open", "1, 2", "40.2 (38.2–41.2)"]
+    assert ablation_table(ROWS, "visedit").rows[1][3] == "0.0 (0.0–0.0)"
     lines = table.markdown().splitlines()
     assert len(lines) == 2 + len(ROWS)
     assert all(line.count("|") == len(COLUMNS) + 4 for line in lines)

@@ -68,9 +68,9 @@ def shown(table: Table) -> str:
     return console.export_text()
 
 
-def test_a_row_is_a_method_with_means_and_half_widths():
+def test_a_row_is_a_method_with_means_and_intervals():
     rows = protocol_table(METRICS, "generate").rows
-    assert rows[1] == ["Good", "98.0 ±0.8", "9.0 ±0.8", "49.0 ±0.8"]
+    assert rows[1] == ["Good", "98.0 (97.0–98.5)", "9.0 (8.0–9.5)", "49.0 (48.0–49.5)"]
     assert protocol_table(METRICS, "visedit").rows[2][1:] == ["not measured"] * 3
 
 

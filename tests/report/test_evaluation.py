@@ -73,8 +73,8 @@ def test_the_table_has_a_row_for_each_protocol_and_method():
         ["visedit", "unedited"],
         ["visedit", "DualEdit"],
     ]
-    assert table.rows[0][2:] == [f"{20 + place}.0 ±1.5" for place in range(6)]
-    assert table.rows[3][2:] == [f"{40 + place}.0 ±1.5" for place in range(6)]
+    assert table.rows[0][2:] == [f"{20 + n}.0 ({18 + n}.0–{21 + n}.0)" for n in range(6)]
+    assert table.rows[3][2:] == [f"{40 + n}.0 ({38 + n}.0–{41 + n}.0)" for n in range(6)]
     assert list(table.lines_after) == [1, 3]
     titles = [column.title.replace("\n", " ") for column in table.columns[2:]]
     assert titles == [*(metric.replace("_", " ") for metric in METRICS), "average"]

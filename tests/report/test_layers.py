@@ -27,8 +27,8 @@ EFFECTS = {"layers": [layer(0, has_attention=True), layer(3, has_attention=False
 def test_the_table_has_a_row_for_each_layer():
     table = layers_table(EFFECTS)
     assert "mean of 40 samples" in table.title
-    assert table.rows[0][:5] == ["0", "0.000 ±0.375", "0.0 ±0.4", "0.125 ±0.375", "10.0 ±0.4"]
-    assert table.rows[0][-2:] == ["5.0 ±0.4", "6.0 ±0.4"]
+    assert table.rows[0][:3] == ["0", "0.000 (-0.250–0.500)", "0.0 (-0.2–0.5)"]
+    assert table.rows[0][-2:] == ["5.0 (4.8–5.5)", "6.0 (5.8–6.5)"]
     assert table.rows[1][-2:] == ["", ""]
 
 

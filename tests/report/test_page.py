@@ -312,7 +312,10 @@ def test_each_protocol_has_a_table_of_its_own_with_every_method(tmp_path: Path):
     generate, visedit = tree.cells("protocol-generate"), tree.cells("protocol-visedit")
     names = ["reliability", "text generality", "image generality", "text locality"]
     assert generate[0] == ["method", *names, "image locality1", "average"]
-    assert generate[2] == ["DualEdit", *(f"{90 + place}.0 ±1.5" for place in (0, 1, 2, 3, 4, 2))]
+    assert generate[2] == [
+        "DualEdit",
+        *(f"{90 + n}.0 {88 + n}.0–{91 + n}.0" for n in (0, 1, 2, 3, 4, 2)),
+    ]
     assert [row[0] for row in generate[1:]] == [
         "unedited",
         "DualEdit",
@@ -331,7 +334,7 @@ def test_protocols_and_metrics_that_the_page_does_not_know_are_shown_too(tmp_pat
     ours["own"] = {"fluency": value(4)}
     tree = written(tmp_path, metrics)
     assert tree.cells("protocol-specificity")[0] == ["method", "RI", "CI", "other score"]
-    assert tree.cells("protocol-specificity")[2][3] == "3.0 ±1.5 n 7"
+    assert tree.cells("protocol-specificity")[2][3] == "3.0 1.0–4.0 n 7"
     assert tree.cells("protocol-own")[0] == ["method", "fluency"]
     order = [one.get("id") for one in tree.root.findall(".//section[@class='protocol']")]
     assert order == [f"protocol-{n}" for n in ("generate", "visedit", "specificity", "own")]

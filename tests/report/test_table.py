@@ -7,7 +7,7 @@ from xml.etree.ElementTree import tostring
 from rich.console import Console
 
 from easyedit_dualedit.report.markup import element
-from easyedit_dualedit.report.table import Cell, Column, Table, mean_and_half, numbers, texts
+from easyedit_dualedit.report.table import Cell, Column, Table, mean_and_interval, numbers, texts
 
 TABLE = Table(
     [*texts("method"), *numbers("text\ngenerality")],
@@ -83,7 +83,7 @@ def test_a_page_can_show_more_in_a_cell_and_mark_a_column():
     assert '<td colspan="2" class="gap" title="a hint">a <b>&lt;c&gt;</b></td>' in found
 
 
-def test_a_mean_stands_with_half_of_its_interval():
+def test_a_mean_stands_with_its_interval():
     value = {"mean": 12.34, "low": 11.0, "high": 14.0}
-    assert mean_and_half(value) == "12.3 ±1.5"
-    assert mean_and_half(value, digits=3) == "12.340 ±1.500"
+    assert mean_and_interval(value) == "12.3 (11.0–14.0)"
+    assert mean_and_interval(value, digits=3) == "12.340 (11.000–14.000)"

@@ -34,7 +34,7 @@ _SECTIONS = {
 }
 
 _READING = (
-    "Numbers are percent: the mean over cases ± half of its bootstrap 95 % interval. Each protocol"
+    "Numbers are percent: the mean over cases and its 95 % interval. Each protocol"
     " asks something else, so compare within a table and never between two. Bold is the highest of"
     " a column. The unedited model changes no answer and is not ranked."
 )

@@ -123,7 +123,7 @@ def _cell(value: Mapping[str, Any] | None, is_best: bool, show_amount: bool) -> 
     low, high = number(value.get("low")), number(value.get("high"))
     if low is not None and high is not None:
         hint = f"{decimal(low)} {DASH} {decimal(high)}, {whole(value.get('n'))} cases"
-        content.append(element("span", f" ±{decimal((high - low) / 2)}", class_="spread"))
+        content.append(element("span", f" {decimal(low)}{DASH}{decimal(high)}", class_="spread"))
     if show_amount:
         content.append(element("span", f" n {whole(value.get('n'))}", class_="spread"))
     return Cell(content, hint)
