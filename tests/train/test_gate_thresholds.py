@@ -54,6 +54,27 @@ def test_the_expected_rates_are_those_that_counting_finds():
     assert found.false_open_rate == pytest.approx(sum(wrongly) / EDITS, abs=0.06)
 
 
+def test_an_edit_competes_with_all_but_itself():
+    """Three edits, of which one is more alike than the own, or alike without a right to be."""
+    nothing, most = -1.0, 0.95
+
+    def kind(in_scope: bool, own: float, others: tuple[float, float]) -> ScopedSimilarities:
+        similarity = torch.full((3, 3), own)
+        for row in range(3):
+            similarity[row, (row + 1) % 3], similarity[row, (row + 2) % 3] = others
+        return ScopedSimilarities(in_scope, similarity, torch.ones(3, dtype=torch.bool))
+
+    counts = (1, 2, 3)
+    rivalled = [kind(True, 0.9, (most, nothing)), kind(False, 0.0, (0.3, 0.3))]
+    found = thresholds_by_count(rivalled, counts, false_open_rate=1.0)
+    assert [found[count].true_open_rate for count in counts] == [1.0, 0.5, 0.25]
+    assert [found[count].false_open_rate for count in counts] == [0.0, 0.0, 0.0]
+    misled = [kind(True, 0.9, (nothing, nothing)), kind(False, 0.0, (most, nothing))]
+    found = thresholds_by_count(misled, counts, false_open_rate=1.0)
+    assert [found[count].true_open_rate for count in counts] == [1.0, 1.0, 1.0]
+    assert [found[count].false_open_rate for count in counts] == [0.0, 0.5, 0.75]
+
+
 def test_the_false_open_rate_of_one_edit_is_a_lower_bound():
     kinds = kinds_of(0.5, 0.4)
     strict = thresholds_by_count(kinds, (1,), false_open_rate=0.0)[1]

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_data import fast, write_data
@@ -10,13 +11,14 @@ from tiny_editors import picture, request_of, tiny_config, trained_editor
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
+from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, OTHER_QUESTION, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_projection import GateProjection
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train import gate_trainer
 from easyedit_dualedit.train.gate_trainer import ScopeStates, collect, train_gate
 
 
@@ -55,6 +57,55 @@ def test_the_threshold_keeps_to_the_false_open_rate(llava: TinyModel, records: l
         editor_of(llava, false_open_rate=1.0), records, fast(gate_steps=5), progress=False
     )
     assert loose.threshold <= strict.threshold
+
+
+def test_thresholds_come_from_records_that_taught_nothing(llava: TinyModel, records: list[Record]):
+    editor = editor_of(llava)
+    rates = train_gate(editor, records, fast(gate_steps=30), progress=False)
+    learned = editor.gate.projection.thresholds.clone()
+    states = collect(editor, records, progress=False)
+    order = torch.arange(len(records))
+    held_out = states.select(order[-4:])  # a sixth of them
+    assert gate_trainer._calibrate_projection(editor, held_out) == rates
+    assert torch.equal(editor.gate.projection.thresholds, learned)
+    gate_trainer._calibrate_projection(editor, states.select(order[:-4]))
+    assert not torch.equal(editor.gate.projection.thresholds, learned)
+
+
+def test_the_loss_is_that_of_finding_the_own_edit_or_none():
+    """Against NumPy, query by query; the states are what a projection has made of them."""
+    count, scale, none = 5, 7.0, 0.4
+    source = torch.Generator().manual_seed(0)
+    states = {kind: torch.randn(count, 6, generator=source) for kind in SCOPE}
+    states = {kind: each / each.norm(dim=-1, keepdim=True) for kind, each in states.items()}
+    partners = torch.tensor([3, -1, 0, 1, -1])
+    states[OTHER_IMAGE][0] = states["reliability"][3]  # its partner's edit may rightly answer
+    everywhere = torch.ones(count, dtype=torch.bool)
+    counts = {kind: everywhere for kind in SCOPE} | {OTHER_QUESTION: torch.arange(count) % 2 == 0}
+    batch = ScopeStates(states, states, counts, partners)
+    got = gate_trainer._routing_loss(
+        lambda gate, _vision: gate,  # type: ignore[arg-type]
+        batch,
+        torch.tensor(scale),
+        torch.tensor(none),
+    )
+    total = 0.0
+    edits = states["reliability"].double().numpy()
+    for kind in SCOPE:
+        logits = scale * states[kind].double().numpy() @ edits.T
+        if kind in IN_SCOPE and kind != "reliability":
+            meant = [np.log(np.exp(logits[:, i]).sum()) - logits[i, i] for i in range(count)]
+            total += float(np.mean(meant)) / 2
+        losses = []
+        for row in range(count):
+            if not bool(counts[kind][row]):
+                continue
+            partner = int(partners[row]) if kind == OTHER_IMAGE else -1
+            rivals = [logits[row, i] for i in range(count) if i != partner] + [scale * none]
+            right = logits[row, row] if kind in IN_SCOPE else scale * none
+            losses.append(np.log(np.exp(rivals).sum()) - right)
+        total += float(np.mean(losses))
+    assert float(got) == pytest.approx(total / len(SCOPE), rel=1e-5)
 
 
 def test_a_question_that_is_answered_alike_does_not_teach(

@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,6 +130,18 @@ def test_known_pictures_skip_the_vision_tower(every: TinyModel, records: list[Re
         again = steps.losses(records[:2], fast()).by_metric
     assert again == first
     assert not calls
+
+
+def test_another_answer_to_a_known_question_is_another_query(
+    llava: TinyModel, records: list[Record]
+):
+    editor = trained_editor(llava)
+    steps = TrainingStep(editor)
+    steps.losses(records[:1], fast())
+    request = replace(records[0].request, target="three four")
+    other = [replace(records[0], request=request, image_rephrase=request)]
+    expected = plain_losses(editor, other, fast()).by_metric
+    assert steps.losses(other, fast()).by_metric == pytest.approx(expected, rel=1e-5)
 
 
 def test_pictures_beyond_the_budget_are_read_again(llava: TinyModel, records: list[Record]):
