@@ -97,7 +97,7 @@ def _shared(subject: DeviceSubject) -> str:
             apart = abs(losses.by_metric[metric] - value) / max(1.0, abs(value))
             require(apart <= subject.rounding, f"{metric}: {losses.by_metric[metric]}, not {value}")
             worst = max(worst, apart)
-    shortcuts = [name for name in ("shares", "trims") if not getattr(steps.prefix, name)]
+    shortcuts = [name for name in ("shares", "trims") if not getattr(steps.frozen, name)]
     return f"at most {worst:.2%} apart; shortcuts left out: {', '.join(shortcuts) or 'none'}"
 
 
