@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         data.evaluated,
         protocols,
         data.training,
-        data.close_queries(load, backbone) if "specificity" in protocols else {},
+        data.close_queries(load, backbone, folder) if "specificity" in protocols else {},
         data.images,
         hparams.device,
         backbone,

@@ -11,12 +11,16 @@ from easyedit_dualedit.data.leak_audit import Audit, audit
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.files import read_json, write_json
 from easyedit_dualedit.measure.specificity import specificity_queries
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.checkpoint import records_digest
+
+CLOSE_FILE = "specificity.json"
+"""Queries of specificity, drawn once for a run."""
 
 _TESTBED_COUNT = 200
 
@@ -62,13 +66,37 @@ class BenchmarkData:
         return audit(evaluated, training)
 
     def close_queries(
-        self, load: Any, backbone: BackboneConfig | None
+        self, load: Any, backbone: BackboneConfig | None, folder: Path
     ) -> dict[int, Mapping[str, Query]]:
-        """Return the queries of specificity by the index of their record."""
+        """Return the queries of specificity by the index of their record.
+
+        They are kept in the run's folder: a run that goes on, or another shard of it, does not draw
+        them again, and needs no model for them.
+
+        Args:
+            load: returns a fresh model and its processor.
+            backbone: what a user said of the model.
+            folder: of the run.
+        """
+        others = self.training or self.evaluated
+        drawn_from = [records_digest(part) for part in (self.evaluated, others)]
+        path = folder / CLOSE_FILE
+        stored = read_json(path)
+        if stored is not None and stored.get("drawn_from") == drawn_from:
+            return {
+                int(index): {kind: _query_of(values) for kind, values in queries.items()}
+                for index, queries in stored["queries"].items()
+            }
         model, processor = load()
         encoder = Encoder(Backbone.of(model, backbone), processor)
-        queries = specificity_queries(self.evaluated, self.training or self.evaluated, encoder)
-        return {record.index: more for record, more in zip(self.evaluated, queries, strict=True)}
+        drawn = specificity_queries(self.evaluated, others, encoder)
+        queries = {record.index: more for record, more in zip(self.evaluated, drawn, strict=True)}
+        plain = {
+            str(index): {kind: _plain(query) for kind, query in more.items()}
+            for index, more in queries.items()
+        }
+        write_json(path, {"drawn_from": drawn_from, "queries": plain})
+        return {index: dict(more) for index, more in queries.items()}
 
 
 def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> BenchmarkData:
@@ -106,3 +134,13 @@ def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> Benchm
 
 def _described(records: Sequence[Record], name: str) -> dict[str, Any]:
     return {"name": name, "records": len(records), "digest": records_digest(records)}
+
+
+def _plain(query: Query) -> dict[str, Any]:
+    pictures = [str(picture) for picture in query.pictures]
+    return {"prompt": query.prompt, "pictures": pictures, "target": query.target}
+
+
+def _query_of(values: Mapping[str, Any]) -> Query:
+    pictures = [Path(picture) for picture in values["pictures"]]
+    return Query(values["prompt"], pictures or None, values["target"])

@@ -17,6 +17,7 @@ from easyedit_fixtures import needs_master
 from tiny_models import tiny_llava_onevision
 from workplace import Workplace
 
+from easyedit_dualedit.commands import benchmark_data
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, method_folder, slug
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
@@ -65,14 +66,17 @@ def test_every_report_says_the_same(work: Workplace, call: Any):
         mean = method["protocols"]["visedit"]["reliability"]["mean"]
         found = [row for row in rows if (row["method"], row["protocol"]) == (name, "visedit")]
         assert float(found[0]["mean"]) == mean
-        assert f"{mean:.1f} ±" in markdown
+        assert f"{mean:.1f} (" in markdown
         assert name in markdown and name in page and name in called.out
     assert metrics["audit"]["findings"]
     assert "image locality" in called.out.lower() or "image-locality" in called.out.lower()
 
 
-def test_a_second_call_makes_nothing_anew_and_more_methods_can_follow(work: Workplace, call: Any):
+def test_a_second_call_makes_nothing_anew_and_more_methods_can_follow(
+    work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
+):
     call(benchmark(work, methods=METHODS[:2]))
+    monkeypatch.setattr(benchmark_data, "specificity_queries", lambda *_: pytest.fail("drawn anew"))
     before = {path: path.stat().st_mtime_ns for path in run_of(work).glob("methods/*/cases/*")}
     call(benchmark(work))
     for path, written in before.items():
