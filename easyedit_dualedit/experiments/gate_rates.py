@@ -13,11 +13,10 @@ from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.active_edits import ActiveEdits
-from easyedit_dualedit.method.applied import AppliedEdits
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.router import OpenRows
 from easyedit_dualedit.method.stored_edit import Provenance, StoredEdit
 from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.inputs import TokenLayout
 from easyedit_dualedit.train.gate_trainer import ScopeStates, collect, gate_states
 
 _NOWHERE = Provenance("", "", "", ())
@@ -103,18 +102,21 @@ def routing_costs(
 
 def _decisions(
     editor: DualEditor, records: Sequence[Record], keys: Tensor, name: str, count: int
-) -> list[Callable[[], OpenRows]]:
+) -> list[Callable[[], dict[int, int]]]:
     """Return decisions about some queries among the first edits, those that are right."""
     edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(keys[:count])]
-    memory = ActiveEdits.of_stored(edits, editor.backbone.device)
-    applied = AppliedEdits(editor.backbone, editor.adapters, editor.gate, memory)
-    decisions: list[Callable[[], OpenRows]] = []
+    active = ActiveEdits.of_stored(edits, editor.adapters, editor.gate)
+
+    def decision(hidden: Tensor, layout: TokenLayout) -> dict[int, int]:
+        return active.decide(hidden, layout).open_rows()
+
+    decisions: list[Callable[[], dict[int, int]]] = []
     for place, one in enumerate(records[: min(_QUERIES, count)]):
         batch = editor.encoder.encode([getattr(one, _ASKED[name])], with_target=False)
-        with record(editor.backbone.layers, [applied.gate_layer], stop=True) as seen:
+        with record(editor.backbone.layers, [active.gate_layer], stop=True) as seen:
             editor.backbone.model(**batch.inputs, use_cache=False)
-        decide = partial(applied.open_rows, seen[applied.gate_layer], batch.layout)
-        if decide().edits == (() if name == "closed" else (place,)):
+        decide = partial(decision, seen[active.gate_layer], batch.layout)
+        if decide() == ({} if name == "closed" else {0: place}):
             decisions.append(decide)
     return decisions
 

@@ -1,19 +1,32 @@
-"""What an edit is once it has been read, and the edits that one edited model applies."""
+"""The edits in force in one edited model: which of them concerns a row, and what it changes there.
+
+An `EditSignal` is one edit as it was read from the model. `ActiveEdits` holds several, read or
+stored, in the form in which a forward uses them.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.method.adapter import DualAdapters, ProjectedEdit
+from easyedit_dualedit.method.adapter import (
+    DualAdapters,
+    ProjectedEdit,
+    add_at,
+    first_positions,
+)
 from easyedit_dualedit.method.config import Modality
-from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.inputs import Query, TokenLayout
+
+_NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
 
 
 @dataclass(frozen=True)
@@ -38,10 +51,6 @@ class EditSignal:
 class Projections(Protocol):
     """What one adapter needs of several edits."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where the chosen edits will lie."""
-
     def select(self, rows: Tensor) -> ProjectedEdit:
         """Return the edits with the given indices, long [b]."""
 
@@ -50,62 +59,149 @@ class Projections(Protocol):
 class ActiveEdits:
     """Edits in the form in which a forward uses them; never changed, only replaced."""
 
+    adapters: DualAdapters
+    gate: Gate
     edits: tuple[EditSignal | StoredEdit, ...]
     """Oldest first."""
     keys: Tensor
     """Gate keys, [n, k]."""
     projected: Mapping[Modality, Projections]
     """Keys and values of each adapter in use; empty without edits."""
+    assignment: Tensor | None = None
+    """The only edit that each row may use, long [b]; None lets the gate choose among all."""
 
     @classmethod
-    def of(cls, signals: Sequence[EditSignal], adapters: DualAdapters, gate: Gate) -> Self:
+    def of(
+        cls,
+        signals: Sequence[EditSignal],
+        adapters: DualAdapters,
+        gate: Gate,
+        assignment: Tensor | None = None,
+    ) -> Self:
         """Return `signals`, oldest first, as adapters and gate see them; gradients pass."""
         if not signals:
-            return cls((), gate.mean.new_empty(0, len(gate.mean)), {})
+            return cls(adapters, gate, (), gate.mean.new_empty(0, len(gate.mean)), {}, assignment)
         projected: dict[Modality, Projections] = {}
         for modality in adapters.modalities:
             layer = adapters.layer_of[modality]
-            parts = [signal.states[layer] for signal in signals]
-            made = adapters[modality].project(*stacked(parts))
-            projected[modality] = replace(made, is_full=len({len(part) for part in parts}) == 1)
-        return cls(tuple(signals), keys_of(signals, gate), projected)
+            states = stacked([signal.states[layer] for signal in signals])
+            projected[modality] = adapters[modality].project(*states)
+        keys = keys_of(signals, gate)
+        return cls(adapters, gate, tuple(signals), keys, projected, assignment)
 
     @classmethod
-    def of_stored(cls, stored: Sequence[StoredEdit], device: torch.device) -> Self:
-        """Return stored edits, oldest first, ready for a forward on a device."""
+    def of_stored(
+        cls,
+        stored: Sequence[StoredEdit],
+        adapters: DualAdapters,
+        gate: Gate,
+        assignment: Tensor | None = None,
+    ) -> Self:
+        """Return stored edits, oldest first."""
+        device = gate.mean.device
         if not stored:
-            return cls((), torch.empty(0, 0, device=device), {})
+            return cls(adapters, gate, (), torch.empty(0, 0, device=device), {}, assignment)
         keys = torch.stack([edit.key for edit in stored]).to(device)
         projected: dict[Modality, Projections] = {
             modality: StoredProjections([edit.projected[modality] for edit in stored], device)
             for modality in stored[0].projected
         }
-        return cls(tuple(stored), keys, projected)
+        return cls(adapters, gate, tuple(stored), keys, projected, assignment)
 
     @classmethod
-    def together(cls, parts: Sequence["ActiveEdits"], adapters: DualAdapters, gate: Gate) -> Self:
-        """Return the edits of several, in their order.
+    def together(cls, parts: Sequence["ActiveEdits"], assignment: Tensor | None = None) -> Self:
+        """Return the edits of several models of one editor, in their order.
 
         Raises:
-            DataError: if some are stored and some are not.
+            DataError: if they are of different editors, or some are stored and some are not.
         """
+        adapters, gate = parts[0].adapters, parts[0].gate
+        if any(part.adapters is not adapters or part.gate is not gate for part in parts):
+            raise DataError("the models have different editors; give models of one editor")
         edits = [edit for part in parts for edit in part.edits]
         signals = [edit for edit in edits if isinstance(edit, EditSignal)]
         stored = [edit for edit in edits if isinstance(edit, StoredEdit)]
         if signals and stored:
             raise DataError("edits that were stored and edits that were only read do not mix")
         if stored:
-            return cls.of_stored(stored, gate.mean.device)
-        return cls.of(signals, adapters, gate)
+            return cls.of_stored(stored, adapters, gate, assignment)
+        return cls.of(signals, adapters, gate, assignment)
 
     def __len__(self) -> int:
         """Return the number of edits."""
         return len(self.edits)
 
+    @property
+    def gate_layer(self) -> int:
+        """The layer whose states the gate reads."""
+        return self.adapters.layer_of["text"]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are changed, without repeats."""
+        layer_of = self.adapters.layer_of
+        return tuple(dict.fromkeys(layer_of[name] for name in self.adapters.modalities))
+
+    @property
+    def changes_before_gate(self) -> bool:
+        """Whether a layer below the gate's is changed: its states are then no longer unedited."""
+        return min(self.layers) < self.gate_layer
+
+    def decide(self, hidden: Tensor, layout: TokenLayout) -> Routing:
+        """Return which edit applies to each row, from the states of the gate's layer, [b, s, d].
+
+        Raises:
+            DataError: if the rows do not fit the assignment.
+            CalibrationError: if the gate has no threshold.
+        """
+        return self.gate.decide(hidden, layout, self.keys, self.assignment)
+
+    def decide_ahead(
+        self, backbone: Backbone, inputs: Mapping[str, Any], layout: TokenLayout
+    ) -> Routing:
+        """Return which edit applies to each row of a call, by an unedited forward that ends early.
+
+        Args:
+            backbone: parts of the model.
+            inputs: of the call.
+            layout: what each position of it is.
+
+        Raises:
+            DataError: if the rows do not fit the assignment.
+            CalibrationError: if the gate has no threshold.
+        """
+        plain = {key: value for key, value in inputs.items() if key not in _NOT_FOR_ROUTING}
+        mask = plain.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            # Made for the cache that is left out.
+            plain["attention_mask"] = layout.real.long()
+        with torch.no_grad(), record(backbone.layers, [self.gate_layer], stop=True) as states:
+            backbone.model(**plain, use_cache=False)
+        return self.decide(states[self.gate_layer], layout)
+
+    def changed(
+        self, layer: int, hidden: Tensor, layout: TokenLayout, open_rows: Mapping[int, int]
+    ) -> Tensor:
+        """Return the output of a layer, changed by the edits of some rows.
+
+        Args:
+            layer: one of `layers`.
+            hidden: its output, [b, s, d]; not modified.
+            layout: what each position is.
+            open_rows: index of each row that an edit concerns -> index of the edit.
+        """
+        chosen = torch.tensor(list(open_rows.values()), device=self.keys.device)
+        for modality in self.adapters.modalities:
+            if self.adapters.layer_of[modality] == layer:
+                positions = layout.text if modality == "text" else layout.vision
+                edit = self.projected[modality].select(chosen)
+                hidden = add_at(hidden, positions, self.adapters[modality], edit, list(open_rows))
+        return hidden
+
 
 def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:
     """Return what a gate compares queries with, [n, k]."""
-    reads_label = gate.config.reads_label
+    reads_label = gate.config.kind == "last-token"
     states = [signal.last_state if reads_label else signal.gate_state for signal in signals]
     pictures = torch.stack([signal.vision_state for signal in signals])
     return gate.key(torch.stack(states), pictures)
@@ -120,11 +216,8 @@ def packed(states: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         states: [b, s, d].
         at: True at the positions, bool [b, s].
     """
-    at = at.to(states.device)
-    count = at.sum(1, keepdim=True)
-    order = at.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count.max())]
-    mask = torch.arange(order.shape[1], device=at.device) < count
-    chosen = states.gather(1, order[..., None].expand(*order.shape, states.shape[-1]))
+    columns, mask = first_positions(at.to(states.device))
+    chosen = states.gather(1, columns[..., None].expand(*columns.shape, states.shape[-1]))
     return chosen.masked_fill(~mask[..., None], 0.0), mask
 
 

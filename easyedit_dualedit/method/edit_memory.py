@@ -131,10 +131,8 @@ class EditMemory:
     def model(self) -> EditedModel:
         """The model with the edits of this moment applied; later changes need it asked for anew."""
         if self._model is None:
-            active = ActiveEdits.of_stored(self._edits, self._editor.backbone.device)
-            self._model = EditedModel(
-                self._editor.encoder, self._editor.adapters, self._gate, active
-            )
+            active = ActiveEdits.of_stored(self._edits, self._editor.adapters, self._gate)
+            self._model = EditedModel(self._editor.encoder, active)
         return self._model
 
     @property
@@ -175,10 +173,10 @@ class EditMemory:
             ArchiveError: if the files are missing or damaged, or belong to another model, other
                 adapters or another gate.
         """
-        found = EditFile.load(Path(folder))
-        memory = cls(editor, gate=gate, precision=found.owner.precision)
-        memory.owner.require(found.owner, str(folder))
-        memory._hold(found.edits)
+        saved = EditFile.load(Path(folder))
+        memory = cls(editor, gate=gate, precision=saved.owner.precision)
+        memory.owner.require(saved.owner, str(folder))
+        memory._hold(saved.edits)
         return memory
 
     def __len__(self) -> int:
@@ -196,7 +194,7 @@ class EditMemory:
     def _stored(
         self, place: int, signal: EditSignal, request: Query, active: ActiveEdits, time: str
     ) -> StoredEdit:
-        row = torch.tensor([place], device=self._editor.backbone.device)
+        row = torch.tensor([place], device=active.keys.device)
         projected = {}
         for modality, projections in active.projected.items():
             one = projections.select(row)

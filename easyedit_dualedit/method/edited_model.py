@@ -1,9 +1,14 @@
-"""A model with edits applied: the unedited model, changed only while it is being called."""
+"""A model with edits applied: the unedited model, changed only while it is being called.
+
+An `EditedCall` stands behind each call: it hooks the layers, asks the gate once for each prompt and
+changes the layers where the gate is open. Everything that one forward decides lives in it, so two
+edited models on one base model, or two threads, do not see each other.
+"""
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
@@ -13,13 +18,24 @@ from torch import Tensor
 
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
-from easyedit_dualedit.method.adapter import DualAdapters
-from easyedit_dualedit.method.applied import AppliedEdits
-from easyedit_dualedit.method.forward import Forward, LayoutFinder
-from easyedit_dualedit.method.gate import Gate, Routing
+from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
+from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import IGNORED, TokenLayout, real_tokens, token_ids
+from easyedit_dualedit.model.hooks import Hooks
+from easyedit_dualedit.model.inputs import (
+    IGNORED,
+    TokenLayout,
+    cached_tokens,
+    named_arguments,
+    real_tokens,
+    rows_and_width,
+    token_ids,
+    widened,
+)
+
+LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
+"""Says what each position of a call with these inputs is."""
 
 
 class EditedModel:
@@ -28,32 +44,21 @@ class EditedModel:
     Calls and `generate` are edited; every other attribute is the base model's own.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        adapters: DualAdapters,
-        gate: Gate,
-        memory: ActiveEdits,
-        *,
-        assignment: Tensor | None = None,
-    ):
+    def __init__(self, encoder: Encoder, active: ActiveEdits):
         """Combine what an edited forward needs; the base model is not changed.
 
         Args:
             encoder: knows the base model and finds prompt ends.
-            adapters: compute the changes.
-            gate: decides which edit applies to a row.
-            memory: the edits.
-            assignment: the only edit that each row may use, long [b]; None allows all.
+            active: the edits, with their adapters and gate.
         """
         self.base_model: Any = encoder.backbone.model
         self._encoder = encoder
-        self._applied = AppliedEdits(encoder.backbone, adapters, gate, memory, assignment)
+        self._active = active
 
     @property
     def edits(self) -> tuple[EditSignal | StoredEdit, ...]:
         """The edits applied, oldest first."""
-        return self._applied.memory.edits
+        return self._active.edits
 
     def __call__(self, *args: Any, layout: TokenLayout | None = None, **inputs: Any) -> Any:
         """Return the base model's output for `inputs`, edited.
@@ -70,8 +75,8 @@ class EditedModel:
         """
         if not self.edits:
             return self.base_model(*args, **inputs)
-        with Forward(self._applied, partial(self._layout_of_call, given=layout)) as forward:
-            forward.begin(args, inputs)
+        with self._call(partial(self._layout_of_call, given=layout)) as call:
+            call.begin(args, inputs)
             return self.base_model(*args, **inputs)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
@@ -115,8 +120,8 @@ class EditedModel:
             PromptEndError: if the end of a prompt cannot be found.
             CalibrationError: if the gate has no threshold.
         """
-        found = self._layout_of_call(inputs, given=layout)
-        return self._applied.route_before(inputs, found)
+        known = self._layout_of_call(inputs, given=layout)
+        return self._active.decide_ahead(self._encoder.backbone, inputs, known)
 
     @classmethod
     def side_by_side(cls, models: Sequence[Self], rows: int) -> Self:
@@ -129,17 +134,12 @@ class EditedModel:
         Raises:
             DataError: if a model holds another number of edits, or is of another editor.
         """
-        first = models[0]
         for model in models:
             if len(model.edits) != 1:
                 raise DataError(f"a model holds {len(model.edits)} edits; give models of one each")
-            own, other = model._applied, first._applied
-            if own.adapters is not other.adapters or own.gate is not other.gate:
-                raise DataError("the models have different editors; give models of one editor")
-        adapters, gate = first._applied.adapters, first._applied.gate
-        memory = ActiveEdits.together([model._applied.memory for model in models], adapters, gate)
         assignment = torch.arange(len(models)).repeat_interleave(rows)
-        return cls(first._encoder, adapters, gate, memory, assignment=assignment)
+        active = ActiveEdits.together([model._active for model in models], assignment)
+        return cls(models[0]._encoder, active)
 
     def __getattr__(self, name: str) -> Any:
         """Return the base model's attribute; methods that return the model return this one."""
@@ -162,9 +162,14 @@ class EditedModel:
         if not self.edits:
             yield
             return
-        with Forward(self._applied, find_layout, prompt) as forward:
-            forward.listen()
+        with self._call(find_layout, prompt) as call:
+            call.listen()
             yield
+
+    def _call(
+        self, find_layout: LayoutFinder, prompt: Mapping[str, Any] | None = None
+    ) -> "EditedCall":
+        return EditedCall(self._encoder.backbone, self._active, find_layout, prompt)
 
     def _layout_of_call(self, inputs: dict[str, Any], given: TokenLayout | None) -> TokenLayout:
         if given is not None:
@@ -176,8 +181,7 @@ class EditedModel:
         if isinstance(labels, Tensor) and labels.shape == ids.shape:
             answer = labels != IGNORED
             first = answer.to(torch.uint8).argmax(1)
-            real = torch.ones_like(ids) if mask is None else mask
-            start = real.bool().to(torch.uint8).argmax(1)
+            start = mask.bool().to(torch.uint8).argmax(1)
             # Labels that cover the prompt as well say nothing of where it ends.
             if bool(answer.any(1).all()) and bool((first > start).all()):
                 gate = first - 1
@@ -194,7 +198,140 @@ class EditedModel:
                 " and pass no past_key_values"
             )
         # Without a cache, and in assisted generation, tokens follow the prompt in one forward.
-        real = torch.ones_like(ids) if mask is None else mask
         positions = torch.arange(columns, device=ids.device)
-        end = torch.where(real[:, :columns].bool(), positions, -1).amax(1)
+        end = torch.where(mask[:, :columns].bool(), positions, -1).amax(1)
         return dataclasses.replace(self._encoder.layout(ids, mask, gate=end), last=end)
+
+
+class EditedCall:
+    """What the forwards inside one call, or one `generate`, know; hooks layers while they run.
+
+    A block of it begins with the call and ends with it. Layers have hooks only where something may
+    change: a decode step has none, and before the gate opens only the layer that it reads has one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        active: ActiveEdits,
+        find_layout: LayoutFinder,
+        prompt: Mapping[str, Any] | None = None,
+    ):
+        """Know nothing yet.
+
+        Args:
+            backbone: parts of the base model.
+            active: the edits.
+            find_layout: asked for the layout of every forward that starts from a prompt.
+            prompt: what `generate` was given; None in a plain call.
+        """
+        self._backbone = backbone
+        self._active = active
+        self._find_layout = find_layout
+        self._prompt = prompt
+        self._hooks = Hooks()
+        self._calls = Hooks()
+        self._decoder_calls = Hooks()
+        self._open_rows: dict[int, int] | None = None
+        """Row that an edit concerns -> the edit; None until the gate has decided."""
+        self._is_routing = False
+        self._has_begun = False
+
+    def __enter__(self) -> Self:
+        """Return this."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Remove the hooks."""
+        for hooks in (self._hooks, self._calls, self._decoder_calls):
+            hooks.remove()
+
+    def listen(self) -> None:
+        """Begin with each call of the base model in this block, or of the decoder alone."""
+        model, decoder = self._backbone.model, self._backbone.decoder
+        self._calls.before(model, self.begin)
+        if decoder is not model:
+            self._decoder_calls.before(decoder, self._begin_decoder)
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of a call of the base model: a prompt, or a step that continues one."""
+        if self._is_routing:
+            return
+        self._decoder_calls.remove()  # it is this call that calls the decoder
+        inputs = named_arguments(self._backbone.model, args) | kwargs if args else kwargs
+        if self._continues(inputs):
+            return
+        layout = self._find_layout(inputs)
+        self._start(layout, self._routed(inputs, layout))
+
+    def _begin_decoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of a call of the decoder without one of the base model.
+
+        BLIP-2 generates with its language model alone: the token ids of the prompt never reach
+        the base model, and rows may be repeated by then, as beam search does.
+        """
+        if self._is_routing or self._prompt is None:
+            return
+        inputs = named_arguments(self._backbone.decoder, args) | kwargs if args else kwargs
+        if self._continues(inputs):
+            return
+        tensors = {name: v for name, v in self._prompt.items() if isinstance(v, Tensor)}
+        rows, width = rows_and_width(inputs)
+        # Without a cache, generated tokens follow the prompt.
+        ids = widened(token_ids(tensors), width, 0)
+        mask = real_tokens(tensors)
+        seen = {**tensors, "input_ids": ids, "attention_mask": widened(mask, width, 1)}
+        layout = self._find_layout(seen)
+        repeats = rows // len(ids)
+        routing = self._routed(tensors, layout)
+        if routing is not None:
+            parts = (routing.similarity, routing.edit_index)
+            routing = Routing(*(part.repeat_interleave(repeats) for part in parts))
+        self._start(layout.repeated(repeats), routing)
+
+    def _start(self, layout: TokenLayout, routing: Routing | None) -> None:
+        """Hook the layers of a forward that starts from a prompt."""
+        if routing is None:
+            self._attach((self._active.gate_layer,), layout)
+            return
+        self._open_rows = routing.open_rows()
+        if self._open_rows:
+            self._attach(self._active.layers, layout)
+
+    def _attach(self, layers: Iterable[int], layout: TokenLayout) -> None:
+        for layer in layers:
+            module = self._backbone.layers[layer]
+            self._hooks.change(module, partial(self._edit, layer, layout))
+
+    def _edit(self, layer: int, layout: TokenLayout, hidden: Tensor) -> Tensor | None:
+        """Return the changed output of a layer, or None where nothing changes."""
+        if self._open_rows is None:
+            self._open_rows = self._active.decide(hidden, layout).open_rows()
+            if self._open_rows:
+                self._attach([each for each in self._active.layers if each != layer], layout)
+        if not self._open_rows or layer not in self._active.layers:
+            return None
+        return self._active.changed(layer, hidden, layout, self._open_rows)
+
+    def _routed(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing | None:
+        """Return the decision if it has to be made before this forward, else None."""
+        if not self._active.changes_before_gate:
+            return None
+        self._is_routing = True
+        try:
+            return self._active.decide_ahead(self._backbone, inputs, layout)
+        finally:
+            self._is_routing = False
+
+    def _continues(self, inputs: Mapping[str, Any]) -> bool:
+        is_first, self._has_begun = not self._has_begun, True
+        self._hooks.remove()
+        self._open_rows = None
+        if not cached_tokens(inputs):
+            return False
+        if is_first and self._prompt is not None:
+            raise ChunkedPrefillError(
+                "generate was given past_key_values of an earlier forward; an edit needs the whole"
+                " prompt at once: leave past_key_values out"
+            )
+        return True

@@ -1,7 +1,6 @@
 """The editor: reads edits from a model and gives back the model with them applied."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,14 +16,12 @@ from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive
 from easyedit_dualedit.method.config import DualEditConfig, GateConfig
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
-from easyedit_dualedit.method.gate import Gate
-from easyedit_dualedit.method.gate_projection import vision_mean
+from easyedit_dualedit.method.gate import Gate, vision_mean
 from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.inputs import Batch, Query, TokenLayout
-from easyedit_dualedit.model.layer_swaps import replaced, trimmed
 from easyedit_dualedit.model.pictures import PictureLike
 
 
@@ -60,6 +57,7 @@ class DualEditor(
             (config.text_layer, config.vision_layer), names=("text_layer", "vision_layer")
         )
         self.config = config
+        self._layers = config.layers
         self.encoder = Encoder(backbone, processor, last_prompt_token=config.last_prompt_token)
         self.adapters = DualAdapters(backbone.hidden_size, config)
         self.gate = Gate(backbone.hidden_size, config.gate)
@@ -94,14 +92,7 @@ class DualEditor(
         if not bool(batch.target.any(1).all()):
             rows = (~batch.target.any(1)).nonzero().flatten().tolist()
             raise DataError(f"rows {rows} have no target; give each request its new answer")
-        layers, deepest = self.backbone.layers, max(self.config.layers)
-        with ExitStack() as stack:
-            states = stack.enter_context(record(layers, self.config.layers, stop=True))
-            if deepest != self.config.text_layer:
-                # There, nothing but the states that carry the edit is read.
-                carrying = self.carrying(batch.layout, batch.target).flatten()
-                wrap = trimmed(layers[deepest], carrying.nonzero()[:, 0])
-                stack.enter_context(replaced(layers[deepest], wrap))
+        with record(self.backbone.layers, self._layers, stop=True) as states:
             self.backbone.model(**batch.inputs, use_cache=False)
         return self.signals_of(states, batch.layout, batch.target, requests)
 
@@ -161,8 +152,8 @@ class DualEditor(
             gate: decides instead of the editor's own.
         """
         chosen = self.gate if gate is None else gate
-        memory = ActiveEdits.of(edits, self.adapters, chosen)
-        return EditedModel(self.encoder, self.adapters, chosen, memory, assignment=assignment)
+        active = ActiveEdits.of(edits, self.adapters, chosen, assignment)
+        return EditedModel(self.encoder, active)
 
     def open_gate(self) -> Gate:
         """Return a gate that always opens."""

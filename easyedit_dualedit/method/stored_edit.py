@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.method.adapter import ProjectedEdit
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.packing import Packed
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.pictures import content_digest
-
-_KEPT_UNPACKED = 64
 
 
 @dataclass(frozen=True)
@@ -75,38 +74,20 @@ class StoredProjections:
         """Keep the edits, oldest first, to be used on a device."""
         self._edits = tuple(edits)
         self._device = device
-        self._unpacked: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the chosen edits will lie."""
-        return self._device
 
     def select(self, rows: Tensor) -> ProjectedEdit:
         """Return the edits with the given indices, long [b]; shorter ones are padded."""
-        chosen = [self._unpack(int(row)) for row in rows.tolist()]
-        lengths = [keys.shape[1] for keys, _ in chosen]
-        longest = max(lengths)
-        is_full = min(lengths) == longest
-        if is_full:
-            keys = torch.stack([keys for keys, _ in chosen])
-            values = torch.stack([values for _, values in chosen])
-        else:
-            keys = torch.stack([_padded(keys, longest) for keys, _ in chosen])
-            values = torch.stack([_padded(values, longest) for _, values in chosen])
-        ends = torch.tensor(lengths, device=self._device)
-        mask = torch.arange(longest, device=self._device) < ends[:, None]
-        return ProjectedEdit(keys, values, mask, is_full)
+        chosen = [self._edits[row] for row in rows.tolist()]
+        keys = self._padded([edit.keys for edit in chosen])
+        values = self._padded([edit.values for edit in chosen])
+        lengths = torch.tensor([edit.keys.values.shape[1] for edit in chosen])
+        mask = torch.arange(keys.shape[2]) < lengths[:, None]
+        return ProjectedEdit(keys, values, mask.to(self._device))
 
-    def _unpack(self, row: int) -> tuple[Tensor, Tensor]:
-        found = self._unpacked.get(row)
-        if found is None:
-            edit = self._edits[row]
-            found = edit.keys.unpacked().to(self._device), edit.values.unpacked().to(self._device)
-            while len(self._unpacked) >= _KEPT_UNPACKED:
-                self._unpacked.pop(next(iter(self._unpacked)), None)
-            self._unpacked[row] = found
-        return found
+    def _padded(self, parts: Sequence[Packed]) -> Tensor:
+        """Return the tensors of several edits as one, [b, h, e, k], zeros behind short ones."""
+        by_token = [part.to(self._device).unpacked().transpose(0, 1) for part in parts]
+        return pad_sequence(by_token, batch_first=True).transpose(1, 2)
 
 
 def picture_hashes(request: Query) -> tuple[str, ...]:
@@ -116,8 +97,3 @@ def picture_hashes(request: Query) -> tuple[str, ...]:
         DataError: if a picture cannot be read.
     """
     return tuple(content_digest(picture)[:16] for picture in request.pictures)
-
-
-def _padded(states: Tensor, length: int) -> Tensor:
-    heads, own, width = states.shape
-    return torch.cat([states, states.new_zeros(heads, length - own, width)], 1)

@@ -162,8 +162,8 @@ def token_ids(inputs: Mapping[str, Any]) -> Tensor:
     return ids
 
 
-def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tensor | None:
-    """Return the mask of the real tokens among a model's inputs, [b, s]; None if all are.
+def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tensor:
+    """Return the mask of the real tokens among a model's inputs, [b, s]; all are if there is none.
 
     Args:
         inputs: of the model.
@@ -171,13 +171,16 @@ def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tens
             static cache `generate` of transformers 5.5 puts one of four dimensions in its place.
 
     Raises:
+        PromptEndError: if there are no token ids.
         DataError: if the mask says who attends to whom, and not which tokens are real.
     """
-    mask = inputs.get("attention_mask")
-    if mask is None or (isinstance(mask, Tensor) and mask.dim() == 2):
+    ids, mask = token_ids(inputs), inputs.get("attention_mask")
+    if mask is None:
+        return torch.ones_like(ids)
+    if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask
     if prompt is not None and prompt.dim() == 2:
-        rows, width = token_ids(inputs).shape
+        rows, width = ids.shape
         return widened(prompt, width, 1).repeat_interleave(rows // len(prompt), 0)
     raise DataError(
         "attention_mask says who attends to whom; an edited model needs to know which tokens are"
@@ -214,3 +217,16 @@ def input_device(model: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return first.device
+
+
+def rows_and_width(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the shape of a call's rows: their number, and their positions.
+
+    Raises:
+        PromptEndError: if there are neither token ids nor embeddings.
+    """
+    for name in ("inputs_embeds", "input_ids"):
+        value = inputs.get(name)
+        if isinstance(value, Tensor):
+            return int(value.shape[0]), int(value.shape[1])
+    raise PromptEndError("a forward of generate has neither token ids nor embeddings")

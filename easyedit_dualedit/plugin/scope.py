@@ -10,7 +10,8 @@ from torch import Tensor
 
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import Gate, ScopeSample
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate_calibration import ScopeSample, set_thresholds
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.inputs import Batch
 
@@ -66,14 +67,15 @@ class ScopeRecord:
         if not self._is_new or scopes != {True, False}:
             return False
         query_gate, query_last, edit_gate, edit_last, in_scope = zip(*self._pairs, strict=True)
-        gate.calibrate(
+        set_thresholds(
+            gate,
             ScopeSample(
                 query_gate=torch.stack(query_gate),
                 query_last=torch.stack(query_last),
                 edit_gate=torch.stack(edit_gate),
                 edit_last=torch.stack(edit_last),
                 in_scope=torch.tensor(in_scope),
-            )
+            ),
         )
         self._is_new = False
         return True

@@ -5,8 +5,6 @@ from typing import Any
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.data.scope import HARD, IN_SCOPE, SCOPE
-from easyedit_dualedit.method.gate_projection import KEY_WIDTH
-from easyedit_dualedit.method.shortlist import FEWEST, WIDTH
 from easyedit_dualedit.report.table import Table, numbers
 
 _TIMED = {
@@ -127,12 +125,7 @@ def _costs(costs: Mapping[str, Any]) -> str:
             ],
             rows,
         )
-        + f"\n\nFrom {FEWEST:,} edits on, {WIDTH} bytes an edit say which may reach the threshold"
-        " and be the best: what its key is along the directions in which keys differ most, and the"
-        f" length of the rest. Of 10,000 edits that is {WIDTH / 100:.2f} MB, and the keys are"
-        f" {4 * KEY_WIDTH / 100:.2f}. The error has a bound, and what is left is compared in full,"
-        " so that the decision is that of the whole product. The rest is two dozen operations on"
-        " small tensors, one or two microseconds each however large the model is."
+        + "\n\nThe keys of all edits are compared with the query's in one product."
     )
 
 

@@ -27,8 +27,8 @@ from easyedit_dualedit.data.scope import (
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.config import GateKind, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import Calibration, ScopeSample
-from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, GateProjection, vision_mean
+from easyedit_dualedit.method.gate import EDIT_COUNTS, GateProjection, vision_mean
+from easyedit_dualedit.method.gate_calibration import Calibration, ScopeSample, set_thresholds
 from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.inputs import Query
@@ -117,14 +117,15 @@ def calibrate(
         )
     count = len(METRICS)
     in_scope = torch.tensor([metric in IN_SCOPE for metric in METRICS])
-    return editor.gate.calibrate(
+    return set_thresholds(
+        editor.gate,
         ScopeSample(
             query_gate=torch.cat([gate[metric] for metric in METRICS]),
             query_last=torch.cat([last[metric] for metric in METRICS]),
             edit_gate=gate["reliability"].repeat(count, 1),
             edit_last=last["reliability"].repeat(count, 1),
             in_scope=in_scope.repeat_interleave(len(chosen)).to(gate["reliability"].device),
-        )
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.config import GateKind, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import Calibration
+from easyedit_dualedit.method.gate_calibration import Calibration
 from easyedit_dualedit.train.checkpoint import Checkpoint
 from easyedit_dualedit.train.gate_trainer import calibrate, train_gate
 from easyedit_dualedit.train.processes import Processes

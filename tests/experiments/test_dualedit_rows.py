@@ -98,9 +98,9 @@ def test_an_interrupted_training_continues(
 def test_vision_alone_has_one_adapter_and_no_gate(records: list[Record], tmp_path: Path):
     method = rows()[VISION_ONLY].make(bench_of(tmp_path, records))
     with method.edit(records[0]) as edited:
-        adapters = edited.model._applied.adapters
+        adapters = edited.model._active.adapters
         assert list(adapters.modalities) == ["vision"]
-        assert edited.model._applied.gate.kind == "open"
+        assert edited.model._active.gate.kind == "open"
 
 
 def test_the_published_preset_leaves_out_the_last_prompt_token(
@@ -114,7 +114,7 @@ def test_the_published_preset_leaves_out_the_last_prompt_token(
         batch = other.encode([record.request])
         own = editor._encoder.encode([record.request])
         assert not torch.equal(batch.layout.text, own.layout.text)
-        for adapter in editor._applied.adapters.by_modality.values():
+        for adapter in editor._active.adapters.by_modality.values():
             torch.nn.init.normal_(adapter.output.weight)
         given = editor(layout=batch.layout, **batch.inputs).logits
         expected = editor(layout=own.layout, **own.inputs).logits

@@ -13,11 +13,10 @@ from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
-from easyedit_dualedit.method.applied import AppliedEdits
+from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate_projection import EDIT_COUNTS
-from easyedit_dualedit.method.router import OpenRows
+from easyedit_dualedit.method.gate import EDIT_COUNTS, Routing
 from easyedit_dualedit.model.inputs import TokenLayout
 
 
@@ -84,14 +83,15 @@ def test_what_is_timed_are_queries_of_no_edit_and_queries_of_their_own(
     llava: TinyModel, records: list[Record], count: int, monkeypatch: pytest.MonkeyPatch
 ):
     decided: dict[int, tuple[torch.Tensor, list[tuple[int, ...]]]] = {}
-    real = AppliedEdits.open_rows
+    real = ActiveEdits.decide
 
-    def deciding(self: AppliedEdits, hidden: torch.Tensor, layout: TokenLayout) -> OpenRows:
-        found = real(self, hidden, layout)
-        decided.setdefault(id(hidden), (hidden, []))[1].append(found.edits)
-        return found
+    def deciding(self: ActiveEdits, hidden: torch.Tensor, layout: TokenLayout) -> Routing:
+        routing = real(self, hidden, layout)
+        edits = tuple(routing.open_rows().values())
+        decided.setdefault(id(hidden), (hidden, []))[1].append(edits)
+        return routing
 
-    monkeypatch.setattr(AppliedEdits, "open_rows", deciding)
+    monkeypatch.setattr(ActiveEdits, "decide", deciding)
     routing_costs(easy_editor(llava, "cosine"), easy(records), (count,), repeats=24)
     seen = [set(edits) for _, edits in decided.values()]
     assert seen == [{()}] * count + [{(place,)} for place in range(count)]

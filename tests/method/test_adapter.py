@@ -13,7 +13,6 @@ from easyedit_dualedit.method.adapter import (
     DualAdapters,
     ProjectedEdit,
     add_at,
-    add_folded,
 )
 
 HIDDEN, WIDTH = 12, 8
@@ -175,88 +174,6 @@ def test_unchanged_states_keep_their_bits_in_half_precision(dtype: torch.dtype):
     assert changed.dtype == dtype
     assert torch.equal(changed[~positions], hidden[~positions])
     assert bool((changed != hidden).any(-1)[positions].all())
-
-
-def one_edit(adapter: CrossAttentionAdapter, length: int = 3) -> ProjectedEdit:
-    states, mask = torch.randn(1, length, HIDDEN), torch.ones(1, length, dtype=torch.bool)
-    with torch.no_grad():
-        return adapter.project(states, mask)
-
-
-@pytest.mark.parametrize("heads", [1, 2, 4])
-@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 0, 2], [1]])
-def test_a_folded_edit_changes_states_as_the_adapter_does(heads: int, rows: list[int]):
-    adapter = random_adapter(heads)
-    _, hidden, positions, _ = case()
-    hidden = 2 * hidden + 1
-    edit = one_edit(adapter)
-    with torch.no_grad():
-        changed = add_folded(hidden, positions, adapter.fold(edit), rows)
-        every = edit.select(torch.zeros(len(rows), dtype=torch.long))
-        expected = add_at(hidden, positions, adapter, every, rows)
-    torch.testing.assert_close(changed, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(changed == hidden, expected == hidden), "nothing else may change"
-
-
-@pytest.mark.parametrize("marks", ["0111100", "1111111", "0100110", "0000001", "1000000"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_folded_edit_changes_one_row_where_it_may(marks: str, dtype: torch.dtype):
-    adapter = random_adapter()
-    positions = torch.tensor([[mark == "1" for mark in marks]])
-    hidden = torch.randn(1, len(marks), HIDDEN).to(dtype)
-    before, edit = hidden.clone(), one_edit(adapter)
-    with torch.no_grad():
-        changed = add_folded(hidden, positions, adapter.fold(edit), [0])
-        expected = add_at(hidden, positions, adapter, edit, [0])
-    assert torch.equal(hidden, before) and changed.dtype == dtype
-    assert torch.equal(changed[~positions], hidden[~positions])
-    torch.testing.assert_close(changed, expected)
-    assert bool((changed != hidden).any(-1)[positions].all())
-
-
-def test_positions_that_are_not_real_are_not_folded():
-    adapter = random_adapter()
-    _, hidden, positions, _ = case()
-    states = torch.randn(1, 5, HIDDEN)
-    mask = torch.tensor([[True, False, True, True, False]])
-    with torch.no_grad():
-        folded = adapter.fold(adapter.project(states, mask))
-        own = adapter.fold(adapter.project(states[:, mask[0]], mask[:, mask[0]]))
-    assert len(folded.scores) == 2 * 3
-    torch.testing.assert_close(
-        add_folded(hidden, positions, folded, range(4)),
-        add_folded(hidden, positions, own, range(4)),
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_folded_edit_gives_the_dtype_of_the_states(dtype: torch.dtype):
-    adapter = random_adapter()
-    _, hidden, positions, _ = case()
-    folded = adapter.fold(one_edit(adapter))
-    with torch.no_grad():
-        changed = add_folded(hidden.to(dtype), positions, folded, range(4))
-        expected = add_folded(hidden, positions, folded, range(4))
-    assert changed.dtype == dtype
-    assert torch.equal(changed[~positions], hidden.to(dtype)[~positions])
-    torch.testing.assert_close(changed.float(), expected, atol=0.2, rtol=0.05)
-
-
-def test_an_untrained_adapter_changes_nothing_when_it_is_folded():
-    adapter = CrossAttentionAdapter(HIDDEN, WIDTH, 2)
-    _, hidden, positions, _ = case()
-    assert torch.equal(
-        add_folded(hidden, positions, adapter.fold(one_edit(adapter)), range(4)), hidden
-    )
-    nowhere = torch.zeros_like(positions)
-    assert add_folded(hidden, nowhere, adapter.fold(one_edit(adapter)), range(4)) is hidden
-
-
-def test_only_a_single_short_edit_is_worth_folding():
-    adapter = random_adapter(2)  # of width 8: up to four tokens
-    assert adapter.pays_to_fold(one_edit(adapter, 4))
-    assert not adapter.pays_to_fold(one_edit(adapter, 5))
-    assert not adapter.pays_to_fold(one_edit(adapter).select(torch.tensor([0, 0])))
 
 
 def test_gradients_reach_the_adapter_through_the_changed_positions():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from tiny_editors import picture, request_of, shared, trained_editor
+from tiny_editors import hooks_of_ours, picture, request_of, shared, trained_editor
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 from transformers import DynamicCache
@@ -17,6 +17,7 @@ from easyedit_dualedit.errors import (
     DataError,
     PromptEndError,
 )
+from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import IGNORED, Query, TokenLayout
@@ -367,7 +368,7 @@ def test_one_modality_alone_changes_the_answer(
     editor, edited = edited_of(
         tiny, text_layer=text_layer, vision_layer=vision_layer, modalities=[modality]
     )
-    assert set(edited._applied.memory.projected) == {modality}
+    assert set(edited._active.projected) == {modality}
     inputs = prompt_inputs(editor)
     assert not torch.equal(logits(edited, **inputs), logits(tiny.model, **inputs))
 
@@ -400,3 +401,29 @@ def test_gradients_reach_the_adapters_and_not_the_model(
         if "key.bias" not in name:
             assert float(parameter.grad.abs().sum()) > 0, name
     assert all(parameter.grad is None for parameter in llava.model.parameters())
+
+
+def test_layers_are_hooked_only_where_something_may_change(llava: TinyModel):
+    gate = GateConfig("cosine", threshold=0.99)
+    editor = trained_editor(llava, gate=gate, text_layer=1, vision_layer=2)
+    request = request_of()
+    edited = editor.edited(editor.read([request]))
+    seen: list[list[str]] = []
+    last = editor.backbone.layers[3].register_forward_pre_hook(
+        lambda *_: seen.append([name.split(".")[-1] for name in hooks_of_ours(llava.model)])
+    )
+    other = Query("Where is the star?", None, "left")
+    try:
+        with torch.no_grad():
+            for query in (request, other):
+                batch = editor.encoder.encode([query])
+                edited(**batch.inputs, layout=batch.layout)
+            assert seen == [["1", "2"], ["1"]]
+            seen.clear()
+            prompt = editor.encoder.encode([request], with_target=False)
+            edited.generate(**prompt.inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    finally:
+        last.remove()
+    layers = [[name for name in names if name.isdigit()] for names in seen]
+    assert layers == [["1", "2"], [], []], "decode steps pass as they are"
+    assert [len(names) for names in seen] == [3, 1, 1], "the base model's calls alone are seen"

@@ -104,12 +104,12 @@ def test_the_editor_is_kept_as_long_as_the_archive_is_the_same(
     trained_editor(llava).save(folder)
     first, _ = apply(llava.model, llava.processor, [request()], hparams_of(folder))
     again, _ = apply(llava.model, llava.processor, [request()], hparams_of(folder))
-    assert first._applied.adapters is again._applied.adapters
+    assert first._active.adapters is again._active.adapters
     trained_editor(llava, last_prompt_token=False).save(folder)
     after, _ = apply(llava.model, llava.processor, [request()], hparams_of(folder))
-    assert after._applied.adapters is not first._applied.adapters
+    assert after._active.adapters is not first._active.adapters
     other, _ = apply(llava.model, llava.processor, [request()], hparams_of(folder, gate="open"))
-    assert other._applied.adapters is not after._applied.adapters
+    assert other._active.adapters is not after._active.adapters
 
 
 def test_an_edited_model_is_freed_with_its_editor(tmp_path: Path) -> None:

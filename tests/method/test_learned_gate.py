@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from easyedit_dualedit.method.config import GateConfig
-from easyedit_dualedit.method.gate import Gate
-from easyedit_dualedit.method.gate_projection import (
+from easyedit_dualedit.method.gate import (
     EDIT_COUNTS,
     KEY_WIDTH,
+    Gate,
     GateProjection,
     vision_mean,
 )
