@@ -5,7 +5,7 @@ stored, in the form in which a forward uses them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -84,8 +84,9 @@ class ActiveEdits:
         projected: dict[Modality, Projections] = {}
         for modality in adapters.modalities:
             layer = adapters.layer_of[modality]
-            states = stacked([signal.states[layer] for signal in signals])
-            projected[modality] = adapters[modality].project(*states)
+            parts = [signal.states[layer] for signal in signals]
+            made = adapters[modality].project(*stacked(parts))
+            projected[modality] = replace(made, is_full=len({len(part) for part in parts}) == 1)
         keys = keys_of(signals, gate)
         return cls(adapters, gate, tuple(signals), keys, projected, assignment)
 

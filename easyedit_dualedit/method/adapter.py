@@ -23,6 +23,8 @@ class ProjectedEdit:
     """[n, h, e, k]."""
     mask: Tensor
     """True at real edit positions, bool [n, e]."""
+    is_full: bool = False
+    """True if every position is known to be real, so that attention needs no mask."""
 
     @property
     def device(self) -> torch.device:
@@ -31,7 +33,9 @@ class ProjectedEdit:
 
     def select(self, rows: Tensor) -> "ProjectedEdit":
         """Return the edits with the given indices, long [b]."""
-        return ProjectedEdit(self.keys[rows], self.values[rows], self.mask[rows])
+        if len(self.keys) == len(rows) == 1:
+            return self
+        return ProjectedEdit(self.keys[rows], self.values[rows], self.mask[rows], self.is_full)
 
 
 class CrossAttentionAdapter(nn.Module):
@@ -82,8 +86,9 @@ class CrossAttentionAdapter(nn.Module):
         """
         with self._own_precision():
             queries = self._split(self.query(self.query_norm(hidden.to(self.query.weight))))
+            mask = None if edit.is_full else edit.mask[:, None, None, :]
             attended = functional.scaled_dot_product_attention(
-                queries, edit.keys, edit.values, attn_mask=edit.mask[:, None, None, :]
+                queries, edit.keys, edit.values, attn_mask=mask
             )
             delta: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return delta.to(hidden)
@@ -147,8 +152,15 @@ def add_at(
         edit: the edit of each of `rows`, n = len(rows).
         rows: indices of the rows to change.
     """
+    positions = positions.to(hidden.device)
+    if len(hidden) == len(rows) == 1:  # the common case, in a third of the operations
+        columns = positions[0].nonzero()[:, 0]
+        if len(columns) == 0:
+            return hidden
+        states = hidden.index_select(1, columns)
+        return hidden.index_add(1, columns, adapter(states.to(edit.device), edit).to(hidden))
     chosen_rows = torch.tensor(rows, dtype=torch.long, device=hidden.device)
-    columns, is_chosen = first_positions(positions.to(hidden.device)[chosen_rows])  # [r, m]
+    columns, is_chosen = first_positions(positions[chosen_rows])  # [r, m]
     if columns.numel() == 0:
         return hidden
     places = (chosen_rows[:, None], columns)

@@ -159,7 +159,8 @@ class Gate(nn.Module):
                 )
             # Beam search and sampling repeat each row of the batch in place.
             assignment = assignment.repeat_interleave(len(hidden) // len(assignment))
-        pictures = vision_mean(hidden, layout.vision) if self.kind == "learned" else None
+        is_learned = self.config.kind == "learned"
+        pictures = vision_mean(hidden, layout.vision) if is_learned else None
         return self.route(hidden[rows, index.to(hidden.device)], edits, assignment, pictures)
 
     def route(
@@ -183,25 +184,24 @@ class Gate(nn.Module):
         Raises:
             CalibrationError: if the gate has no threshold yet.
         """
-        count = len(edits)
-        if count == 0:
+        if len(edits) == 0:
             nothing = queries.new_full((len(queries),), -math.inf, dtype=torch.float32)
             return Routing(nothing, torch.full_like(nothing, -1, dtype=torch.long))
         with torch.autocast(edits.device.type, enabled=False):
             similarity = self.key(queries, vision) @ edits.T  # [b, n]
-        similarity = similarity.where(similarity.isfinite(), -math.inf)
         if assignment is None:
-            threshold = self.threshold_among(count)
-            best = similarity.amax(1)
-            # With the last edit first, arg-max finds the newest of equals.
-            is_best = (similarity >= best[:, None] - _TIE).flip(1)
-            index = count - 1 - is_best.view(torch.uint8).argmax(1)
+            threshold = self.threshold_among(len(edits))
+            numbers = torch.arange(len(edits), device=edits.device)
         else:  # a query that may use one edit only is not tempted by the others
             threshold = self.threshold_among(1)
-            index = assignment.to(similarity.device)
-            best = similarity.gather(1, index[:, None])[:, 0]
-        is_open = (best >= threshold) & (best > -math.inf)
-        return Routing(best.to(queries.device), torch.where(is_open, index, -1).to(queries.device))
+            numbers = assignment.to(edits.device)[:, None]
+            similarity = similarity.gather(1, numbers)
+        similarity = similarity.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+        best = similarity.amax(1, keepdim=True)
+        # Every cosine is above -2: an open gate has no threshold, and still refuses NaN.
+        applies = (similarity >= best - _TIE) & (best >= max(threshold, -2.0))
+        edit_index = torch.where(applies, numbers, -1).amax(1)  # the newest of equals
+        return Routing(best[:, 0].to(queries.device), edit_index.to(queries.device))
 
     def key(self, states: Tensor, vision: Tensor | None = None) -> Tensor:
         """Return unit vectors, float32 [..., k], whose products are similarities.

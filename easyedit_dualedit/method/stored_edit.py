@@ -82,7 +82,7 @@ class StoredProjections:
         values = self._padded([edit.values for edit in chosen])
         lengths = torch.tensor([edit.keys.values.shape[1] for edit in chosen])
         mask = torch.arange(keys.shape[2]) < lengths[:, None]
-        return ProjectedEdit(keys, values, mask.to(self._device))
+        return ProjectedEdit(keys, values, mask.to(self._device), is_full=bool(mask.all()))
 
     def _padded(self, parts: Sequence[Packed]) -> Tensor:
         """Return the tensors of several edits as one, [b, h, e, k], zeros behind short ones."""
