@@ -16,10 +16,10 @@ from benchmarks.speed import described
 from benchmarks.subject import Shapes
 from benchmarks.tasks import STATE_BUDGETS
 from easyedit_dualedit.method.active_edits import ActiveEdits
-from easyedit_dualedit.method.applied import AppliedEdits
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.stored_edit import Provenance, StoredEdit
 from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.inputs import TokenLayout
 
 COUNTS = (1, 100, 10_000)
 """Numbers of edits to route among."""
@@ -110,10 +110,9 @@ def routing(subject: DeviceSubject, clock: Clock, repeats: int) -> dict[str, dic
             if name == "open":
                 keys = torch.cat([keys[:-1], own[None]])
             edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(keys)]
-            memory = ActiveEdits.of_stored(edits, editor.backbone.device)
-            applied = AppliedEdits(editor.backbone, editor.adapters, gate, memory)
+            active = ActiveEdits.of_stored(edits, editor.adapters, gate)
             title = f"{name}, among {count} edit{'s' * (count > 1)}"
-            decisions[title] = partial(applied.open_rows, hidden, batch.layout)
+            decisions[title] = partial(_open_rows, active, hidden, batch.layout)
     plain = partial(subject.model, **batch.inputs, use_cache=False)
     forwards, taken = [], {title: [] for title in decisions}  # type: ignore[var-annotated]
     for turn in range(repeats + 1):
@@ -132,3 +131,7 @@ def routing(subject: DeviceSubject, clock: Clock, repeats: int) -> dict[str, dic
         }
         for title, times in taken.items()
     }
+
+
+def _open_rows(active: ActiveEdits, hidden: torch.Tensor, layout: TokenLayout) -> dict[int, int]:
+    return active.decide(hidden, layout).open_rows()

@@ -27,7 +27,7 @@ from easyedit_dualedit.train.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
 
-READS = {"edit": 10, "step": 29, "step, frozen states kept": 27}
+READS = {"edit": 8, "step": 25, "step, frozen states kept": 23}
 """How often an edit or a step waits for numbers in tensors, however many rows and tokens."""
 
 CPU = Clock(torch.device("cpu"))
