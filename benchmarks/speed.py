@@ -7,8 +7,10 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,9 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
         one = parts.get("trimmed", partial(_measured_apart, names[-1], given, **_TRIMMING))
         found["peak_mib"][f"the same, {_TRIMMED}"] = one["peak_mib"]
         found["times"] |= _renamed(one["times"], _TRIMMED)
+        if shutil.which("g++"):
+            one = parts.get("compiled", partial(_measured_apart, names[-1], given, "--compiled"))
+            found["times"] |= _renamed(one["times"], "compile_layers: true")
     return found, parts
 
 
@@ -98,8 +103,10 @@ def _computed(shapes: Shapes, given: argparse.Namespace, rate: float) -> dict[st
     }
 
 
-def _measured_apart(part: str, given: argparse.Namespace, **environment: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.speed", "--part", part]
+def _measured_apart(
+    part: str, given: argparse.Namespace, *flags: str, **environment: str
+) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.speed", "--part", part, *flags]
     for name in ("shapes", "device", "repeats", "steps", "batch"):
         command += [f"--{name}", str(getattr(given, name))]
     output = subprocess.run(
@@ -159,6 +166,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--write", type=Path, metavar="PAGE", help="store the figures, and make the page of all"
     )
     parser.add_argument("--part", choices=(_EDITS, *STATE_BUDGETS), help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     found = parser.parse_args(given)
     for name in ("repeats", "steps", "batch"):
         value = getattr(found, name)
@@ -199,7 +207,8 @@ def main() -> None:
         if given.part == _EDITS:
             found = measures.edits()
         else:
-            found = measures.training(given.part, TRAINING)
+            config = replace(TRAINING, compile_layers=given.compiled)
+            found = measures.training(given.part, config)
         sys.stdout.write(json.dumps(found) + "\n")
         return
     require_memory(shapes, given.batch, given.steps, device)

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -12,8 +11,6 @@ from typing import Any
 import yaml
 
 from easyedit_dualedit.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -65,16 +62,6 @@ def unknown_keys(values: Mapping[str, Any], known: Iterable[str], source: str) -
         f"unknown keys in {source}: {', '.join(unknown)}{suggestion} known keys: "
         + ", ".join(allowed)
     ]
-
-
-def without_removed(
-    values: Mapping[str, Any], removed: Iterable[str], source: str
-) -> dict[str, Any]:
-    """Return `values` without the keys that were removed, each of which is a warning."""
-    for key in removed:
-        if key in values:
-            logger.warning("%s in %s does nothing: the setting was removed", key, source)
-    return {key: value for key, value in values.items() if key not in set(removed)}
 
 
 def as_number(value: Any) -> Any:

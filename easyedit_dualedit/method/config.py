@@ -19,7 +19,6 @@ from easyedit_dualedit.settings import (
     not_one_of,
     raise_if,
     unknown_keys,
-    without_removed,
 )
 
 GateKind = Literal["cosine", "centred", "learned", "last-token", "open"]
@@ -201,9 +200,6 @@ class DualEditConfig:
 CACHE_BYTES = 2**30
 """Bytes that a training keeps between steps, of picture features and of states each."""
 
-REMOVED_TRAINING_KEYS = ("compile_layers",)
-"""Settings of earlier versions; files that hold them are still read."""
-
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -238,6 +234,8 @@ class TrainingConfig:
     checkpoint_activations: bool = False
     """Whether layers above the first edit keep their inputs alone for the gradient, and run again
     for the rest: less memory, more time, the same result."""
+    compile_layers: bool = False
+    """Whether torch.compile makes code of its own for the layers above the first edit."""
     feature_cache_bytes: int = CACHE_BYTES
     """Bytes of picture features to keep between steps, on the model's device."""
     state_cache_bytes: int = CACHE_BYTES
@@ -265,8 +263,9 @@ class TrainingConfig:
             found.append(not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
         if self.autocast not in ("none", "bfloat16"):
             found.append(not_one_of("autocast", self.autocast, ("none", "bfloat16")))
-        if not isinstance(self.checkpoint_activations, bool):
-            found.append(f"checkpoint_activations = {self.checkpoint_activations!r}: true or false")
+        for name in ("checkpoint_activations", "compile_layers"):
+            if not isinstance(getattr(self, name), bool):
+                found.append(f"{name} = {getattr(self, name)!r}: true or false")
         for name in ("seed", "gate_steps", "feature_cache_bytes", "state_cache_bytes"):
             if not is_whole(getattr(self, name), 0):
                 found.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
@@ -293,13 +292,11 @@ class TrainingConfig:
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "the configuration") -> Self:
         """Return the training that a plain mapping describes.
 
-        Numbers may be strings such as "1e-4", which YAML does not read as a number. Keys that
-        training no longer knows are left out, with a warning.
+        Numbers may be strings such as "1e-4", which YAML does not read as a number.
 
         Raises:
             ConfigError: naming every unknown key and value that is not allowed.
         """
-        values = without_removed(values, REMOVED_TRAINING_KEYS, source)
         raise_if(unknown_keys(values, (f.name for f in dataclasses.fields(cls)), source))
         numbers = {k: as_number(v) for k, v in values.items() if k != "state_cache_folder"}
         return cls(**{**values, **numbers})

@@ -3,13 +3,18 @@
 A part keeps its place in the model, so that the model's own forward calls it as ever.
 """
 
+import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+logger = logging.getLogger(__name__)
 
 _BY_POSITION = ("mlp", "q_proj", "o_proj", "out_proj", "fc1", "fc2")
 """Parts of a decoder layer that treat every position alone."""
@@ -74,6 +79,50 @@ def _by_position(module: nn.Module) -> Iterator[nn.Module]:
 def recomputed(real: Forward) -> Forward:
     """Return a forward that keeps only its inputs for the gradient, and runs again for the rest."""
     return lambda *args, **kwargs: checkpoint(real, *args, use_reentrant=False, **kwargs)
+
+
+def compiled(real: Forward) -> Forward:
+    """Return a forward that torch.compile has made code for; `real` where it cannot.
+
+    The code of a module is made once, and serves all its later calls.
+    """
+    module = getattr(real, "__self__", None)
+    if not isinstance(module, nn.Module):  # somebody has put a forward of theirs into it
+        return real
+    made = _COMPILED.get(module)
+    if made is None:
+        made = _COMPILED[module] = _or_real(torch.compile(_unbound(module), dynamic=True), module)
+    return made
+
+
+_COMPILED: MutableMapping[nn.Module, Forward] = WeakKeyDictionary()
+
+
+def _unbound(module: nn.Module) -> Forward:
+    # What holds a module strongly would never let go of it.
+    reference, run = ref(module), type(module).forward
+    return lambda *args, **kwargs: run(reference(), *args, **kwargs)
+
+
+def _or_real(fast: Forward, module: nn.Module) -> Forward:
+    # Not before it is asked for: it takes a second and 80 MiB.
+    from torch._dynamo.exc import TorchDynamoException
+
+    reference, run = ref(module), type(module).forward
+    works = True
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal works
+        if works:
+            try:
+                return fast(*args, **kwargs)
+            except TorchDynamoException as error:  # no compiler for C++, say
+                works = False
+                line = " ".join(str(error).split())[:200]
+                logger.warning("layers run as they are, not compiled: %s", line)
+        return run(reference(), *args, **kwargs)
+
+    return forward
 
 
 def trimmed(layer: nn.Module, index: Tensor) -> Callable[[Forward], Forward]:

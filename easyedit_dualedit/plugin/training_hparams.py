@@ -1,15 +1,13 @@
 """Hyperparameters of training, in the form in which EasyEdit's trainer reads them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.method.config import CACHE_BYTES, REMOVED_TRAINING_KEYS, TrainingConfig
+from easyedit_dualedit.method.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.plugin.edit_hparams import DualEditMultimodalHparams
-from easyedit_dualedit.settings import without_removed
 
 _LEFT_TO_PRESET = (
     "text_locality_weight",
@@ -71,6 +69,8 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     """bfloat16: the frozen model computes in it; EasyEdit's own trainer takes no notice."""
     checkpoint_activations: bool = False
     """Less memory, more time, the same result; EasyEdit's own trainer takes no notice."""
+    compile_layers: bool = False
+    """torch.compile for the layers above the first edit; EasyEdit's own trainer takes no notice."""
     feature_cache_bytes: int = CACHE_BYTES
     """Picture features kept between steps; EasyEdit's own trainer keeps none."""
     state_cache_bytes: int = CACHE_BYTES
@@ -89,19 +89,6 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     save: bool = False
     silent: bool = False
     verbose: bool = True
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, source: str = "the hyperparameters") -> Self:
-        """Return the hyperparameters that a mapping describes, as for an edit.
-
-        Keys that training no longer knows are left out, with a warning.
-
-        Raises:
-            ConfigError: naming every unknown key, missing key and value that is not allowed.
-        """
-        return super().from_dict(
-            without_removed(values, REMOVED_TRAINING_KEYS, source), source=source
-        )
 
     def training_config(self) -> TrainingConfig:
         """Return the frozen configuration of the training.
@@ -125,6 +112,7 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
             "accumulate": self.accumulate_bs,
             "autocast": self.autocast,
             "checkpoint_activations": self.checkpoint_activations,
+            "compile_layers": self.compile_layers,
             "feature_cache_bytes": self.feature_cache_bytes,
             "state_cache_bytes": self.state_cache_bytes,
             "state_cache_folder": self.state_cache_folder,

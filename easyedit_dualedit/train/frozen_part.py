@@ -132,6 +132,8 @@ class FrozenPart:
         """Whether rows that begin alike are laid into one."""
         self.trims = True
         """Whether the last layer runs only where its output is read."""
+        self.compiles = False
+        """Whether edited layers are compiled."""
         self.recomputes = False
         """Whether edited layers run again for their gradient."""
 
@@ -203,6 +205,7 @@ class FrozenPart:
             call,
             prefixes,
             trims=self.trims,
+            compiles=self.compiles,
             recomputes=self.recomputes,
         )
 

@@ -122,6 +122,7 @@ class TrainingStep:
 
     def _losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
         self.frozen.recomputes = config.checkpoint_activations
+        self.frozen.compiles = config.compile_layers
         if not self.is_plain:
             try:
                 return self._shared(records, config)

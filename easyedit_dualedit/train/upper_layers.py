@@ -15,6 +15,7 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
 from easyedit_dualedit.model.inputs import Batch
 from easyedit_dualedit.model.layer_swaps import (
+    compiled,
     recomputed,
     replaced,
     skipped,
@@ -37,6 +38,8 @@ class FrozenOutput:
     prefixes: CommonPrefixes
     trims: bool = True
     """Whether the last layer that is asked for runs only at the positions asked for."""
+    compiles: bool = False
+    """Whether layers that run at all positions are compiled."""
     recomputes: bool = False
     """Whether layers run again for their gradient instead of keeping what they computed."""
 
@@ -107,6 +110,8 @@ class UpperLayers:
                 if index == last and at is not None and frozen.trims:
                     read = at[0] * states.shape[1] + at[1]
                     stack.enter_context(replaced(layers[index], trimmed(layers[index], read)))
+                elif frozen.compiles:
+                    stack.enter_context(replaced(layers[index], compiled))
                 if frozen.recomputes and torch.is_grad_enabled():
                     stack.enter_context(replaced(layers[index], recomputed))
             output = frozen.backbone.decoder(**call)

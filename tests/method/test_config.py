@@ -249,14 +249,6 @@ def test_a_folder_that_looks_like_a_number_is_a_folder():
     assert TrainingConfig.from_dict({"state_cache_folder": "2024"}).state_cache_folder == "2024"
 
 
-def test_a_removed_training_key_is_left_out_with_one_warning(caplog: pytest.LogCaptureFixture):
-    found = TrainingConfig.from_dict({"compile_layers": True, "steps": 3}, source="old.yaml")
-    assert found == TrainingConfig(steps=3)
-    assert [record.getMessage() for record in caplog.records] == [
-        "compile_layers in old.yaml does nothing: the setting was removed"
-    ]
-
-
 def test_weights_of_zero_and_other_schedules_are_allowed():
     names = [f.name for f in dataclasses.fields(TrainingConfig) if f.name.endswith("_weight")]
     config = TrainingConfig.from_dict(dict.fromkeys(names, 0) | {"schedule": "one-cycle"})

@@ -80,18 +80,6 @@ def test_they_give_what_a_training_keeps() -> None:
     assert found.state_cache_folder == "states"
 
 
-def test_a_removed_training_key_is_left_out_with_one_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    read = DualEditMultimodalTrainingHparams.from_dict(settings(compile_layers=True))
-    assert read == DualEditMultimodalTrainingHparams.from_dict(settings())
-    assert [record.getMessage() for record in caplog.records] == [
-        "compile_layers in the hyperparameters does nothing: the setting was removed"
-    ]
-    with pytest.raises(ConfigError, match="unknown keys in the hyperparameters: compile_layers"):
-        DualEditMultimodalHparams.from_dict(settings(compile_layers=True))
-
-
 def test_the_published_preset_trains_no_text_locality_unless_asked() -> None:
     read = DualEditMultimodalTrainingHparams.from_dict(settings(preset="published"))
     assert read.training_config().text_locality_weight == 0

@@ -1,5 +1,6 @@
 """Training: losses fall, only adapters change, runs continue where they stopped."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 from tiny_data import editor_of, fast, step_losses, write_data
 from tiny_editors import shared, tiny_config
 from tiny_models import TinyModel
+from torch._dynamo.exc import TorchDynamoException
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model import layer_swaps
 from easyedit_dualedit.train import trainer
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.step import TrainingStep
@@ -111,6 +114,54 @@ def test_checkpointed_activations_change_no_gradient(family: str, records: list[
     again = gradients(editor, records[:2], fast(checkpoint_activations=True))
     for one, two in zip(kept, again, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    own = [record for record in caplog.records if record.name.startswith("easyedit_dualedit")]
+    return [record.getMessage() for record in own]
+
+
+NO_COMPILER = "no C++ compiler, without which torch.compile makes no code for a processor"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason=NO_COMPILER)
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_layers_change_no_gradient(
+    llava: TinyModel, records: list[Record], checkpointed: bool, caplog: pytest.LogCaptureFixture
+):
+    editor = stirred(llava, text_layer=0, vision_layer=1)
+    plain = gradients(editor, records[:2], fast())
+    before = [layer.forward for layer in editor.backbone.layers]
+    options = {"compile_layers": True, "checkpoint_activations": checkpointed}
+    compiled = gradients(editor, records[:2], fast(**options))
+    assert not warnings_in(caplog), "a fallback would warn"
+    assert [layer.forward for layer in editor.backbone.layers] == before
+    for one, two in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_compiler_layers_run_as_they_are(
+    llava: TinyModel,
+    records: list[Record],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    def compile_nothing(_function: object, **_options: object) -> object:
+        def fail(*_args: object, **_kwargs: object) -> None:
+            raise TorchDynamoException("no compiler\nhere")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(layer_swaps, "_COMPILED", {})
+    editor = stirred(llava, text_layer=0, vision_layer=1)
+    plain = gradients(editor, records[:2], fast())
+    fallen = gradients(editor, records[:2], fast(compile_layers=True))
+    line = "layers run as they are, not compiled: no compiler here"
+    assert warnings_in(caplog) == [line] * len(layer_swaps._COMPILED), "once for each layer"
+    assert layer_swaps._COMPILED
+    for one, two in zip(plain, fallen, strict=True):
+        assert torch.equal(one, two)
 
 
 def test_checkpointed_layers_run_again_for_the_gradient(llava: TinyModel, records: list[Record]):
