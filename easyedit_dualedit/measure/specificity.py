@@ -177,8 +177,9 @@ def _image_features(
     starts = range(0, len(queries), batch_size)
     for start in tqdm(starts, desc="comparing pictures", unit="batch", disable=not progress):
         batch = encoder.encode(queries[start : start + batch_size], with_target=False)
-        with record_layers(encoder.backbone.layers, [0], stop=True) as seen:
-            encoder.backbone.model(**batch.inputs, use_cache=False)
+        backbone = encoder.backbone
+        with backbone.undisturbed(), record_layers(backbone.layers, [0], stop=True) as seen:
+            backbone.model(**batch.inputs, use_cache=False)
         hidden = seen[0].float()
         weight = batch.layout.vision.to(hidden)[..., None]  # [b, s, 1]
         rows.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))

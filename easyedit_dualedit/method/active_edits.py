@@ -176,7 +176,11 @@ class ActiveEdits:
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             # Made for the cache that is left out.
             plain["attention_mask"] = layout.real.long()
-        with torch.no_grad(), record(backbone.layers, [self.gate_layer], stop=True) as states:
+        with (
+            torch.no_grad(),
+            backbone.undisturbed(),
+            record(backbone.layers, [self.gate_layer], stop=True) as states,
+        ):
             backbone.model(**plain, use_cache=False)
         return self.decide(states[self.gate_layer], layout)
 

@@ -84,7 +84,8 @@ class DualEditor(
     def read_batch(self, batch: Batch, requests: Sequence[Query] = ()) -> list[EditSignal]:
         """Return the edit signal of each row of an encoded batch.
 
-        The forward is unedited and ends after the deeper of the two layers: no lm_head runs.
+        The forward is unedited and ends after the deeper of the two layers: no lm_head runs. It
+        runs without dropout, and leaves no trace on the model.
 
         Raises:
             DataError: if a row has no target.
@@ -92,8 +93,9 @@ class DualEditor(
         if not bool(batch.target.any(1).all()):
             rows = (~batch.target.any(1)).nonzero().flatten().tolist()
             raise DataError(f"rows {rows} have no target; give each request its new answer")
-        with record(self.backbone.layers, self._layers, stop=True) as states:
-            self.backbone.model(**batch.inputs, use_cache=False)
+        backbone = self.backbone
+        with backbone.undisturbed(), record(backbone.layers, self._layers, stop=True) as states:
+            backbone.model(**batch.inputs, use_cache=False)
         return self.signals_of(states, batch.layout, batch.target, requests)
 
     def signals_of(

@@ -23,7 +23,8 @@ def first_answer_tokens(encoder: Encoder, queries: Sequence[Query], batch_size: 
     tokens = []
     for start in range(0, len(queries), batch_size):
         batch = encoder.encode(queries[start : start + batch_size], with_target=False)
-        logits = encoder.backbone.model(**batch.inputs, use_cache=False).logits
+        with encoder.backbone.undisturbed():
+            logits = encoder.backbone.model(**batch.inputs, use_cache=False).logits
         tokens.append(logits[:, -1].argmax(-1))  # rows are padded on the left
     return torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long)
 
@@ -42,7 +43,8 @@ def with_own_answers(
     for start in range(0, len(queries), batch_size):
         part = queries[start : start + batch_size]
         batch = encoder.encode(part, with_target=False)
-        tokens = model.generate(**batch.inputs, max_new_tokens=_LONGEST, do_sample=False)
+        with encoder.backbone.undisturbed():
+            tokens = model.generate(**batch.inputs, max_new_tokens=_LONGEST, do_sample=False)
         new = tokens[:, batch.inputs["input_ids"].shape[1] :]
         texts = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
         for query, text in zip(part, texts, strict=True):

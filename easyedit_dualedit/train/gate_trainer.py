@@ -199,8 +199,9 @@ def gate_states(
     found: list[tuple[Tensor, ...]] = []
     for start in range(0, len(queries), batch_size):
         batch = editor.encoder.encode(queries[start : start + batch_size])
-        with record(editor.backbone.layers, [layer], stop=True) as seen:
-            editor.backbone.model(**batch.inputs, use_cache=False)
+        backbone = editor.backbone
+        with backbone.undisturbed(), record(backbone.layers, [layer], stop=True) as seen:
+            backbone.model(**batch.inputs, use_cache=False)
         hidden = seen[layer].float()
         rows = torch.arange(batch.size, device=hidden.device)
         found.append(

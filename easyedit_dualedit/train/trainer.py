@@ -69,7 +69,7 @@ def train(
     processes.agree(editor.adapters.parameters())
     progress = progress and processes.is_first
     training_step = TrainingStep.within(editor, config)
-    with _frozen(editor.backbone.model):
+    with editor.backbone.undisturbed(), _frozen(editor.backbone.model):
         bar = tqdm(
             range(first, config.steps),
             initial=first,
@@ -118,8 +118,6 @@ def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     modes = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    was_training = model.training
-    model.eval()
     for parameter, _ in modes:
         parameter.requires_grad_(False)
     try:
@@ -127,7 +125,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, required in modes:
             parameter.requires_grad_(required)
-        model.train(was_training)
 
 
 def _schedule(

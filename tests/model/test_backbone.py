@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_editors import backbone_of
+from tiny_editors import backbone_of, picture, request_of, shared, trained_editor
+from tiny_families import FAMILIES
 from tiny_models import LAYERS, TinyModel, tiny_llava
 from torch import nn
 
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 from easyedit_dualedit.model.backbone import Backbone, PromptMarker
 from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.inputs import Query
 
 
 class Part(nn.Module):
@@ -189,3 +191,77 @@ def test_rows_without_marker_are_named_with_the_remedy():
 def test_rows_shorter_than_the_marker_are_named():
     with pytest.raises(PromptEndError, match=r"rows \[0, 1\]"):
         MARKER.last_index(rows([8], [9]), torch.ones(2, 1))
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """Return everything that the modules of a model hold beside their weights and hooks."""
+    held = {}
+    for name, part in model.named_modules():
+        for key, value in vars(part).items():
+            if not key.startswith("_"):
+                held[f"{name}.{key}"] = value
+    return held
+
+
+def same(one: Any, other: Any) -> bool:
+    return (
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one is other or one == other
+    )
+
+
+def test_reading_leaves_nothing_on_the_model(every: TinyModel):
+    editor = trained_editor(every, gate={"kind": "cosine", "threshold": 0.9})
+    with torch.no_grad():
+        every.model(**editor.encoder.encode([request_of()]).inputs)  # what a base call leaves
+    every.model.train()
+    layer = editor.backbone.layers[1]
+    layer.eval()
+    before = state_of(every.model)
+    try:
+        signals = editor.read([request_of("Where is the star?", "two", "green")])
+        query = editor.encoder.encode([request_of()], with_target=False)
+        editor.edited(signals).route(**query.inputs)
+        after = state_of(every.model)
+        assert before.keys() == after.keys()
+        assert [name for name in before if not same(before[name], after[name])] == []
+        assert every.model.training and not layer.training
+    finally:
+        every.model.eval()
+
+
+def test_an_edit_is_read_without_dropout():
+    tiny = FAMILIES["llava"]()
+    editor = trained_editor(tiny)
+    expected = editor.read([request_of()])[0].states
+    tiny.model.train()
+    dropped = 0
+    for module in tiny.model.modules():
+        for name in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.5)
+                dropped += 1
+    assert dropped
+    for _ in range(2):
+        states = editor.read([request_of()])[0].states
+        assert all(torch.equal(states[layer], expected[layer]) for layer in expected)
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5"])
+def test_somebody_may_decode_by_hand_while_edits_are_made(family: str):
+    tiny = shared(family)
+    editor = trained_editor(tiny, gate={"kind": "cosine", "threshold": 0.9})
+    wide = Query("What colour is the circle?", picture(size=(112, 56)))
+    prompt = editor.encoder.encode([wide], with_target=False).inputs
+
+    @torch.no_grad()
+    def decode(*, edits: bool) -> torch.Tensor:
+        output = tiny.model(**prompt, use_cache=True)
+        if edits:
+            edited = editor.edit(picture(size=(56, 56)), "Where is the star?", "blue")
+            edited.route(**editor.encoder.encode([request_of()], with_target=False).inputs)
+        token = output.logits[:, -1:].argmax(-1)
+        cache = output.past_key_values
+        step = tiny.model(input_ids=token, past_key_values=cache, use_cache=True)
+        return step.logits
+
+    assert torch.equal(decode(edits=True), decode(edits=False))
