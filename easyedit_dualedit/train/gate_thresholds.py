@@ -66,14 +66,14 @@ def thresholds_by_count(
         CalibrationError: if no query is in scope, or none out of it.
     """
     lattice = torch.linspace(0.0, 1.0, _LATTICE, device=kinds[0].similarity.device)
-    found = [_Opening.of(kind, lattice) for kind in kinds if bool(kind.counts.any())]
-    if {each.in_scope for each in found} != {True, False}:
+    openings = [_Opening.of(kind, lattice) for kind in kinds if bool(kind.counts.any())]
+    if {each.in_scope for each in openings} != {True, False}:
         raise CalibrationError("thresholds need queries in scope and queries out of it")
-    inside = torch.tensor([each.in_scope for each in found], device=lattice.device)
-    lowest = _strict(found, lattice, false_open_rate)
+    inside = torch.tensor([each.in_scope for each in openings], device=lattice.device)
+    lowest = _strict(openings, lattice, false_open_rate)
     chosen = {}
     for count in counts:
-        rates = torch.stack([each.rates(count) for each in found])  # [kinds, t]
+        rates = torch.stack([each.rates(count) for each in openings])  # [kinds, t]
         right = torch.where(inside[:, None], rates, 1 - rates).mean(0)
         lowest = max(lowest, _middle_of_best(right))
         chosen[count] = CountCalibration(
@@ -128,7 +128,7 @@ def _middle_of_best(right: Tensor) -> int:
     return int(places[len(places) // 2])  # a little room on either side
 
 
-def _strict(found: Sequence[_Opening], lattice: Tensor, rate: float) -> int:
-    outside = torch.cat([each.is_open for each in found if not each.in_scope])
+def _strict(openings: Sequence[_Opening], lattice: Tensor, rate: float) -> int:
+    outside = torch.cat([each.is_open for each in openings if not each.in_scope])
     allowed = (outside.float().mean(0) <= rate).nonzero()[:, 0]
     return int(allowed[0]) if len(allowed) else len(lattice) - 1

@@ -196,7 +196,7 @@ def gate_states(
     They lie where the gate does, whichever device the layer is on.
     """
     layer, device = editor.config.text_layer, editor.gate.mean.device
-    found: list[tuple[Tensor, ...]] = []
+    batches: list[tuple[Tensor, ...]] = []
     for start in range(0, len(queries), batch_size):
         batch = editor.encoder.encode(queries[start : start + batch_size])
         backbone = editor.backbone
@@ -204,14 +204,14 @@ def gate_states(
             backbone.model(**batch.inputs, use_cache=False)
         hidden = seen[layer].float()
         rows = torch.arange(batch.size, device=hidden.device)
-        found.append(
+        batches.append(
             (
                 hidden[rows, batch.layout.gate.to(hidden.device)],
                 hidden[rows, batch.layout.last.to(hidden.device)],
                 vision_mean(hidden, batch.layout.vision),
             )
         )
-    return tuple(torch.cat(parts).to(device) for parts in zip(*found, strict=True))
+    return tuple(torch.cat(parts).to(device) for parts in zip(*batches, strict=True))
 
 
 def _fit(
@@ -289,12 +289,12 @@ def _calibrate_projection(editor: DualEditor, states: ScopeStates) -> Calibratio
         )
         for kind in SCOPE
     }
-    found = thresholds_by_count(
+    calibrations = thresholds_by_count(
         list(kinds.values()), EDIT_COUNTS, false_open_rate=editor.config.gate.false_open_rate
     )
-    thresholds = [found[count].threshold for count in EDIT_COUNTS]
+    thresholds = [calibrations[count].threshold for count in EDIT_COUNTS]
     projection.thresholds.copy_(torch.tensor(thresholds))
-    for count, each in found.items():
+    for count, each in calibrations.items():
         logger.info(
             "the learned gate among %d edits: threshold %.3f, opens rightly for %.4f, wrongly for"
             " %.4f",
@@ -303,5 +303,5 @@ def _calibrate_projection(editor: DualEditor, states: ScopeStates) -> Calibratio
             each.true_open_rate,
             each.false_open_rate,
         )
-    single = found[EDIT_COUNTS[0]]
+    single = calibrations[EDIT_COUNTS[0]]
     return Calibration(single.threshold, single.true_open_rate, single.false_open_rate)

@@ -136,20 +136,20 @@ def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
         UnknownFeaturesError: if the model does not ask `get_image_features`, or its answer is of
             another form than those that are known.
     """
-    found: list[Any] = []
+    answers: list[Any] = []
 
     def reading(real: Callable[..., Any]) -> Callable[..., Any]:
         def read(*args: Any, **kwargs: Any) -> Any:
-            found.append(real(*args, **kwargs))
+            answers.append(real(*args, **kwargs))
             raise _Read
 
         return read
 
     with torch.no_grad(), _replaced(model, reading), suppress(_Read):
         model(**inputs, use_cache=False)
-    if not found or getattr(found[0], "pooler_output", None) is None:
+    if not answers or getattr(answers[0], "pooler_output", None) is None:
         raise UnknownFeaturesError(f"{type(model).__name__} gives no pooler_output")
-    output = found[0]
+    output = answers[0]
     values = {name: getattr(output, name, None) for name in _KEPT}
     return Features(type(output), {k: _known(v) for k, v in values.items() if v is not None})
 

@@ -100,7 +100,7 @@ class TrainingStep:
         self._folder = folder
         self._is_checked = False
         self.is_plain = False
-        """Whether the model cannot be continued from a layer, so that whole forwards run."""
+        """Whether the model cannot be run from a layer on, so that whole forwards run."""
 
     @classmethod
     def within(cls, editor: DualEditor, config: TrainingConfig) -> Self:
