@@ -163,6 +163,7 @@ class _Benchmark:
     def _measure(self, contender: Contender, run: Run, missing: Sequence[Record]) -> None:
         plan = self.plan
         encoders: list[Encoder] = []
+        peak = PeakMemory(plan.device)
 
         def load() -> tuple[Any, Any]:
             model, processor = plan.load()
@@ -187,10 +188,12 @@ class _Benchmark:
             seconds = time.perf_counter() - start
         making = {"trained_parameters": method.trained_parameters, "making_seconds": seconds}
         encoder = encoders[-1]
-        peak = PeakMemory(plan.device)
+        plain = Edited(encoder.backbone.model, 0)
+        peak.restart()
         for record in missing:
             questions = plan.questions(record)
             asker = Asker(encoder, [questions], plan.protocols)
+            pair = [asker.request_seconds(plain)]
             # An edit's draws must not depend on the edits before it, or a continued run would
             # differ.
             _seed(plan.seed + 1 + record.index)
@@ -198,24 +201,33 @@ class _Benchmark:
             with method.edit(record) as edited:
                 seconds = time.perf_counter() - start
                 (after,) = asker.ask(edited)
+                pair.append(asker.request_seconds(edited))
             before = self.unedited.before(record)
             values = score(questions, before, after, encoder, plan.protocols)
             run.store(
                 record.index,
-                {"index": record.index, **_case(values, after, seconds, edited.stored_bytes)},
+                {
+                    "index": record.index,
+                    **_case(values, after, seconds, edited.stored_bytes, pair),
+                },
             )
             self.bar.update()
         note_making(run.folder, {**making, "peak_memory_bytes": peak.read()})
 
 
 def _case(
-    values: Mapping[str, Mapping[str, float]], replies: Replies, seconds: float, stored_bytes: int
+    values: Mapping[str, Mapping[str, float]],
+    replies: Replies,
+    seconds: float,
+    stored_bytes: int,
+    pair: Sequence[float] = (),
 ) -> dict[str, Any]:
     return {
         "values": values,
         **replies.to_dict(),
         "stored_bytes": stored_bytes,
-        "seconds": {"edit": seconds, "forward": replies.forward_seconds},
+        # The request's forward unedited and edited, one right after the other.
+        "seconds": {"edit": seconds, "forward": replies.forward_seconds, "pair": list(pair)},
     }
 
 

@@ -44,17 +44,19 @@ def costs_of(folder: Path, name: str, indices: Sequence[int]) -> dict[str, float
     """Return what a method costs, beside what the unedited model does.
 
     Returns:
-        `seconds_per_edit` (mean), `forward_overhead` (ratio of the median forwards),
+        `seconds_per_edit` (mean), `forward_overhead` (median over cases of the edited
+        forward's time over the unedited one's right before it),
         `bytes_per_edit` (mean), `trained_parameters`, `making_seconds` (loading, and training if
-        there was any) and `peak_memory_bytes` while it edits and is asked; None where unknown.
+        there was any) and `peak_memory_bytes` while it edits and is asked, beyond what the process
+        held before the method was made; None where unknown.
     """
     cases = cases_of(folder, name, indices)
-    plain = [case["seconds"]["forward"] for case in cases_of(folder, UNEDITED, indices)]
+    pairs = [case["seconds"].get("pair") or () for case in cases]
+    ratios = [pair[1] / pair[0] for pair in pairs if pair]
     making = read_json(method_folder(folder, name) / MAKING_FILE) or {}
-    forward = [case["seconds"]["forward"] for case in cases]
     return {
         "seconds_per_edit": fmean(case["seconds"]["edit"] for case in cases) if cases else None,
-        "forward_overhead": median(forward) / median(plain) if forward and plain else None,
+        "forward_overhead": median(ratios) if ratios else (1.0 if name == UNEDITED else None),
         "bytes_per_edit": round(fmean(case["stored_bytes"] for case in cases)) if cases else None,
         **{
             key: making.get(key)

@@ -155,6 +155,16 @@ class Asker:
             for record in range(len(self._questions))
         ]
 
+    @torch.no_grad()
+    def request_seconds(self, edited: Edited) -> float:
+        """Return how long one forward of the first record's own request takes, its answer fed in.
+
+        Asked of the unedited model before an edit and of the edited one within it, it gives a pair
+        that a machine's changing speed does not part.
+        """
+        request = edited.asked(self._questions[0].own[METRICS[0]])
+        return _timed_forward(edited, self._encoder.encode([request]))[1]
+
     def _asked_of(self, edited: Edited) -> list[_Asked]:
         """Return every question as the method puts it to the model, record by record."""
         every = []

@@ -65,7 +65,7 @@ def costs_table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
             [name, *(_cost(key, cost.get(key)) for key in _COST_TITLES)]
             for name, cost in costs.items()
         ],
-        title="Costs; memory is the process's peak while it edits and is asked",
+        title="Costs; forwards in pairs, memory beyond what the process held before the method",
     )
 
 

@@ -1,6 +1,7 @@
 """A run on disk: names of folders, and what each method cost."""
 
 from pathlib import Path
+from statistics import median
 
 import pytest
 from tiny_benchmark import contender, plan_of
@@ -8,7 +9,13 @@ from tiny_data import write_data
 
 from easyedit_dualedit.data.records import load_records
 from easyedit_dualedit.experiments.benchmark import run_benchmark
-from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, costs_of, note_making, slug
+from easyedit_dualedit.experiments.benchmark_folder import (
+    UNEDITED,
+    cases_of,
+    costs_of,
+    note_making,
+    slug,
+)
 from easyedit_dualedit.experiments.plan import Plan
 from easyedit_dualedit.files import read_json
 
@@ -24,6 +31,9 @@ def test_costs_are_counted(plan: Plan, tmp_path: Path):
     assert costs["bytes_per_edit"] == 42
     assert costs["trained_parameters"] == 7
     assert costs["seconds_per_edit"] is not None and costs["seconds_per_edit"] > 0
+    pairs = [case["seconds"]["pair"] for case in cases_of(tmp_path, "Shaken", range(5))]
+    assert all(len(pair) == 2 and min(pair) > 0 for pair in pairs)
+    assert costs["forward_overhead"] == median(edited / plain for plain, edited in pairs)
     assert costs["forward_overhead"] is not None and 0.2 < costs["forward_overhead"] < 5
     assert costs_of(tmp_path, UNEDITED, range(5))["forward_overhead"] == 1.0
 

@@ -35,6 +35,21 @@ def test_memory_taken_before_it_was_made_does_not_count():
     assert high - low > 200 * 2**20
 
 
+@needs_linux
+def test_what_was_held_before_does_not_count_after_a_restart():
+    held = torch.ones(64 * 2**20)
+    watched = PeakMemory("cpu")
+    torch.ones(32 * 2**20).sum()
+    watched.restart()
+    low = watched.read()
+    taken = torch.ones(32 * 2**20)
+    high = watched.read()
+    assert low is not None and high is not None
+    assert low < 64 * 2**20, "neither what was held nor the peak before"
+    assert 100 * 2**20 < high < 200 * 2**20
+    assert len(held) > len(taken)
+
+
 def test_a_system_that_does_not_tell_gives_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(peak, "_CLEAR", tmp_path / "folder" / "none")
     monkeypatch.setattr(peak, "_STATUS", tmp_path / "none")
