@@ -80,6 +80,14 @@ class DualEditConfig:
 
     Layers count from 0; an adapter acts on the output of its layer.
 
+        >>> config = DualEditConfig.preset("default", text_layer=16, vision_layer=19, width=512)
+        >>> config.gate.kind
+        'learned'
+        >>> DualEditConfig.from_dict(config.to_dict()) == config
+        True
+        >>> config.with_gate("cosine", threshold=0.8).gate.threshold
+        0.8
+
     Raises:
         ConfigError: naming every value that is not allowed.
     """

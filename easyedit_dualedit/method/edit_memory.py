@@ -37,6 +37,15 @@ class EditMemory:
 
     Each query is compared with every edit; the best one at or above the gate's threshold applies,
     the newest of equals. Where none does, the model answers as unedited, bit for bit.
+
+        >>> memory = EditMemory(editor)
+        >>> kite, who = memory.add(
+        ...     [Query("What is this?", image, "a kite"), Query("Who made it?", image, "a child")]
+        ... )
+        >>> answer = memory.model.generate(**inputs, max_new_tokens=3)
+        >>> memory.remove(who)
+        >>> [edit.provenance.target for edit in memory]
+        ['a kite']
     """
 
     def __init__(

@@ -34,6 +34,15 @@ class DualEditor(
 ):
     """Adapters and gate for one model; the model itself is neither owned nor changed.
 
+        >>> gate = GateConfig("cosine", threshold=0.8)
+        >>> config = DualEditConfig(text_layer=1, vision_layer=2, width=32, gate=gate)
+        >>> editor = DualEditor(model, processor, config)  # adapters that are not trained
+        >>> edited = editor.edit(image, "What is this?", "a kite")
+        >>> batch = editor.encoder.encode([Query("What is this?", image)])
+        >>> edited.route(**batch.inputs).is_open  # the question is that of the edit
+        tensor([True])
+        >>> answer = edited.generate(**batch.inputs, max_new_tokens=3)
+
     `state_dict`, `parameters` and `train` concern adapters and gate alone. `save_pretrained`,
     `push_to_hub` and `from_pretrained(folder or hub id, model=..., processor=...)` are those of
     huggingface_hub's mixin.

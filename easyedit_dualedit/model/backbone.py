@@ -5,7 +5,7 @@ end. The answers are the user's where there are any, else they come from the mod
 processor's own interfaces, never from a name.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -84,13 +84,6 @@ class Backbone:
         ids = (self.image_token_id, self.video_token_id)
         return [token for token in ids if token is not None]
 
-    def vision_positions(self, input_ids: Tensor) -> Tensor:
-        """Return where a picture or a video stands in rows of token ids, bool of their shape."""
-        is_vision = input_ids == self.image_token_id
-        if self.video_token_id is not None:
-            is_vision = is_vision | (input_ids == self.video_token_id)
-        return is_vision
-
     @property
     def device(self) -> torch.device:
         """The device on which the model takes its inputs."""
@@ -142,43 +135,6 @@ class Backbone:
                 "4-bit weights keep no gradient on a CPU (bitsandbytes packs them for inference);"
                 " train on a GPU, with quantization: 8bit, or without"
             )
-
-
-def written_prompt(
-    processor: Any, content: Sequence[Mapping[str, str]], template: str | None
-) -> str:
-    """Return what a chat template makes of a question, ready for an answer.
-
-    Args:
-        processor: of the model; its own template is used where none is given.
-        content: the parts of the question, as transformers has them.
-        template: Jinja text to use instead.
-
-    Raises:
-        BackboneError: if the template fails, or knows no questions in parts.
-    """
-    name = f"the chat template of {type(processor).__name__}"
-    remedy = (
-        "; set chat_template to one that takes a list of parts, each with a type, or give its"
-        " Jinja text in YAML: backbone: {chat_template: ...}"
-    )
-    given = {} if template is None else {"chat_template": template}
-    try:
-        text: str = processor.apply_chat_template(
-            [{"role": "user", "content": list(content)}],
-            add_generation_prompt=True,
-            tokenize=False,
-            **given,
-        )
-    # Jinja raises errors of its own, and whatever the operations of a template raise.
-    except Exception as error:
-        line = " ".join(str(error).split())[:200]
-        raise BackboneError(
-            f"{name} cannot write a question ({type(error).__name__}: {line}){remedy}"
-        ) from error
-    if "{'type': " in text and not any("{'type': " in part.get("text", "") for part in content):
-        raise BackboneError(f"{name} takes only text as the content of a message{remedy}")
-    return text
 
 
 @dataclass(frozen=True)

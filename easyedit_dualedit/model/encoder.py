@@ -5,6 +5,8 @@ token for token the prompt that `generate` sees.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
-from easyedit_dualedit.model.backbone import Backbone, PromptMarker, written_prompt
+from easyedit_dualedit.model.backbone import Backbone, PromptMarker
 from easyedit_dualedit.model.inputs import (
     IGNORED,
     Batch,
@@ -23,6 +25,7 @@ from easyedit_dualedit.model.inputs import (
     answer_mask,
     input_device,
     last_real_index,
+    written_prompt,
 )
 from easyedit_dualedit.model.pictures import open_image
 
@@ -31,7 +34,13 @@ PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids
 
 
 class Encoder:
-    """Encodes queries for one model with its own processor and chat template."""
+    """Encodes queries for one model with its own processor and chat template.
+
+    >>> encoder = Encoder(Backbone.of(model), processor)
+    >>> batch = encoder.encode([Query("What is this?", image, target="a kite")])
+    >>> encoder.tokenizer.decode(batch.inputs["input_ids"][batch.target]).strip()
+    'a kite'
+    """
 
     def __init__(self, backbone: Backbone, processor: Any, *, last_prompt_token: bool = True):
         """Keep what encoding needs.
@@ -64,8 +73,8 @@ class Encoder:
         self._answer_prefix: str = (
             family.answer_prefix if given.answer_prefix is None else given.answer_prefix
         )
-        ids = backbone.vision_token_ids
-        self._vision_tokens: list[str] = self.tokenizer.convert_ids_to_tokens(ids)
+        self._vision_ids = backbone.vision_token_ids
+        self._vision_tokens: list[str] = self.tokenizer.convert_ids_to_tokens(self._vision_ids)
 
     def prompt_text(self, query: Query) -> str:
         """Return the prompt as the chat template writes it, ready for an answer."""
@@ -85,7 +94,7 @@ class Encoder:
         # A blank target's ids would be those of the prefix alone.
         if not ids or not answer:
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
-        if bool(self.backbone.vision_positions(torch.tensor(ids)).any()):
+        if bool(self.vision_positions(torch.tensor(ids)).any()):
             raise DataError(f"target = {target!r} holds a token of a picture; leave it out")
         return ids
 
@@ -267,7 +276,7 @@ class Encoder:
 
     def _require_vision(self, rows: Sequence[dict[str, Tensor]], queries: Sequence[Query]) -> None:
         for row, query in zip(rows, queries, strict=True):
-            count = int(self.backbone.vision_positions(row["input_ids"]).sum())
+            count = int(self.vision_positions(row["input_ids"]).sum())
             # One token a picture may be all that a small one takes.
             if count < len(query.pictures) or (
                 count == len(query.pictures) and not self._expands_pictures
@@ -286,7 +295,7 @@ class Encoder:
         large = Image.new("RGB", (448, 448))
         text = self.prompt_text(Query(".", large))
         ids = self._processed([text], [[large]])["input_ids"]
-        return int(self.backbone.vision_positions(ids).sum()) > 1
+        return int(self.vision_positions(ids).sum()) > 1
 
     def _with_answers(
         self, name: str, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
@@ -325,22 +334,13 @@ class Encoder:
                     " template with one in YAML: backbone: {chat_template: ...}"
                 )
             gate = self.marker.last_index(input_ids, real)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        end = gate[:, None]
-        prompt = real & (positions <= end)
-        vision = self.backbone.vision_positions(input_ids) & prompt
-        first = torch.where(real, positions, input_ids.shape[1]).amin(1)
-        start = torch.where(
-            vision.any(1), torch.where(vision, positions, -1).amax(1) + 1, first
-        ).clamp(max=input_ids.shape[1] - 1)
-        # BOS comes first, or right after the image tokens of BLIP-2 and PaliGemma.
         bos = self.tokenizer.bos_token_id
-        is_bos = input_ids.gather(1, start[:, None])[:, 0].eq(-1 if bos is None else bos)
-        start = start + is_bos.long()
-        text = prompt & (positions >= start[:, None])
-        if not self.last_prompt_token:
-            text = text & (positions != end)
-        return TokenLayout(vision, text, gate, last_real_index(real), real)
+        layout = TokenLayout.of(input_ids, real, gate, self.vision_positions(input_ids), bos)
+        return layout if self.last_prompt_token else layout.without_prompt_end()
+
+    def vision_positions(self, input_ids: Tensor) -> Tensor:
+        """Return where a picture or a video stands in rows of token ids, bool of their shape."""
+        return functools.reduce(operator.or_, (input_ids == token for token in self._vision_ids))
 
 
 def _unpadded(encoded: Any) -> list[dict[str, Tensor]]:

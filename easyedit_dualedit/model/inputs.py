@@ -9,12 +9,12 @@ import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.errors import DataError, PromptEndError
+from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
 from easyedit_dualedit.model.pictures import Picture, PictureLike, picture_of
 
 IGNORED = -100
@@ -80,6 +80,31 @@ class TokenLayout:
     real: Tensor
     """Everything but padding, bool [b, s]."""
 
+    @classmethod
+    def of(
+        cls, input_ids: Tensor, real: Tensor, gate: Tensor, vision: Tensor, bos: int | None
+    ) -> Self:
+        """Return what each position of tokenised rows is.
+
+        Args:
+            input_ids: token ids, long [b, s].
+            real: True at everything but padding, bool [b, s].
+            gate: index of the last prompt token of each row, long [b].
+            vision: True where the token of a picture stands, bool [b, s].
+            bos: id of the token that begins a row; it is no text.
+        """
+        width = input_ids.shape[1]
+        positions = torch.arange(width, device=input_ids.device)
+        prompt = real & (positions <= gate[:, None])
+        vision = vision & prompt
+        after_vision = torch.where(vision, positions, -1).amax(1) + 1
+        first = torch.where(real, positions, width).amin(1)
+        start = torch.where(vision.any(1), after_vision, first).clamp(max=width - 1)
+        # BOS comes first, or right after the image tokens of BLIP-2 and PaliGemma.
+        is_bos = input_ids.gather(1, start[:, None])[:, 0].eq(-1 if bos is None else bos)
+        text = prompt & (positions >= (start + is_bos.long())[:, None])
+        return cls(vision, text, gate, last_real_index(real), real)
+
     def to(self, device: torch.device) -> "TokenLayout":
         """Return the layout on a device."""
         moved = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
@@ -115,6 +140,43 @@ class Batch:
     def size(self) -> int:
         """Number of rows."""
         return int(self.inputs["input_ids"].shape[0])
+
+
+def written_prompt(
+    processor: Any, content: Sequence[Mapping[str, str]], template: str | None
+) -> str:
+    """Return what a chat template makes of a question, ready for an answer.
+
+    Args:
+        processor: of the model; its own template is used where none is given.
+        content: the parts of the question, as transformers has them.
+        template: Jinja text to use instead.
+
+    Raises:
+        BackboneError: if the template fails, or knows no questions in parts.
+    """
+    name = f"the chat template of {type(processor).__name__}"
+    remedy = (
+        "; set chat_template to one that takes a list of parts, each with a type, or give its"
+        " Jinja text in YAML: backbone: {chat_template: ...}"
+    )
+    given = {} if template is None else {"chat_template": template}
+    try:
+        text: str = processor.apply_chat_template(
+            [{"role": "user", "content": list(content)}],
+            add_generation_prompt=True,
+            tokenize=False,
+            **given,
+        )
+    # Jinja raises errors of its own, and whatever the operations of a template raise.
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise BackboneError(
+            f"{name} cannot write a question ({type(error).__name__}: {line}){remedy}"
+        ) from error
+    if "{'type': " in text and not any("{'type': " in part.get("text", "") for part in content):
+        raise BackboneError(f"{name} takes only text as the content of a message{remedy}")
+    return text
 
 
 def last_real_index(attention_mask: Tensor) -> Tensor:

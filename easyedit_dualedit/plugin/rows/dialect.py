@@ -47,7 +47,7 @@ class DialectModel(nn.Module):
             labels: the answer's ids at its positions and IGNORED elsewhere, [1, s].
         """
         ids = inputs["input_ids"]
-        is_vision = self.encoder.backbone.vision_positions(ids)
+        is_vision = self.encoder.vision_positions(ids)
         text = ids[0][~is_vision[0]]
         full = torch.full_like(ids, IGNORED) if labels is None else labels.to(ids.device)
         return {
@@ -83,7 +83,7 @@ class DialectModel(nn.Module):
         ids = inputs["input_ids"]
         if samples["image"] is not None:
             # EasyEdit's linear projection is in 32 bits whatever the model's are.
-            samples["image"] = seen[0][self.encoder.backbone.vision_positions(ids)].float()[None]
+            samples["image"] = seen[0][self.encoder.vision_positions(ids)].float()[None]
         output.labels = samples["row_labels"]
         output.attention_mask = torch.ones_like(ids)
         return output

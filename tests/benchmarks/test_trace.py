@@ -1,0 +1,23 @@
+"""An edit with `generate`, and a training step, can be followed through few files."""
+
+import pytest
+
+from benchmarks import trace
+from benchmarks.trace import MOST_OF_A_STEP, MOST_OF_AN_EDIT, files_entered, traced
+from easyedit_dualedit.model.inputs import Query
+
+
+def test_only_files_of_the_package_whose_functions_are_called_count():
+    assert files_entered(lambda: sorted([2, 1])) == []
+    assert files_entered(lambda: Query("Who?")) == ["model/inputs.py"]
+
+
+def test_an_edit_and_a_step_enter_few_files(capsys: pytest.CaptureFixture[str]):
+    found = traced()
+    for name, files in found.items():
+        most = MOST_OF_A_STEP if "step" in name else MOST_OF_AN_EDIT
+        assert len(files) <= most, f"{name} enters {len(files)}: {', '.join(files)}"
+        assert len(set(files)) == len(files) > 4
+    assert "method/gate.py" in found["edit and generate, learned gate"]
+    trace.main()
+    assert f"training step: {len(found['training step'])} files" in capsys.readouterr().out
