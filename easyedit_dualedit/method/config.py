@@ -61,17 +61,17 @@ class GateConfig:
 
     def problems(self) -> list[str]:
         """Return one line for each value that is not allowed."""
-        found = []
+        problems = []
         if self.kind not in GATE_KINDS:
-            found.append(not_one_of("gate kind", self.kind, GATE_KINDS))
+            problems.append(not_one_of("gate kind", self.kind, GATE_KINDS))
         if self.threshold is not None and not is_number(self.threshold, -1.0, 1.0):
-            found.append(
+            problems.append(
                 f"gate threshold = {self.threshold!r}: a cosine from -1 to 1, or null to calibrate"
                 " it on training data"
             )
         if not is_number(self.false_open_rate, 0.0, 1.0):
-            found.append(f"gate false_open_rate = {self.false_open_rate!r}: a share from 0 to 1")
-        return found
+            problems.append(f"gate false_open_rate = {self.false_open_rate!r}: a share from 0 to 1")
+        return problems
 
 
 @dataclass(frozen=True)
@@ -121,23 +121,23 @@ class DualEditConfig:
 
     def problems(self) -> list[str]:
         """Return one line for each value that is not allowed."""
-        found = []
+        problems = []
         for name in ("text_layer", "vision_layer"):
             if not is_whole(getattr(self, name), 0):
-                found.append(f"{name} = {getattr(self, name)!r}: a decoder layer, 0 or above")
+                problems.append(f"{name} = {getattr(self, name)!r}: a decoder layer, 0 or above")
         for name in ("width", "heads"):
             if not is_whole(getattr(self, name), 1):
-                found.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
-        if not found and self.width % self.heads:
-            found.append(f"width ({self.width}) must be divisible by heads ({self.heads})")
+                problems.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
+        if not problems and self.width % self.heads:
+            problems.append(f"width ({self.width}) must be divisible by heads ({self.heads})")
         if self.signal not in SIGNAL_POSITIONS:
-            found.append(not_one_of("signal", self.signal, SIGNAL_POSITIONS))
+            problems.append(not_one_of("signal", self.signal, SIGNAL_POSITIONS))
         if not isinstance(self.last_prompt_token, bool):
-            found.append(f"last_prompt_token = {self.last_prompt_token!r}: true or false")
+            problems.append(f"last_prompt_token = {self.last_prompt_token!r}: true or false")
         chosen = self.modalities
         if not isinstance(chosen, tuple) or not chosen or any(m not in MODALITIES for m in chosen):
-            found.append(not_one_of("modalities", chosen, MODALITIES))
-        return found
+            problems.append(not_one_of("modalities", chosen, MODALITIES))
+        return problems
 
     @classmethod
     def preset(cls, name: str, *, text_layer: int, vision_layer: int, **changes: Any) -> Self:
@@ -172,10 +172,10 @@ class DualEditConfig:
         Raises:
             ConfigError: naming every unknown key, missing key and value that is not allowed.
         """
-        found = unknown_keys(values, (f.name for f in dataclasses.fields(cls)), source)
+        problems = unknown_keys(values, (f.name for f in dataclasses.fields(cls)), source)
         for name in ("text_layer", "vision_layer"):
             if name not in values:
-                found.append(f"{source} has no {name}; give the decoder layer that it edits")
+                problems.append(f"{source} has no {name}; give the decoder layer that it edits")
         known = {f.name for f in dataclasses.fields(cls)}
         arguments: dict[str, Any] = {"text_layer": 0, "vision_layer": 0}
         arguments |= {key: value for key, value in values.items() if key in known}
@@ -183,14 +183,14 @@ class DualEditConfig:
             try:
                 arguments[name] = read(arguments.pop(name, None), source=source)
             except ConfigError as error:
-                found.append(str(error))
+                problems.append(str(error))
         if isinstance(arguments.get("modalities"), list):
             arguments["modalities"] = tuple(arguments["modalities"])
         try:
             config = cls(**arguments)
         except ConfigError as error:
-            found.append(str(error))
-        raise_if(found)
+            problems.append(str(error))
+        raise_if(problems)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -257,30 +257,30 @@ class TrainingConfig:
 
     def problems(self) -> list[str]:
         """Return one line for each value that is not allowed."""
-        found = []
+        problems = []
         for name in ("steps", "batch_size", "accumulate"):
             if not is_whole(getattr(self, name), 1):
-                found.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
+                problems.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
         if not is_number(self.learning_rate, 0.0, math.inf) or self.learning_rate == 0:
-            found.append(f"learning_rate = {self.learning_rate!r}: a number above 0")
+            problems.append(f"learning_rate = {self.learning_rate!r}: a number above 0")
         names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
         for name in [*names, "gradient_clip"]:
             if not is_number(getattr(self, name), 0.0, math.inf):
-                found.append(f"{name} = {getattr(self, name)!r}: a number, 0 or above")
+                problems.append(f"{name} = {getattr(self, name)!r}: a number, 0 or above")
         if self.schedule not in ("constant", "one-cycle"):
-            found.append(not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
+            problems.append(not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
         if self.autocast not in ("none", "bfloat16"):
-            found.append(not_one_of("autocast", self.autocast, ("none", "bfloat16")))
+            problems.append(not_one_of("autocast", self.autocast, ("none", "bfloat16")))
         for name in ("checkpoint_activations", "compile_layers"):
             if not isinstance(getattr(self, name), bool):
-                found.append(f"{name} = {getattr(self, name)!r}: true or false")
+                problems.append(f"{name} = {getattr(self, name)!r}: true or false")
         for name in ("seed", "gate_steps", "feature_cache_bytes", "state_cache_bytes"):
             if not is_whole(getattr(self, name), 0):
-                found.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
+                problems.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
         folder = self.state_cache_folder
         if folder is not None and not (isinstance(folder, str) and folder.strip()):
-            found.append(f"state_cache_folder = {folder!r}: a folder as text, or null for none")
-        return found
+            problems.append(f"state_cache_folder = {folder!r}: a folder as text, or null for none")
+        return problems
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:

@@ -158,16 +158,16 @@ class EditFile:
 def _numbers(edits: Sequence[StoredEdit]) -> dict[str, Tensor]:
     if not edits:
         return {_KEYS: torch.empty(0, 0)}
-    found = {_KEYS: torch.stack([edit.key for edit in edits]).contiguous()}
+    tensors = {_KEYS: torch.stack([edit.key for edit in edits]).contiguous()}
     for modality in edits[0].projected:
         for name in ("keys", "values"):
             packed = [getattr(edit.projected[modality], name) for edit in edits]
             values = [one.values.transpose(0, 1) for one in packed]  # [e, h, k]
-            found[f"{modality}.{name}"] = torch.cat(values).contiguous()
+            tensors[f"{modality}.{name}"] = torch.cat(values).contiguous()
             if packed[0].scale is not None:
                 scales = [one.scale.transpose(0, 1) for one in packed]
-                found[f"{modality}.{name}.scale"] = torch.cat(scales).contiguous()
-    return found
+                tensors[f"{modality}.{name}.scale"] = torch.cat(scales).contiguous()
+    return tensors
 
 
 def _edits(

@@ -175,11 +175,11 @@ class PromptMarker:
             raise PromptEndError(self._missing(range(input_ids.shape[0])))
         marker = torch.tensor(self.ids, device=input_ids.device)
         windows = input_ids.unfold(1, length, 1)  # [b, s - length + 1, length]
-        found = (windows == marker).all(-1) & attention_mask.bool()[:, length - 1 :]
-        if not bool(found.any(1).all()):
-            raise PromptEndError(self._missing((~found.any(1)).nonzero().flatten().tolist()))
-        positions = torch.arange(found.shape[1], device=input_ids.device)
-        return torch.where(found, positions, -1).amax(1) + length - 1
+        is_marker = (windows == marker).all(-1) & attention_mask.bool()[:, length - 1 :]
+        if not bool(is_marker.any(1).all()):
+            raise PromptEndError(self._missing((~is_marker.any(1)).nonzero().flatten().tolist()))
+        positions = torch.arange(is_marker.shape[1], device=input_ids.device)
+        return torch.where(is_marker, positions, -1).amax(1) + length - 1
 
     def _missing(self, rows: Sequence[int]) -> str:
         return (

@@ -37,16 +37,20 @@ class BackboneConfig:
 
     def problems(self) -> list[str]:
         """Return one line for each value that is not allowed."""
-        found = []
+        problems = []
         for name in ("decoder_layers", "chat_template"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                found.append(f"backbone {name} = {value!r}: text, or null to leave it to the model")
+                problems.append(
+                    f"backbone {name} = {value!r}: text, or null to leave it to the model"
+                )
         if self.answer_prefix is not None and not isinstance(self.answer_prefix, str):
-            found.append(f"backbone answer_prefix = {self.answer_prefix!r}: text, or null")
+            problems.append(f"backbone answer_prefix = {self.answer_prefix!r}: text, or null")
         if self.image_token_id is not None and not is_whole(self.image_token_id, 0):
-            found.append(f"backbone image_token_id = {self.image_token_id!r}: a token id, or null")
-        return found
+            problems.append(
+                f"backbone image_token_id = {self.image_token_id!r}: a token id, or null"
+            )
+        return problems
 
     @classmethod
     def read(cls, value: Any, *, source: str = "the configuration") -> Self:

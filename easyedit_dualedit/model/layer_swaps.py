@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 _BY_POSITION = ("mlp", "q_proj", "o_proj", "out_proj", "fc1", "fc2")
 """Parts of a decoder layer that treat every position alone."""
 
-Forward = Callable[..., Any]
+ModuleForward = Callable[..., Any]
 
 
 @contextmanager
 def skipped(layers: Sequence[nn.Module], last: int, states: Tensor) -> Iterator[None]:
     """Let layers up to `last` cost nothing inside the block; `last` gives `states`."""
 
-    def giving(result: Tensor | None) -> Callable[[Forward], Forward]:
+    def giving(result: Tensor | None) -> Callable[[ModuleForward], ModuleForward]:
         def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
             return hidden_states if result is None else result
 
@@ -50,7 +50,7 @@ def kept(layer: nn.Module, index: Tensor) -> Iterator[None]:
         index: the positions, flat over rows and slots, long [n].
     """
 
-    def at_index(real: Forward) -> Forward:
+    def at_index(real: ModuleForward) -> ModuleForward:
         def forward(states: Tensor, *args: Any, **kwargs: Any) -> Any:
             flat = states.flatten(0, -2)
             here = index.to(flat.device)  # a model may be spread over devices
@@ -76,12 +76,12 @@ def _by_position(module: nn.Module) -> Iterator[nn.Module]:
             yield from _by_position(part)
 
 
-def recomputed(real: Forward) -> Forward:
+def recomputed(real: ModuleForward) -> ModuleForward:
     """Return a forward that keeps only its inputs for the gradient, and runs again for the rest."""
     return lambda *args, **kwargs: checkpoint(real, *args, use_reentrant=False, **kwargs)
 
 
-def compiled(real: Forward) -> Forward:
+def compiled(real: ModuleForward) -> ModuleForward:
     """Return a forward that torch.compile has made code for; `real` where it cannot.
 
     The code of a module is made once, and serves all its later calls.
@@ -95,16 +95,16 @@ def compiled(real: Forward) -> Forward:
     return made
 
 
-_COMPILED: MutableMapping[nn.Module, Forward] = WeakKeyDictionary()
+_COMPILED: MutableMapping[nn.Module, ModuleForward] = WeakKeyDictionary()
 
 
-def _unbound(module: nn.Module) -> Forward:
+def _unbound(module: nn.Module) -> ModuleForward:
     # What holds a module strongly would never let go of it.
     reference, run = ref(module), type(module).forward
     return lambda *args, **kwargs: run(reference(), *args, **kwargs)
 
 
-def _or_real(fast: Forward, module: nn.Module) -> Forward:
+def _or_real(fast: ModuleForward, module: nn.Module) -> ModuleForward:
     # Not before it is asked for: it takes a second and 80 MiB.
     from torch._dynamo.exc import TorchDynamoException
 
@@ -125,10 +125,10 @@ def _or_real(fast: Forward, module: nn.Module) -> Forward:
     return forward
 
 
-def trimmed(layer: nn.Module, index: Tensor) -> Callable[[Forward], Forward]:
+def trimmed(layer: nn.Module, index: Tensor) -> Callable[[ModuleForward], ModuleForward]:
     """Return what makes a layer's forward one that is right at some positions alone; see `kept`."""
 
-    def wrap(real: Forward) -> Forward:
+    def wrap(real: ModuleForward) -> ModuleForward:
         # Inside the call, so that it holds too when the layer runs again for its gradient.
         def forward(*args: Any, **kwargs: Any) -> Any:
             with kept(layer, index):
@@ -140,7 +140,7 @@ def trimmed(layer: nn.Module, index: Tensor) -> Callable[[Forward], Forward]:
 
 
 @contextmanager
-def replaced(module: Any, wrap: Callable[[Forward], Forward]) -> Iterator[None]:
+def replaced(module: Any, wrap: Callable[[ModuleForward], ModuleForward]) -> Iterator[None]:
     """Give a module another forward inside the block, for the thread that opened it.
 
     Blocks of several threads may overlap: each sees its own, and the last to end leaves the module
@@ -174,7 +174,7 @@ _LOCK = threading.Lock()
 class _ByThread:
     """The forward of a module, which may be another in some threads."""
 
-    def __init__(self, real: Forward, own: Forward | None):
+    def __init__(self, real: ModuleForward, own: ModuleForward | None):
         """Stand in for a forward.
 
         Args:
@@ -183,7 +183,7 @@ class _ByThread:
         """
         self.real = real
         self.own = own
-        self.of: dict[int, Forward] = {}
+        self.of: dict[int, ModuleForward] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward of this thread."""

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the main classes run on a tiny model, and print what they say."""
+"""The examples in the docstrings of the main classes run, and print what they say."""
 
 import doctest
 import importlib

@@ -11,7 +11,7 @@ from tiny_models import TinyModel
 from torch import Tensor, nn
 
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.model.layer_swaps import replaced
+from easyedit_dualedit.model.layer_swaps import replaced, trimmed
 
 
 class Adding(nn.Module):
@@ -103,18 +103,27 @@ def test_an_edit_reads_the_states_of_a_whole_forward(every: TinyModel, signal: s
             torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-4)
 
 
-def test_the_last_layer_of_an_edit_runs_only_where_it_is_read(llava: TinyModel):
-    editor = trained_editor(llava, text_layer=1, vision_layer=2)
+def test_a_trimmed_layer_runs_only_where_it_is_read_and_is_right_there(llava: TinyModel):
+    editor = trained_editor(llava)
     batch = editor.encoder.encode([request_of()])
+    layers: Any = editor.backbone.layers
+    with torch.no_grad(), record(layers, [2], stop=True) as whole:
+        llava.model(**batch.inputs, use_cache=False)
+    index = batch.target.flatten().nonzero()[:, 0]
     seen: list[int] = []
-    last: Any = editor.backbone.layers[2]
 
     def read(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen.append(args[0].shape[-2])
 
-    hook = last.mlp.gate_proj.register_forward_pre_hook(read)
+    hook = layers[2].mlp.gate_proj.register_forward_pre_hook(read)
     try:
-        editor.read_batch(batch)
+        with (
+            torch.no_grad(),
+            record(layers, [2], stop=True) as states,
+            replaced(layers[2], trimmed(layers[2], index)),
+        ):
+            llava.model(**batch.inputs, use_cache=False)
     finally:
         hook.remove()
-    assert seen == [int(batch.target.sum())]
+    assert seen == [len(index)] == [int(batch.target.sum())]
+    torch.testing.assert_close(states[2][batch.target], whole[2][batch.target])
