@@ -22,6 +22,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.answers import first_answer_tokens, with_own_answers
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record as record_layers
+from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Query
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def _image_features(
     for start in tqdm(starts, desc="comparing pictures", unit="batch", disable=not progress):
         batch = encoder.encode(queries[start : start + batch_size], with_target=False)
         backbone = encoder.backbone
-        with backbone.undisturbed(), record_layers(backbone.layers, [0], stop=True) as seen:
+        with undisturbed(backbone.model), record_layers(backbone.layers, [0], stop=True) as seen:
             backbone.model(**batch.inputs, use_cache=False)
         hidden = seen[0].float()
         weight = batch.layout.vision.to(hidden)[..., None]  # [b, s, 1]

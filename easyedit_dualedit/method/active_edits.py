@@ -23,7 +23,7 @@ from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, TokenLayout
 
 _NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
@@ -178,7 +178,7 @@ class ActiveEdits:
             plain["attention_mask"] = layout.real.long()
         with (
             torch.no_grad(),
-            backbone.undisturbed(),
+            undisturbed(backbone.model),
             record(backbone.layers, [self.gate_layer], stop=True) as states,
         ):
             backbone.model(**plain, use_cache=False)

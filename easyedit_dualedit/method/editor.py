@@ -20,7 +20,7 @@ from easyedit_dualedit.method.gate import Gate, vision_mean
 from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Batch, Query, TokenLayout
 from easyedit_dualedit.model.pictures import PictureLike
 
@@ -103,7 +103,10 @@ class DualEditor(
             rows = (~batch.target.any(1)).nonzero().flatten().tolist()
             raise DataError(f"rows {rows} have no target; give each request its new answer")
         backbone = self.backbone
-        with backbone.undisturbed(), record(backbone.layers, self._layers, stop=True) as states:
+        with (
+            undisturbed(backbone.model),
+            record(backbone.layers, self._layers, stop=True) as states,
+        ):
             backbone.model(**batch.inputs, use_cache=False)
         return self.signals_of(states, batch.layout, batch.target, requests)
 

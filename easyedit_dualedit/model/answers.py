@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Query
 
 _LONGEST = 24
@@ -23,7 +24,7 @@ def first_answer_tokens(encoder: Encoder, queries: Sequence[Query], batch_size: 
     tokens = []
     for start in range(0, len(queries), batch_size):
         batch = encoder.encode(queries[start : start + batch_size], with_target=False)
-        with encoder.backbone.undisturbed():
+        with undisturbed(encoder.backbone.model):
             logits = encoder.backbone.model(**batch.inputs, use_cache=False).logits
         tokens.append(logits[:, -1].argmax(-1))  # rows are padded on the left
     return torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long)
@@ -43,7 +44,7 @@ def with_own_answers(
     for start in range(0, len(queries), batch_size):
         part = queries[start : start + batch_size]
         batch = encoder.encode(part, with_target=False)
-        with encoder.backbone.undisturbed():
+        with undisturbed(encoder.backbone.model):
             tokens = model.generate(**batch.inputs, max_new_tokens=_LONGEST, do_sample=False)
         new = tokens[:, batch.inputs["input_ids"].shape[1] :]
         texts = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -5,8 +5,7 @@ end. The answers are the user's where there are any, else they come from the mod
 processor's own interfaces, never from a name.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -88,26 +87,6 @@ class Backbone:
     def device(self) -> torch.device:
         """The device on which the model takes its inputs."""
         return input_device(self.model)
-
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Let the model be read inside the block without a trace, and without dropout.
-
-        Somebody may be decoding with it by hand: Qwen's models keep the offset of positions of
-        their last prompt (`rope_deltas`), which the next token's call reads.
-        """
-        parts = list(self.model.modules())
-        training = [part for part in parts if part.training]
-        offsets = [(part, part.rope_deltas) for part in parts if "rope_deltas" in vars(part)]
-        for part in training:
-            part.training = False
-        try:
-            yield
-        finally:
-            for part in training:
-                part.training = True
-            for part, offset in offsets:
-                part.rope_deltas = offset
 
     def require_layers(self, layers: Sequence[int], *, names: Sequence[str] = ()) -> None:
         """Check that every layer exists.

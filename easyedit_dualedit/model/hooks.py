@@ -128,6 +128,27 @@ def record(
             signal.__traceback__ = None
 
 
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Let a model be read inside the block without a trace, and without dropout.
+
+    Somebody may be decoding with it by hand: Qwen's models keep the offset of positions of their
+    last prompt (`rope_deltas`), which the next token's call reads.
+    """
+    parts = list(model.modules())
+    training = [part for part in parts if part.training]
+    offsets = [(part, part.rope_deltas) for part in parts if "rope_deltas" in vars(part)]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+        for part, offset in offsets:
+            part.rope_deltas = offset
+
+
 # Factories, since a closure made in a loop would see the loop's last values.
 def _changing(edit: LayerEdit) -> Callable[[nn.Module, Any, Any], Any]:
     owner = threading.get_ident()

@@ -30,7 +30,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import EDIT_COUNTS, GateProjection, vision_mean
 from easyedit_dualedit.method.gate_calibration import Calibration, ScopeSample, set_thresholds
 from easyedit_dualedit.model.answers import first_answer_tokens
-from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
 
@@ -200,7 +200,7 @@ def gate_states(
     for start in range(0, len(queries), batch_size):
         batch = editor.encoder.encode(queries[start : start + batch_size])
         backbone = editor.backbone
-        with backbone.undisturbed(), record(backbone.layers, [layer], stop=True) as seen:
+        with undisturbed(backbone.model), record(backbone.layers, [layer], stop=True) as seen:
             backbone.model(**batch.inputs, use_cache=False)
         hidden = seen[layer].float()
         rows = torch.arange(batch.size, device=hidden.device)

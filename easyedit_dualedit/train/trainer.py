@@ -13,6 +13,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.config import GateKind, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_calibration import Calibration
+from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.train.checkpoint import Checkpoint
 from easyedit_dualedit.train.gate_trainer import calibrate, train_gate
 from easyedit_dualedit.train.processes import Processes
@@ -69,7 +70,7 @@ def train(
     processes.agree(editor.adapters.parameters())
     progress = progress and processes.is_first
     training_step = TrainingStep.within(editor, config)
-    with editor.backbone.undisturbed(), _frozen(editor.backbone.model):
+    with undisturbed(editor.backbone.model), _frozen(editor.backbone.model):
         bar = tqdm(
             range(first, config.steps),
             initial=first,
