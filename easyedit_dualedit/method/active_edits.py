@@ -17,7 +17,6 @@ from easyedit_dualedit.method.adapter import (
     DualAdapters,
     ProjectedEdit,
     add_at,
-    first_positions,
 )
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.gate import Gate, Routing
@@ -210,20 +209,6 @@ def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:
     states = [signal.last_state if reads_label else signal.gate_state for signal in signals]
     pictures = torch.stack([signal.vision_state for signal in signals])
     return gate.key(torch.stack(states), pictures)
-
-
-def packed(states: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the states at some positions of each row, [b, e, d], and their mask, bool [b, e].
-
-    The mask is True at real positions; the others, at the end of rows with fewer, are zeros.
-
-    Args:
-        states: [b, s, d].
-        at: True at the positions, bool [b, s].
-    """
-    columns, mask = first_positions(at.to(states.device))
-    chosen = states.gather(1, columns[..., None].expand(*columns.shape, states.shape[-1]))
-    return chosen.masked_fill(~mask[..., None], 0.0), mask
 
 
 def stacked(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -184,3 +184,17 @@ def first_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     most = int(counts.max()) if len(mask) else 0
     order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     return order[:, :most], torch.arange(most, device=mask.device) < counts
+
+
+def packed(states: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states at some positions of each row, [b, e, d], and their mask, bool [b, e].
+
+    The mask is True at real positions; the others, at the end of rows with fewer, are zeros.
+
+    Args:
+        states: [b, s, d].
+        at: True at the positions, bool [b, s].
+    """
+    columns, mask = first_positions(at.to(states.device))
+    chosen = states.gather(1, columns[..., None].expand(*columns.shape, states.shape[-1]))
+    return chosen.masked_fill(~mask[..., None], 0.0), mask

@@ -23,8 +23,7 @@ from torch.nn import functional
 
 from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
-from easyedit_dualedit.method.active_edits import packed
-from easyedit_dualedit.method.adapter import ProjectedEdit, add_at
+from easyedit_dualedit.method.adapter import ProjectedEdit, add_at, packed
 from easyedit_dualedit.method.config import CACHE_BYTES, Modality, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import PER_TOKEN

@@ -1,13 +1,12 @@
 """The memory of edits holds what a forward needs of them, and nothing else decides it."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
 from tiny_editors import tiny_config
 
-from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal, packed, stacked
+from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal, stacked
 from easyedit_dualedit.method.adapter import DualAdapters
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.gate import Gate
@@ -116,14 +115,3 @@ def test_memories_and_signals_cannot_be_changed_in_place():
         memory.edits[0].gate_state = torch.zeros(1)  # type: ignore[misc]
     with pytest.raises(AttributeError):
         memory.edits.append(signal_of(1, 2))  # type: ignore[attr-defined]
-
-
-def test_states_are_packed_row_by_row():
-    torch.manual_seed(0)
-    states = torch.randn(3, 6, 4)
-    states[0, 0] = math.nan  # at padding, say
-    at = torch.tensor([[0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()
-    values, mask = packed(states, at)
-    expected, real = stacked([row[which] for row, which in zip(states, at, strict=True)])
-    torch.testing.assert_close(values, expected, rtol=0, atol=0)
-    assert torch.equal(mask, real) and mask.sum(1).tolist() == [2, 0, 4]
