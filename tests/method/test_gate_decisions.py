@@ -112,6 +112,16 @@ def test_the_newest_of_equals_applies(count: int):
     assert decided(gate, hidden, keys) == [max(1, count // 2)]
 
 
+@pytest.mark.parametrize(("less", "chosen"), [(5e-6, 1), (1e-4, 0)])
+def test_similarities_that_differ_by_rounding_are_equal(less: float, chosen: int):
+    gate = gate_of("cosine")
+    query = torch.zeros(1, HIDDEN)
+    query[0, 0] = 1.0
+    near = query.clone()
+    near[0, 0], near[0, 1] = 1 - less, math.sqrt(1 - (1 - less) ** 2)
+    assert gate.route(query, torch.cat([query, near])).edit_index.tolist() == [chosen]
+
+
 def test_the_best_of_many_applies_however_new_others_are():
     gate = gate_of()
     hidden = torch.randn(1, LENGTH, HIDDEN)
