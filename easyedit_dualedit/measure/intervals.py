@@ -43,7 +43,8 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     sample = np.asarray(values, dtype=np.float64)
     if bool(np.isin(sample, (0.0, 1.0)).all()):
         low, high = _wilson(float(sample.mean()), len(sample))
-        return Interval(float(sample.mean() * 100.0), low * 100.0, high * 100.0, len(sample))
+        mean = float((sample * 100.0).mean())
+        return Interval(mean, min(mean, low * 100.0), max(mean, high * 100.0), len(sample))
     return _bootstrapped(sample, seed)
 
 
@@ -77,8 +78,7 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
     square = _Z * _Z / count
     middle = (share + square / 2) / (1 + square)
     half = _Z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    # Rounding must not put an end a hair beyond the share itself.
-    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _joined(one: float, other: float, correlation: float) -> float:

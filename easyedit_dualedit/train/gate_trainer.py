@@ -33,6 +33,7 @@ from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
+from easyedit_dualedit.train.held_out import divided, unshared
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class ScopeStates:
     """Kind of query -> states of the last prompt tokens, [n, d]."""
     vision: Mapping[str, Tensor]
     """Kind of query -> means of the image tokens, [n, d]; zeros without a picture."""
-    counts: Mapping[str, Tensor]
+    counts: dict[str, Tensor]
     """Kind of query -> True where it surely is in or out of scope, bool [n]."""
     partners: Tensor
     """Place of the record whose picture `other_image` shows, long [n], -1 if it is not there: its
@@ -138,8 +139,9 @@ def train_gate(
 ) -> Calibration:
     """Train the projection of a `learned` gate, calibrate it, and return how it does.
 
-    The last sixth of the records, at most `HELD_OUT`, teaches nothing: thresholds for one edit and
-    for many come from it, and the rates that are returned, which are those for one edit.
+    A sixth of the records, about `HELD_OUT` at most, teaches nothing: thresholds for one edit and
+    for many come from it, and the rates that are returned, which are those for one edit. Neither
+    their pictures nor their questions teach, as far as the data allow; see `held_out`.
 
     Raises:
         CalibrationError: if there are too few records to hold any out.
@@ -151,14 +153,20 @@ def train_gate(
         )
     records = records[:GATE_RECORDS]
     held_out = max(1, min(HELD_OUT, len(records) // 6))
+    division = divided(records, held_out)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        states = collect(editor, records, seed=config.seed, progress=progress)
-        training = states.select(torch.arange(len(records) - held_out))
-        _fit(editor, training, config, progress=progress)
-    return _calibrate_projection(
-        editor, states.select(torch.arange(len(records) - held_out, len(records)))
-    )
+        teaching = collect(editor, division.teaching, seed=config.seed, progress=progress)
+        apart = collect(editor, division.held_out, seed=config.seed, progress=progress)
+        for kind in (metric for metric in METRICS if metric not in IN_SCOPE):
+            queries = (
+                metric_queries(part, kind) for part in (division.teaching, division.held_out)
+            )
+            used = unshared(*queries)
+            for states, mask in zip((teaching, apart), used, strict=True):
+                states.counts[kind] = torch.tensor(mask, device=states.partners.device)
+        _fit(editor, teaching, config, progress=progress)
+    return _calibrate_projection(editor, apart)
 
 
 @torch.no_grad()
@@ -183,8 +191,11 @@ def collect(
     counts = dict.fromkeys(SCOPE, everywhere)
     own = first_answer_tokens(editor.encoder, queries["reliability"], batch_size)
     other = first_answer_tokens(editor.encoder, queries[OTHER_QUESTION], batch_size)
-    counts[OTHER_QUESTION] = (own != other).to(everywhere.device)
     partners = torch.tensor(partners_of(len(records), seed=seed), device=everywhere.device)
+    # A record that is alone has no other to take a picture or a question from.
+    has_partner = partners != torch.arange(len(records), device=partners.device)
+    counts[OTHER_IMAGE] = has_partner
+    counts[OTHER_QUESTION] = (own != other).to(everywhere.device) & has_partner
     return ScopeStates(gate, vision, counts, partners)
 
 

@@ -214,7 +214,8 @@ def test_the_numbers_are_those_of_the_cases_for_each_method(tmp_path: Path):
     for protocol in EVALUATION_PROTOCOLS:
         assert metrics["methods"]["unedited"]["protocols"][protocol] == expected
         perfect = metrics["methods"]["DualEdit"]["protocols"][protocol]
-        assert all(value["mean"] == value["low"] == 100.0 for value in perfect.values())
+        # Four of four leave doubt: Wilson.
+        assert all(value["mean"] == 100.0 > value["low"] > 50 for value in perfect.values())
     content = (tmp_path / METRICS_FILE).read_bytes()
     Run(tmp_path, SETTINGS).finish(cases)
     assert (tmp_path / METRICS_FILE).read_bytes() == content
