@@ -3,6 +3,7 @@
 import gc
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch.nn import functional
 from benchmarks.clock import Clock
 from benchmarks.device_subject import DeviceSubject
 from benchmarks.measures import Measures
-from benchmarks.speed import described
+from benchmarks.speed import COMPILED, described, renamed
 from benchmarks.subject import Shapes
-from benchmarks.tasks import STATE_BUDGETS
+from benchmarks.tasks import STATE_BUDGETS, TRAINING
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.stored_edit import Provenance, StoredEdit
@@ -61,6 +62,11 @@ class Figures:
         for seen in STATE_BUDGETS:
             self._start()
             self._take(f"training, {seen} seen before", self._measures.training(seen))
+        if self._measures.clock.is_gpu:
+            self._start()
+            one = self._measures.training(seen, replace(TRAINING, compile_layers=True))
+            one["times"] = renamed(one["times"], COMPILED)
+            self._take(f"the same, {COMPILED}", one)
         times = self.found["times"].items()
         return ", ".join(f"{n} {t['wall_ms']} ms" for n, t in times if n.startswith("training"))
 

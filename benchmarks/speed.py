@@ -32,6 +32,9 @@ from easyedit_dualedit.files import digest_of, write_json
 _EDITS = "edits and forwards"
 _TRIMMING = {"MALLOC_TRIM_THRESHOLD_": "131072"}
 """Has glibc give free memory back at once, so that the heap has few holes."""
+COMPILED = "compile_layers: true"
+"""What a row of compiled training steps is called by."""
+
 _TRIMMED = "MALLOC_TRIM_THRESHOLD_=131072"
 
 
@@ -59,10 +62,10 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], Parts]:
     elif given.device == "cpu" and shapes is PUBLISHED:
         one = parts.get("trimmed", partial(_measured_apart, names[-1], given, **_TRIMMING))
         found["peak_mib"][f"the same, {_TRIMMED}"] = one["peak_mib"]
-        found["times"] |= _renamed(one["times"], _TRIMMED)
+        found["times"] |= renamed(one["times"], _TRIMMED)
         if shutil.which("g++"):
             one = parts.get("compiled", partial(_measured_apart, names[-1], given, "--compiled"))
-            found["times"] |= _renamed(one["times"], "compile_layers: true")
+            found["times"] |= renamed(one["times"], COMPILED)
     return found, parts
 
 
@@ -92,7 +95,8 @@ def _name(given: argparse.Namespace) -> str:
     return given.shapes if kind == "cpu" else f"{given.shapes}-{kind}"
 
 
-def _renamed(times: dict[str, Any], condition: str) -> dict[str, Any]:
+def renamed(times: dict[str, Any], condition: str) -> dict[str, Any]:
+    """Return times whose names tell what was otherwise."""
     return {f"{name}, {condition}": time for name, time in times.items()}
 
 
