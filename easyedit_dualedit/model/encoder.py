@@ -94,7 +94,7 @@ class Encoder:
         # A blank target's ids would be those of the prefix alone.
         if not ids or not answer:
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
-        if bool(self.vision_positions(torch.tensor(ids)).any()):
+        if not set(self._vision_ids).isdisjoint(ids):
             raise DataError(f"target = {target!r} holds a token of a picture; leave it out")
         return ids
 
