@@ -1,7 +1,9 @@
 """Edit records in the JSON formats of MMEdit and VLKEB, validated whole before anything runs."""
 
+import codecs
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,11 +153,13 @@ def read_items(path: Path, *, limit: int | None = None) -> list[Any]:
         DataError: if the file cannot be read, or holds no list of at least one record.
     """
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        # Windows' editors put a byte order mark in front.
+        items = json.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; give a JSON file") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise DataError(f"{path} is not JSON: {error}{_remedy(content)}") from error
     if not isinstance(items, list) or not items:
         raise DataError(f"{path} must hold a list of at least one record, as MMEdit's files do")
     if limit is not None and limit < 1:
@@ -167,6 +171,17 @@ def metric_queries(records: Sequence[Record], metric: str) -> list[Query]:
     """Return one kind of query of each record."""
     place = METRICS.index(metric)
     return [record.queries[place] for record in records]
+
+
+def _remedy(content: bytes) -> str:
+    """Return what to do with a file that is no JSON but nearly."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "; it is UTF-16: save it as UTF-8"
+    first, _, rest = content.strip().partition(b"\n")
+    with suppress(ValueError, RecursionError):
+        if isinstance(json.loads(first), dict) and rest:
+            return "; it is JSON lines, a record a line: put all into one list, [..., ...]"
+    return ""
 
 
 def _problems_in(items: Sequence[Any], images: Path | None) -> list[str]:

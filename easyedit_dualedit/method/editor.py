@@ -235,6 +235,30 @@ class DualEditor(
             ) from error
         return editor
 
+    def save_pretrained(self, save_directory: Path | str, **options: Any) -> str | None:
+        """Write adapters, gate, configuration and a model card, as huggingface_hub does.
+
+        Its mixin removes an old configuration before it writes the new one; should that fail, the
+        old one is put back, and what was there still loads.
+
+        Args:
+            save_directory: the folder.
+            options: of the mixin, such as `repo_id` and `push_to_hub`.
+
+        Raises:
+            ArchiveError: if the folder cannot be written.
+        """
+        config = Path(save_directory, CONFIG_FILE)
+        old = config.with_name(f".{CONFIG_FILE}.old")
+        if config.is_file():
+            config.replace(old)
+        try:
+            return super().save_pretrained(save_directory, **options)
+        finally:
+            if not config.exists() and old.exists():
+                old.replace(config)
+            old.unlink(missing_ok=True)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)
 

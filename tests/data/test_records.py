@@ -1,5 +1,6 @@
 """Records: every mistake in a data file is named by place before anything runs."""
 
+import codecs
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -162,6 +163,8 @@ def test_a_limit_below_one_is_refused(tmp_path: Path, limit: int):
         (b"[{", "is not JSON"),
         (b"", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
+        ('[{"src": 1}]'.encode("utf-16"), "it is UTF-16: save it as UTF-8"),
+        (b'{"src": 1}\n{"src": 2}\n', "it is JSON lines"),
         (b"src,alt\n1,2\n", "is not JSON"),
         (b"{}", "must hold a list of at least one record"),
         (b"[]", "must hold a list of at least one record"),
@@ -363,3 +366,10 @@ def test_a_question_is_what_the_template_was_put_around(tmp_path: Path, template
 def test_a_template_with_two_places_cannot_be_taken_away(tmp_path: Path):
     record = load_records(write_data(tmp_path), tmp_path, template="{} Again: {}")[0]
     assert record.question(record.request) == record.request.prompt
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path):
+    path = write_data(tmp_path)
+    expected = load_records(path, tmp_path)
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert load_records(path, tmp_path) == expected

@@ -360,3 +360,21 @@ def test_a_folder_that_cannot_be_made_is_named(llava: TinyModel, tmp_path: Path)
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ArchiveError, match=f"cannot save adapters in {folder}: "):
             trained_editor(llava).save(folder)
+
+
+@pytest.mark.parametrize("saving", ["save", "save_pretrained"])
+def test_a_full_disk_leaves_the_old_adapters(
+    llava: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saving: str
+):
+    editor = trained_editor(llava)
+    editor.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archive_module, "save_file", full)
+    with pytest.raises(ArchiveError, match="No space left"):
+        getattr(editor, saving)(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    DualEditor.from_pretrained(tmp_path, model=llava.model, processor=llava.processor)
