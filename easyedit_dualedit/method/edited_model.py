@@ -1,28 +1,30 @@
 """A model with edits applied: the unedited model, changed only while it is being called.
 
 An `EditedCall` stands behind each call: it hooks the layers, asks the gate once for each prompt and
-changes the layers where the gate is open. Everything that one forward decides lives in it, so two
-edited models on one base model, or two threads, do not see each other.
+changes the layers where the gate is open. Everything that one forward decides lives in it, and
+hooks are there only while a forward runs. So two edited models on one base model, two threads, and
+calls that a streamer or a logits processor makes while an edited model generates do not see each
+other.
 """
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from easyedit_dualedit.errors import ChunkedPrefillError, DataError
+from easyedit_dualedit.errors import BackboneError, ChunkedPrefillError, DataError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.hooks import Hooks
+from easyedit_dualedit.model.generating import generate_of
+from easyedit_dualedit.model.hooks import Hooks, eager
 from easyedit_dualedit.model.inputs import (
     IGNORED,
     TokenLayout,
@@ -75,9 +77,8 @@ class EditedModel:
         """
         if not self.edits:
             return self.base_model(*args, **inputs)
-        with self._call(partial(self._layout_of_call, given=layout)) as call:
-            call.begin(args, inputs)
-            return self.base_model(*args, **inputs)
+        call = self._call(partial(self._layout_of_call, given=layout))
+        return call.run(self.base_model, self.base_model, args, inputs)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """Return what a call returns; not the base model's own, unedited `forward`."""
@@ -103,10 +104,19 @@ class EditedModel:
         # Padding that no mask tells of may count as text: nothing attends to it.
         prompt = torch.ones_like(ids) if given is None else given
         find = partial(self._layout_of_prefill, columns=ids.shape[1], prompt=prompt)
-        with self._generating(find, {**options, "input_ids": ids}):
-            if inputs is not None:
-                options["inputs"] = inputs
+        call = self._call(find, {**options, "input_ids": ids})
+        if inputs is not None:
+            options["inputs"] = inputs
+        if not self.edits:
             return self.base_model.generate(**options)
+        made = generate_of(self.base_model, self._encoder.backbone.path[1:], call.run)(**options)
+        if not call.has_begun:
+            raise BackboneError(
+                f"generate of {type(self.base_model).__name__} has called neither the model nor a"
+                " part of it that generates, so nothing is edited; give the editor the"
+                " transformers model itself, without a generate of another object put into it"
+            )
+        return made
 
     @torch.no_grad()
     def route(self, *, layout: TokenLayout | None = None, **inputs: Any) -> Routing:
@@ -156,16 +166,6 @@ class EditedModel:
 
         return method
 
-    @contextmanager
-    def _generating(self, find_layout: LayoutFinder, prompt: Mapping[str, Any]) -> Iterator[None]:
-        """Apply the edits to all forwards inside the block, which `generate` makes."""
-        if not self.edits:
-            yield
-            return
-        with self._call(find_layout, prompt) as call:
-            call.listen()
-            yield
-
     def _call(
         self, find_layout: LayoutFinder, prompt: Mapping[str, Any] | None = None
     ) -> "EditedCall":
@@ -204,10 +204,10 @@ class EditedModel:
 
 
 class EditedCall:
-    """What the forwards inside one call, or one `generate`, know; hooks layers while they run.
+    """Runs forwards edited: a plain call of a model, or those that one `generate` makes.
 
-    A block of it begins with the call and ends with it. Layers have hooks only where something may
-    change: a decode step has none, and before the gate opens only the layer that it reads has one.
+    Layers have hooks only where something may change: a decode step has none, and before the gate
+    opens only the layer that it reads has one.
     """
 
     def __init__(
@@ -230,52 +230,57 @@ class EditedCall:
         self._find_layout = find_layout
         self._prompt = prompt
         self._hooks = Hooks()
-        self._calls = Hooks()
-        self._decoder_calls = Hooks()
         self._open_rows: dict[int, int] | None = None
         """Row that an edit concerns -> the edit; None until the gate has decided."""
-        self._is_routing = False
-        self._has_begun = False
+        self.has_begun = False
+        """Whether a forward has run."""
 
-    def __enter__(self) -> Self:
-        """Return this."""
-        return self
+    def run(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Return the output of one forward, edited.
 
-    def __exit__(self, *_error: object) -> None:
-        """Remove the hooks."""
-        for hooks in (self._hooks, self._calls, self._decoder_calls):
-            hooks.remove()
+        Args:
+            module: the base model, or the part of it that generates.
+            forward: what to call where nothing may change: the module, or its compiled code.
+            args: positional arguments of the module.
+            kwargs: its keyword arguments.
+        """
+        with self._hooks:
+            self._begin(module, args, kwargs)
+            if not self._hooks:
+                return forward(*args, **kwargs)
+            with eager(self._backbone.path, self._backbone.layers):
+                return module(*args, **kwargs)
 
-    def listen(self) -> None:
-        """Begin with each call of the base model in this block, or of the decoder alone."""
-        model, decoder = self._backbone.model, self._backbone.decoder
-        self._calls.before(model, self.begin)
-        if decoder is not model:
-            self._decoder_calls.before(decoder, self._begin_decoder)
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook the layers if this is a prompt, and not a step that continues one."""
+        self._open_rows = None
+        is_first, self.has_begun = not self.has_begun, True
+        inputs = named_arguments(module, args) | kwargs if args else kwargs
+        if cached_tokens(inputs):
+            if is_first and self._prompt is not None:
+                raise ChunkedPrefillError(
+                    "generate was given past_key_values of an earlier forward; an edit needs the"
+                    " whole prompt at once: leave past_key_values out"
+                )
+        elif module is self._backbone.model:
+            layout = self._find_layout(inputs)
+            self._start(layout, self._routed(inputs, layout))
+        else:
+            self._begin_part(inputs, self._prompt or {})
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of a call of the base model: a prompt, or a step that continues one."""
-        if self._is_routing:
-            return
-        self._decoder_calls.remove()  # it is this call that calls the decoder
-        inputs = named_arguments(self._backbone.model, args) | kwargs if args else kwargs
-        if self._continues(inputs):
-            return
-        layout = self._find_layout(inputs)
-        self._start(layout, self._routed(inputs, layout))
-
-    def _begin_decoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of a call of the decoder without one of the base model.
+    def _begin_part(self, inputs: Mapping[str, Any], prompt: Mapping[str, Any]) -> None:
+        """Hook the layers of a part of the base model that generates by itself.
 
         BLIP-2 generates with its language model alone: the token ids of the prompt never reach
         the base model, and rows may be repeated by then, as beam search does.
         """
-        if self._is_routing or self._prompt is None:
-            return
-        inputs = named_arguments(self._backbone.decoder, args) | kwargs if args else kwargs
-        if self._continues(inputs):
-            return
-        tensors = {name: v for name, v in self._prompt.items() if isinstance(v, Tensor)}
+        tensors = {name: v for name, v in prompt.items() if isinstance(v, Tensor)}
         rows, width = rows_and_width(inputs)
         # Without a cache, generated tokens follow the prompt.
         ids = widened(token_ids(tensors), width, 0)
@@ -317,21 +322,4 @@ class EditedCall:
         """Return the decision if it has to be made before this forward, else None."""
         if not self._active.changes_before_gate:
             return None
-        self._is_routing = True
-        try:
-            return self._active.decide_ahead(self._backbone, inputs, layout)
-        finally:
-            self._is_routing = False
-
-    def _continues(self, inputs: Mapping[str, Any]) -> bool:
-        is_first, self._has_begun = not self._has_begun, True
-        self._hooks.remove()
-        self._open_rows = None
-        if not cached_tokens(inputs):
-            return False
-        if is_first and self._prompt is not None:
-            raise ChunkedPrefillError(
-                "generate was given past_key_values of an earlier forward; an edit needs the whole"
-                " prompt at once: leave past_key_values out"
-            )
-        return True
+        return self._active.decide_ahead(self._backbone, inputs, layout)

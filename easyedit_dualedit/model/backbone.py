@@ -38,6 +38,8 @@ class Backbone:
     """What the user said in the model's place."""
     video_token_id: int | None = None
     """Id that stands at every position of a video, in models that take videos."""
+    path: tuple[nn.Module, ...] = ()
+    """The modules around the layers: the model, its part that holds them, down to their list."""
 
     @classmethod
     def of(cls, model: nn.Module, given: BackboneConfig | None = None) -> Self:
@@ -75,7 +77,8 @@ class Backbone:
             )
         video = getattr(config, "video_token_id", getattr(config, "video_token_index", None))
         size = int(config.get_text_config().hidden_size)
-        return cls(model, layers, size, int(token), decoder, family_of(config), given, video)
+        path = _path_to(model, layers[0])
+        return cls(model, layers, size, int(token), decoder, family_of(config), given, video, path)
 
     @property
     def vision_token_ids(self) -> list[int]:
@@ -188,6 +191,14 @@ def _found_decoder(model: nn.Module) -> tuple[nn.Module, tuple[nn.Module, ...]]:
         " backbone: {decoder_layers: language_model.model.layers}, or use a transformers"
         " image-text-to-text model"
     )
+
+
+def _path_to(model: nn.Module, layer: nn.Module) -> tuple[nn.Module, ...]:
+    name = next((name for name, part in model.named_modules() if part is layer), "")
+    path = [model]
+    for step in name.split(".")[:-1]:
+        path.append(path[-1].get_submodule(step))
+    return tuple(path)
 
 
 def _named_decoder(model: nn.Module, path: str) -> tuple[nn.Module, tuple[nn.Module, ...]]:

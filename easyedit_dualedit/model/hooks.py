@@ -4,13 +4,21 @@ Nothing here knows about edits, gates or adapters. A failure half-way leaves no 
 only our own are ever removed.
 """
 
+import logging
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from easyedit_dualedit.errors import BackboneError
+
+logger = logging.getLogger(__name__)
 
 LayerEdit = Callable[[Tensor], Tensor | None]
 """Takes a layer's output, shape [b, s, d]; returns what replaces it, or None to leave it."""
@@ -27,6 +35,19 @@ would then take the place of the other.
 """
 
 
+_UNCHECKPOINTED: dict[nn.Module, int] = {}
+"""Layer that keeps its activations for now -> how many want it."""
+
+
+def _recomputes_its_hooks(layer: nn.Module) -> bool:
+    """Return whether a layer runs again in the backward, and its hooks with it.
+
+    Ours are gone by then. Up to transformers 5.5 layers checkpoint their call, later their forward.
+    """
+    is_on = getattr(layer, "gradient_checkpointing", False) or layer in _UNCHECKPOINTED
+    return is_on and type(layer).__call__ is not nn.Module.__call__
+
+
 class _Stop(Exception):  # noqa: N818  (control flow, not an error)
     """Ends a forward once everything asked of it has been read."""
 
@@ -37,6 +58,11 @@ class Hooks:
     def __init__(self) -> None:
         """Register nothing yet."""
         self._handles: list[RemovableHandle] = []
+        self._recomputed: list[nn.Module] = []
+
+    def __bool__(self) -> bool:
+        """Return whether there are hooks."""
+        return bool(self._handles)
 
     def __enter__(self) -> Self:
         """Return this."""
@@ -49,6 +75,10 @@ class Hooks:
     def change(self, layer: nn.Module, edit: LayerEdit) -> None:
         """Change the output of a layer, in forwards of the thread that calls this."""
         with _REGISTRY:
+            if _recomputes_its_hooks(layer):
+                self._recomputed.append(layer)
+                _UNCHECKPOINTED[layer] = _UNCHECKPOINTED.get(layer, 0) + 1
+                layer.gradient_checkpointing = False  # type: ignore[assignment]
             self._handles.append(layer.register_forward_hook(_changing(edit)))
 
     def read(self, layer: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> None:
@@ -76,6 +106,12 @@ class Hooks:
         with _REGISTRY:
             while self._handles:
                 self._handles.pop().remove()
+            while self._recomputed:
+                layer = self._recomputed.pop()
+                _UNCHECKPOINTED[layer] -= 1
+                if not _UNCHECKPOINTED[layer]:
+                    del _UNCHECKPOINTED[layer]
+                    layer.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 @contextmanager
@@ -141,12 +177,93 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     for part in training:
         part.training = False
     try:
-        yield
+        with eager(parts):
+            yield
     finally:
         for part in training:
             part.training = True
         for part, offset in offsets:
             part.rope_deltas = offset
+
+
+@contextmanager
+def eager(parts: Sequence[nn.Module], layers: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Run a model as it is written inside the block, where torch.compile has made code of it.
+
+    Such code was made without our hooks, and does not run them. Meanwhile other threads run theirs
+    as it is written, too.
+
+    Args:
+        parts: the model, and the modules in it that hold the layers.
+        layers: those that may have hooks.
+
+    Raises:
+        BackboneError: inside a function that torch.compile has compiled.
+    """
+    # If dynamo is not even imported, nothing can have been compiled.
+    if "torch._dynamo" not in sys.modules or not (
+        any(_is_compiled(part) for part in parts)
+        # A layer's hooks run around its forward: that one may be compiled.
+        or any(vars(layer).get("_compiled_call_impl") is not None for layer in layers)
+    ):
+        yield
+        return
+    model = parts[0]
+    if model not in _WARNED:
+        _WARNED.add(model)
+        logger.warning(
+            "%s is compiled by torch.compile; where an edit may apply it runs uncompiled, elsewhere"
+            " compiled as ever",
+            type(model).__name__,
+        )
+    _EAGER.enter()
+    try:
+        yield
+    finally:
+        _EAGER.leave()
+
+
+_WARNED: WeakSet[nn.Module] = WeakSet()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    state = vars(module)
+    return (
+        state.get("_compiled_call_impl") is not None
+        or hasattr(state.get("forward"), "_torchdynamo_orig_callable")
+        # A compiled module that somebody has put in the place of a child.
+        or any("_orig_mod" in vars(child)["_modules"] for child in module.children())
+    )
+
+
+class _EagerStance:
+    """torch's stance towards compiled code, which is one for the process; blocks may overlap."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._stance: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._blocks:
+                try:
+                    self._stance = torch.compiler.set_stance("force_eager")
+                except RuntimeError as error:
+                    raise BackboneError(
+                        "the model is compiled by torch.compile, and so is what calls it edited;"
+                        " compile one of them alone, the model"
+                    ) from error
+            self._blocks += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks:
+                self._stance.__exit__(None, None, None)
+
+
+_EAGER = _EagerStance()
 
 
 # Factories, since a closure made in a loop would see the loop's last values.
