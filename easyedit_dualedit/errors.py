@@ -29,7 +29,11 @@ class PromptEndError(DualEditError, ValueError):
     """The end of the prompt cannot be found in a row of token ids."""
 
 
-class ChunkedPrefillError(DualEditError, ValueError):
+class NotEditedError(DualEditError, ValueError):
+    """The base model can do this; an edited model would do it without its edits."""
+
+
+class ChunkedPrefillError(NotEditedError):
     """The prompt was split over several forwards, so no gate can be decided for it."""
 
 

@@ -17,10 +17,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.errors import BackboneError, ChunkedPrefillError, DataError
+from easyedit_dualedit.errors import BackboneError, ChunkedPrefillError, DataError, NotEditedError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
+from easyedit_dualedit.method.surface import REFUSED_METHODS, REFUSED_OPTIONS
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.generating import generate_of
@@ -43,7 +44,8 @@ LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 class EditedModel:
     """Behaves as the base model does, with edits applied to the queries that they concern.
 
-    Calls and `generate` are edited; every other attribute is the base model's own.
+    Calls and `generate` are edited; every other attribute is the base model's own, but for methods
+    that would leave out the edits: they raise `NotEditedError`.
     """
 
     def __init__(self, encoder: Encoder, active: ActiveEdits):
@@ -90,25 +92,27 @@ class EditedModel:
         Raises:
             ChunkedPrefillError: if the prompt is not processed in one forward.
             DataError: if there are no token ids.
+            NotEditedError: if an option would leave out the edits.
+            BackboneError: if it is not the model itself that generates.
         """
+        if inputs is not None:
+            options["inputs"] = inputs
+        if not self.edits:
+            return self.base_model.generate(**options)
         ids = options.get("input_ids") if inputs is None else inputs
         if not isinstance(ids, Tensor):
             raise DataError("generate needs input_ids, to tell image tokens from text; pass them")
-        settings = options.get("generation_config")
-        if options.get("prefill_chunk_size") or getattr(settings, "prefill_chunk_size", None):
-            raise ChunkedPrefillError(
-                "prefill_chunk_size splits the prompt over several forwards; an edit needs the"
-                " whole prompt at once: leave it out"
-            )
+        settings = options.get("generation_config") or getattr(
+            self.base_model, "generation_config", None
+        )
+        for name, (inert, reason) in REFUSED_OPTIONS.items():
+            if options.get(name, getattr(settings, name, None)) not in (None, inert):
+                raise NotEditedError(f"{name}: {reason}")
         given = options.get("attention_mask")
         # Padding that no mask tells of may count as text: nothing attends to it.
         prompt = torch.ones_like(ids) if given is None else given
         find = partial(self._layout_of_prefill, columns=ids.shape[1], prompt=prompt)
         call = self._call(find, {**options, "input_ids": ids})
-        if inputs is not None:
-            options["inputs"] = inputs
-        if not self.edits:
-            return self.base_model.generate(**options)
         made = generate_of(self.base_model, self._encoder.backbone.path[1:], call.run)(**options)
         if not call.has_begun:
             raise BackboneError(
@@ -156,6 +160,8 @@ class EditedModel:
         if name.startswith("__") or name == "base_model":
             raise AttributeError(name)
         value = getattr(self.base_model, name)
+        if name in REFUSED_METHODS and self.edits:
+            return functools.partial(_refuse, name)
         if not inspect.ismethod(value):
             return value
 
@@ -201,6 +207,10 @@ class EditedModel:
         positions = torch.arange(columns, device=ids.device)
         end = torch.where(mask[:, :columns].bool(), positions, -1).amax(1)
         return dataclasses.replace(self._encoder.layout(ids, mask, gate=end), last=end)
+
+
+def _refuse(name: str, *_args: Any, **_kwargs: Any) -> None:
+    raise NotEditedError(f"{name} of an edited model: {REFUSED_METHODS[name]}")
 
 
 class EditedCall:

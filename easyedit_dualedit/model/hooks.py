@@ -79,7 +79,10 @@ class Hooks:
                 self._recomputed.append(layer)
                 _UNCHECKPOINTED[layer] = _UNCHECKPOINTED.get(layer, 0) + 1
                 layer.gradient_checkpointing = False  # type: ignore[assignment]
-            self._handles.append(layer.register_forward_hook(_changing(edit)))
+            # Before all others: those by which transformers records hidden states, and the user's,
+            # then see what the next layer gets.
+            hook = _changing(edit)
+            self._handles.append(layer.register_forward_hook(hook, prepend=True))
 
     def read(self, layer: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> None:
         """Show each output of a layer to a hook of torch's kind."""

@@ -20,7 +20,7 @@ from tiny_editors import (
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
-from easyedit_dualedit.errors import ChunkedPrefillError
+from easyedit_dualedit.errors import ChunkedPrefillError, NotEditedError
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
@@ -313,7 +313,7 @@ def test_a_split_prompt_is_refused(tiny: TinyModel):
     editor = trained_editor(tiny)
     edited = editor.edited(editor.read([request_of()]))
     batch = editor.encoder.encode([TEXT_ONLY], with_target=False)
-    with pytest.raises(ChunkedPrefillError, match="prefill_chunk_size"):
+    with pytest.raises(NotEditedError, match="prefill_chunk_size"):
         edited.generate(**batch.inputs, max_new_tokens=2, prefill_chunk_size=4)
     assert not hooks_of_ours(tiny.model)
     with torch.no_grad():
