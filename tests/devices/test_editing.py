@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_data import fast
 from tiny_devices import REQUESTS, Subject, is_there
 from tiny_editors import trained_editor
 from tiny_families import FAMILIES
@@ -14,6 +15,7 @@ from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.packing import PRECISIONS, Precision
 from easyedit_dualedit.model.inputs import Batch
+from easyedit_dualedit.train.step import TrainingStep
 
 
 @torch.no_grad()
@@ -52,6 +54,30 @@ def test_forwards_of_some_rows_with_some_edits(subject: Subject, rows: int, edit
     chosen = torch.zeros(rows, dtype=torch.long)
     assigned = editor.edited(editor.read(REQUESTS[:edits]), assignment=chosen)
     assert is_there(logits(assigned, batch, layout=batch.layout))
+
+
+# Which positions and layers an edit takes does not depend on the family.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"last_prompt_token": False},
+        {"signal": "prompt+target"},
+        {"signal": "all"},
+        {"modalities": ["vision"]},
+        {"text_layer": 2, "vision_layer": 1},
+        {"text_layer": 2, "vision_layer": 2},
+    ],
+    ids=str,
+)
+def test_other_edits(llava: Subject, changes: dict[str, Any]):
+    editor = trained_editor(llava.tiny, **changes)
+    edited = editor.edited(editor.read(REQUESTS), gate=llava.always())
+    batch = llava.encode()
+    for layout in (batch.layout, None):
+        assert is_there(logits(edited, batch, layout=layout))
+    losses = TrainingStep.within(editor, fast()).losses(llava.records[:2], fast())
+    losses.total.backward()
+    assert all(is_there(each.grad) for each in editor.adapters.parameters())
 
 
 @pytest.mark.parametrize("kind", GATE_KINDS)
