@@ -45,11 +45,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def llava() -> TinyModel:
+    """A model of this module's own: other tests may save the shared one, which marks its config."""
+    return tiny_llava()
+
+
+@pytest.fixture(scope="module")
 def earlier(
-    records: list[Record], tmp_path_factory: pytest.TempPathFactory
+    llava: TinyModel, records: list[Record], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, StepLosses]:
     folder = tmp_path_factory.mktemp("earlier") / "states"
-    losses, work = losses_of(trained_editor(shared("llava")), records[:2], with_folder(folder))
+    losses, work = losses_of(trained_editor(llava), records[:2], with_folder(folder))
     assert work["layers"] and work["vision"]
     return folder, losses
 
