@@ -150,20 +150,20 @@ class Measures:
         given = batch.inputs["attention_mask"]
         mask = torch.cat([given, given.new_ones(len(given), 1)], 1)
 
-        def after_prompt() -> tuple[Callable[[], Any], DynamicCache]:
+        def after_prompt(call: Callable[..., Any]) -> tuple[Callable[[], Any], DynamicCache]:
             cache = DynamicCache(config=plain.config.get_text_config())
-            plain(**batch.inputs, past_key_values=cache, use_cache=True)
+            call(**batch.inputs, past_key_values=cache, use_cache=True)
             step = {"input_ids": token, "attention_mask": mask, "past_key_values": cache}
-            plain(**step, use_cache=True)  # the first step clears away what the prompt needed
+            call(**step, use_cache=True)  # the first step clears away what the prompt needed
             cache.crop(-1)
-            return partial(plain, **step, use_cache=True), cache
+            return partial(call, **step, use_cache=True), cache
 
         operations: list[int] = []
         gflop = 0.0
 
-        def measured(times: list[Time]) -> None:
+        def measured(times: list[Time], call: Callable[..., Any] = plain) -> None:
             nonlocal gflop
-            step, cache = after_prompt()
+            step, cache = after_prompt(call)
             if not times:
                 operations.append(operations_of(step))
                 cache.crop(-1)
@@ -176,9 +176,9 @@ class Measures:
             times.append(typical(found))
 
         def measured_edited() -> None:
-            # What `generate` runs inside: the prompt is edited, and each step passes.
-            with edited._generating(lambda _inputs: batch.layout, batch.inputs):
-                measured(after)
+            # As `generate` calls the model: the prompt is edited, and each step passes.
+            own = edited._call(lambda _inputs: batch.layout, batch.inputs)
+            measured(after, lambda **inputs: own.run(plain, plain, (), inputs))
 
         before: list[Time] = []
         after: list[Time] = []

@@ -11,12 +11,15 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from backbone_table import BackboneTable  # noqa: E402
+from pretended_device import start_autograd  # noqa: E402
 from tiny_editors import MODELS, hooks_of_ours, shared  # noqa: E402
 from tiny_families import FAMILIES  # noqa: E402
 from tiny_models import TinyModel  # noqa: E402
 
 # Tiny tensors gain nothing from a second thread, and threads that wait for each other cost much.
 torch.set_num_threads(1)
+
+start_autograd()
 
 pytest_plugins = ("workplace",)
 """Fixtures `work` and `call`, for tests of the command line."""

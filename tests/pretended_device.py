@@ -99,6 +99,13 @@ def pretended_device() -> Iterator[torch.device]:
         yield torch.device(_NAME, 0)
 
 
+def start_autograd() -> None:
+    """Have autograd know the device: a process's first backward pass starts all its queues."""
+    if CAN_PRETEND:
+        with pretended_device() as device:
+            torch.ones(1).to(device).requires_grad_().sum().backward()
+
+
 class _Factories(TorchFunctionMode):
     def __torch_function__(
         self, called: Any, types: Any, args: Any = (), kwargs: Any = None
