@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CAN_PRETEND = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 """Whether the installed torch can have a device that is written in Python."""
 
-_NAME = "gpu"
+NAME = "gpu"
 _aten = torch.ops.aten
 _FACTORIES = (torch.tensor, torch.as_tensor, torch.asarray)
 """They turn values into tensors beneath all that Python can see."""
@@ -53,7 +53,7 @@ class PretendedTensor(Tensor):
             storage_offset=numbers.storage_offset(),
             dtype=numbers.dtype,
             layout=numbers.layout,
-            device=torch.device(_NAME, 0),
+            device=torch.device(NAME, 0),
         )
         made.numbers = numbers
         return made
@@ -65,7 +65,7 @@ class PretendedTensor(Tensor):
         return _run(operation, args, kwargs or {})
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
-        return f"on {_NAME}: {self.numbers!r}"
+        return f"on {NAME}: {self.numbers!r}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Files of torch are read with `map_location` here, which brings any device to the CPU.
@@ -85,7 +85,7 @@ class PretendedTensor(Tensor):
         return self.numbers.tolist()
 
     def numpy(self, *_args: Any, **_kwargs: Any) -> Any:
-        raise TypeError(f"a tensor on {_NAME} is no array of numpy's; use Tensor.cpu() first")
+        raise TypeError(f"a tensor on {NAME} is no array of numpy's; use Tensor.cpu() first")
 
     def new_tensor(self, values: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
         return torch.tensor(values, dtype=dtype or self.dtype, device=device or self.device)
@@ -96,7 +96,7 @@ def pretended_device() -> Iterator[torch.device]:
     """Give the device; within the block, tensors can be made on it and moved to it and back."""
     _register()
     with _Factories(), _Operations():
-        yield torch.device(_NAME, 0)
+        yield torch.device(NAME, 0)
 
 
 def start_autograd() -> None:
@@ -138,9 +138,9 @@ def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         _require_allowed(operation, args, tensors)
     asked = kwargs.get("device")
     if asked is not None:
-        there = torch.device(asked).type == _NAME
+        there = torch.device(asked).type == NAME
     if there and any(isinstance(each, torch.Generator) for each in values):
-        raise MixedDevicesError(f"{operation}: a generator on the CPU, for numbers on {_NAME}")
+        raise MixedDevicesError(f"{operation}: a generator on the CPU, for numbers on {NAME}")
     done = operation(*map(_real, args), **{name: _real(each) for name, each in kwargs.items()})
     # What an operation has changed in place is the very tensor that it was given.
     given = {id(_real(each)): each for each in tensors}
@@ -174,7 +174,7 @@ def _real(each: Any) -> Any:
         return each.numbers
     if isinstance(each, list | tuple):
         return type(each)(map(_real, each))
-    if isinstance(each, torch.device) and each.type == _NAME:
+    if isinstance(each, torch.device) and each.type == NAME:
         return torch.device("cpu")
     return each
 
@@ -244,4 +244,4 @@ class _Module:
 @functools.cache
 def _register() -> None:
     """Give torch the name of the device, which cannot be taken back."""
-    backend_registration._setup_privateuseone_for_python_backend(_NAME, _Module())
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
