@@ -10,7 +10,7 @@ from easyedit_dualedit.errors import DataError
 HELP = "ask about a picture with edits applied"
 DESCRIPTION = (
     "Ask questions about a picture with edits applied; says which edit fired and how similar the"
-    " question is to it."
+    " question is to it, and which edits do not take."
 )
 
 _LEAVE = ("exit", "quit")
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.text import Text
 
     from easyedit_dualedit.commands.console import console
-    from easyedit_dualedit.commands.opened_edits import asked, opened
+    from easyedit_dualedit.commands.opened_edits import asked, not_taking, opened
     from easyedit_dualedit.model.inputs import Query
     from easyedit_dualedit.model.pictures import open_image
 
@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
         open_image(arguments.image)
     editor, memory = opened(arguments)
     shown = console()
+    if not_taking(memory):
+        shown.print(Text(not_taking(memory), style="bold"))
     shown.print(f"{len(memory)} edits; an empty line, {' or '.join(_LEAVE)} ends it")
     while True:
         shown.print("> ", end="")

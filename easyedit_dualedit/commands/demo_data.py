@@ -34,7 +34,13 @@ def demo_hparams(archive: Path, gate: Any = None) -> DualEditMultimodalHparams:
         gate: kind, or mapping of kind and threshold; None is the one that was saved.
     """
     return DualEditMultimodalHparams.from_dict(
-        {"model_name": TESTBED, "archive": str(archive), "device": "cpu", "gate": gate}
+        {
+            "model_name": TESTBED,
+            "archive": str(archive),
+            "device": "cpu",
+            "gate": gate,
+            "check_edits": False,  # the demo asks about every edit anyway
+        }
     )
 
 

@@ -1,13 +1,16 @@
 """The command `edit`: one edit, and the answers before and after it."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_model
 
 HELP = "make one edit and show the answers"
-DESCRIPTION = "Make one edit and show what the model answers before and after."
+DESCRIPTION = (
+    "Make one edit and show what the model answers before and after. An edit that does not take"
+    " (the edited model answers its own question otherwise) is told in a line below the table; the"
+    " exit code is 0 all the same."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make one edit and print the answers before and after."""
+    from rich.text import Text
+
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.editors import answer_to, editor_of
     from easyedit_dualedit.commands.hparams import read_hparams
+    from easyedit_dualedit.method.edit_check import EditCheck
     from easyedit_dualedit.model.inputs import Query
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
     from easyedit_dualedit.report.table import Table, texts
@@ -35,19 +41,26 @@ def run(arguments: argparse.Namespace) -> None:
     asked = [Query(prompt, arguments.ask_image or arguments.image) for prompt in arguments.ask]
     editor = editor_of(read_hparams(arguments, DualEditMultimodalHparams))
     edited = editor.edit(request.image, request.prompt, arguments.target)
-    rows = []
-    for query in (replace(request, target=None), *asked):
-        batch = editor.encoder.encode([query])
+    rows, checks = [], []
+    for query in (request, *asked):
+        batch = editor.encoder.encode([query], with_target=False)
         routing = edited.route(layout=batch.layout, **batch.inputs)
+        similarity, is_open = float(routing.similarity[0]), bool(routing.is_open[0])
+        before = answer_to(editor.backbone.model, editor.encoder, query)
+        after = answer_to(edited, editor.encoder, query)
+        checks.append(EditCheck(query, after, similarity, is_open))
         rows.append(
             [
                 query.prompt,
-                answer_to(editor.backbone.model, editor.encoder, query),
-                answer_to(edited, editor.encoder, query),
-                f"{float(routing.similarity[0]):.3f} (threshold {editor.gate.threshold:.3f})",
-                "open" if bool(routing.is_open[0]) else "closed",
+                before,
+                after,
+                f"{similarity:.3f} (threshold {editor.gate.threshold:.3f})",
+                "open" if is_open else "closed",
             ]
         )
     columns = texts("prompt", "before", "after", "similarity", "gate")
     title = f"edit: {arguments.prompt!r} -> {arguments.target!r}"
-    console().print(Table(columns, rows, title).for_terminal())
+    shown = console()
+    shown.print(Table(columns, rows, title).for_terminal())
+    if not checks[0].takes:
+        shown.print(Text(checks[0].told(), style="bold"))

@@ -5,11 +5,15 @@ from typing import Any
 import torch
 
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.answers import answer_limit, greedy_answers
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+
+_LONGEST = 64
+"""Tokens of an answer that is shown."""
 
 
 def editor_of(hparams: DualEditMultimodalHparams) -> DualEditor:
@@ -26,9 +30,8 @@ def editor_of(hparams: DualEditMultimodalHparams) -> DualEditor:
 
 @torch.no_grad()
 def answer_to(model: Any, encoder: Encoder, query: Query) -> str:
-    """Return a model's greedy answer to a question."""
+    """Return a model's greedy answer to a question, cut where it is far longer than a target."""
     batch = encoder.encode([query], with_target=False)
-    tokens = model.generate(**batch.inputs, max_new_tokens=64, do_sample=False)
-    new = tokens[0, batch.inputs["input_ids"].shape[1] :]
-    text: str = encoder.tokenizer.decode(new, skip_special_tokens=True)
-    return text.strip()
+    limit = max(_LONGEST, answer_limit(encoder, query))
+    (text,) = greedy_answers(model, encoder, batch, [limit])
+    return text

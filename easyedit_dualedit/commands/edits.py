@@ -9,11 +9,17 @@ from easyedit_dualedit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from easyedit_dualedit.method.edit_file import EditFile
+    from easyedit_dualedit.method.stored_edit import Provenance
     from easyedit_dualedit.model.inputs import Query
 
 HELP = "keep many edits in a file"
 DESCRIPTION = "Keep edits in a folder: edits.safetensors and edits.json."
 
+_ADDING = (
+    "Make edits and add them. Each is asked about once all are added; those that do not take (the"
+    " edited model answers their own question otherwise) are told, and `list`, `apply` and `chat`"
+    " say so, too. They are added all the same, and the exit code is 0."
+)
 _READ_AT_ONCE = 16
 
 
@@ -21,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    adding = actions.add_parser("add", help="make edits and add them")
+    adding = actions.add_parser("add", help="make edits and add them", description=_ADDING)
     add_model(adding, EDIT_HPARAMS)
     adding.add_argument("--image", type=Path, help="picture of the edit; none for a text edit")
     adding.add_argument("--prompt", help="question of the edit")
@@ -69,10 +75,16 @@ def _add(arguments: argparse.Namespace) -> None:
     ids: list[str] = []
     for start in range(0, len(requests), _READ_AT_ONCE):
         ids += memory.add(requests[start : start + _READ_AT_ONCE])
+    checks = memory.check(requests)
     memory.save(arguments.edits)
     shown = console()
-    for identifier, request in zip(ids, requests, strict=True):
+    for identifier, request, check in zip(ids, requests, checks, strict=True):
         shown.print(Text(f"{identifier}  {request.prompt} -> {request.target}"))
+        if not check.takes:
+            shown.print(Text(f"{identifier}  {check.told()}", style="bold"))
+    taken = sum(check.takes for check in checks)
+    if taken < len(checks):
+        shown.print(f"{len(checks) - taken} of {len(checks)} edits added do not take")
     per_edit = memory.stored_bytes / max(1, len(memory)) / 1000
     shown.print(f"{len(memory)} edits in {arguments.edits}, {per_edit:.1f} kB each")
 
@@ -88,10 +100,18 @@ def _list(arguments: argparse.Namespace) -> None:
         about = edit.provenance
         pictures = " ".join(about.pictures) or "-"
         size = f"{edit.stored_bytes / 1000:.1f}"
-        rows.append([edit.id, about.time, about.prompt, about.target, pictures, size])
-    columns = [*texts("id", "made", "prompt", "target", "pictures"), *numbers("kB")]
+        rows.append(
+            [edit.id, about.time, about.prompt, about.target, _taking(about), pictures, size]
+        )
+    columns = [*texts("id", "made", "prompt", "target", "takes", "pictures"), *numbers("kB")]
     title = f"{len(stored.edits)} edits in {arguments.edits}, oldest first"
     console().print(Table(columns, rows, title).for_terminal())
+
+
+def _taking(about: "Provenance") -> str:
+    if about.takes is None:
+        return "not asked"
+    return "yes" if about.takes else f"no: {about.answer!r}"
 
 
 def _remove(arguments: argparse.Namespace) -> None:

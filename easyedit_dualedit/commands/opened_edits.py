@@ -11,8 +11,11 @@ from easyedit_dualedit.commands.hparams import read_hparams
 from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.stored_edit import Provenance, picture_hashes
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+
+_SHOWN = 3
 
 
 def opened(
@@ -44,6 +47,24 @@ def asked(editor: DualEditor, memory: EditMemory, query: Query) -> tuple[str, st
         return answer, f"no edit fired, the nearest has similarity {similarity:.3f}"
     fired: Any = list(memory)[place]
     about = fired.provenance
-    return answer, (
-        f"edit {fired.id} fired, similarity {similarity:.3f}: {about.prompt} -> {about.target}"
+    told = f"edit {fired.id} fired, similarity {similarity:.3f}: {about.prompt} -> {about.target}"
+    own = Provenance("", query.prompt, about.target, picture_hashes(query), answer)
+    if own.question == about.question:
+        about = own  # the edit's own question was asked just now
+    if about.takes is False:
+        told += f"; the edit does not take: its own question is answered {about.answer!r}"
+    return answer, told
+
+
+def not_taking(memory: EditMemory) -> str:
+    """Return in a line which edits are known not to take; empty if there are none."""
+    edits = [edit for edit in memory if edit.provenance.takes is False]
+    if not edits:
+        return ""
+    shown = ", ".join(
+        f"{edit.id} ({edit.provenance.prompt!r} is answered {edit.provenance.answer!r}, not"
+        f" {edit.provenance.target!r})"
+        for edit in edits[:_SHOWN]
     )
+    more = f" and {len(edits) - _SHOWN} more" if len(edits) > _SHOWN else ""
+    return f"{len(edits)} of {len(memory)} edits do not take: {shown}{more}"

@@ -22,11 +22,9 @@ from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.measure.metrics import answer_accuracy, likeliest, named_tokens
 from easyedit_dualedit.measure.protocols import ProtocolName
 from easyedit_dualedit.measure.questions import Questions
+from easyedit_dualedit.model.answers import answer_limit, greedy_answers
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Batch, Query
-
-_SPARE_TOKENS = 8
-"""Tokens that a free answer may have beyond its target: one that runs on must be seen to."""
 
 _RANKS = {"text_locality": 1, "image_locality": 10}
 """Likeliest tokens that EasyEdit compares."""
@@ -170,11 +168,7 @@ class Asker:
         every = []
         for record, questions in enumerate(self._questions):
             queries = {name: edited.asked(query) for name, query in questions.every.items()}
-            limits = {
-                name: _SPARE_TOKENS
-                + (len(self._encoder.target_ids(query.target)) if query.target else 0)
-                for name, query in queries.items()
-            }
+            limits = {name: answer_limit(self._encoder, query) for name, query in queries.items()}
             if self._together:
                 limits = dict.fromkeys(limits, max(limits.values()))
             every += [_Asked(record, name, queries[name], limits[name]) for name in queries]
@@ -201,14 +195,7 @@ class Asker:
 
     def _generated(self, edited: Edited, part: Sequence[_Asked]) -> list[str]:
         batch = self._encoded.batch([one.query for one in part], prompt=True)
-        longest = max(one.limit for one in part)
-        tokens = edited.model.generate(**batch.inputs, max_new_tokens=longest, do_sample=False)
-        new = tokens[:, batch.inputs["input_ids"].shape[1] :]
-        texts = [
-            self._encoder.tokenizer.decode(row[: one.limit], skip_special_tokens=True)
-            for row, one in zip(new, part, strict=True)
-        ]
-        return [text.strip() for text in texts]
+        return greedy_answers(edited.model, self._encoder, batch, [one.limit for one in part])
 
 
 def _replies(asked: Sequence[_Asked]) -> Replies:

@@ -1,10 +1,8 @@
-"""What is counted in a model's logits and answers, and means over cases with their intervals.
+"""What is counted in a model's logits, and means over cases with their intervals.
 
 A number of one case lies in 0 to 1. Which numbers a protocol is made of says `scores`.
 """
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -76,17 +74,6 @@ def likeliest_agreement(before: Tensor, after: Tensor) -> float:
     """
     length = min(before.shape[1], after.shape[1])
     return float((before[:, -length:] == after[:, -length:]).float().mean())
-
-
-def normalised(text: str) -> str:
-    """Return text as exact match compares it: case, white space and a final stop do not count."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"\s+", " ", folded).strip().rstrip(".").rstrip()
-
-
-def exact_match(answer: str, target: str) -> float:
-    """Return 1.0 if a generated answer is the target after normalisation, else 0.0."""
-    return float(normalised(answer) == normalised(target))
 
 
 def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.measure.asking import Replies
-from easyedit_dualedit.measure.metrics import agreement, exact_match, likeliest_agreement
+from easyedit_dualedit.measure.metrics import agreement, likeliest_agreement
 from easyedit_dualedit.measure.protocols import ProtocolName
 from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.specificity import FAMILIES
+from easyedit_dualedit.model.answers import exact_match
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 

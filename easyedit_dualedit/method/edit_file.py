@@ -192,6 +192,7 @@ def _edits(
             str(entry["prompt"]),
             str(entry["target"]),
             tuple(map(str, entry["pictures"])),
+            None if entry.get("answer") is None else str(entry["answer"]),
         )
         edits.append(StoredEdit(str(entry["id"]), provenance, keys[place], projected))
     return tuple(edits)

@@ -4,13 +4,16 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal, keys_of
+from easyedit_dualedit.method.edit_check import EditCheck
 from easyedit_dualedit.method.edit_file import EditFile, EditsOwner
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
@@ -109,6 +112,33 @@ class EditMemory:
             known[edit.provenance.question] = edit
         self._hold((*self._edits, *made))
         return [edit.id for edit in made]
+
+    def check(self, requests: Query | Sequence[Query]) -> list[EditCheck]:
+        """Return whether the edits of requests take, with every edit of the memory in force.
+
+        Stored edits keep no pictures, so the requests are given again. Each answer is kept with
+        its edit (`provenance.answer`), and `save` writes it.
+
+        Raises:
+            DataError: if a request has no target or no edit, or a picture cannot be read.
+        """
+        batch = [requests] if isinstance(requests, Query) else list(requests)
+        newest = {_asked(edit.provenance): place for place, edit in enumerate(self._edits)}
+        places = []
+        for request in batch:
+            about = Provenance("", request.prompt, request.target or "", picture_hashes(request))
+            if _asked(about) not in newest:
+                raise DataError(
+                    f"no edit of {request.prompt!r} -> {request.target!r} is held; add it first"
+                )
+            places.append(newest[_asked(about)])
+        checks = self.model.check(batch)
+        edits = list(self._edits)
+        for place, check in zip(places, checks, strict=True):
+            about = replace(edits[place].provenance, answer=check.answer)
+            edits[place] = replace(edits[place], provenance=about)
+        self._hold(tuple(edits))
+        return checks
 
     def remove(self, *ids: str) -> None:
         """Forget edits.
@@ -218,6 +248,10 @@ class EditMemory:
             keys_of([signal], self._gate)[0].float().cpu(),
             projected,
         )
+
+
+def _asked(about: Provenance) -> tuple[Any, ...]:
+    return (*about.question, about.target)
 
 
 def _digest_of(editor: DualEditor) -> str:

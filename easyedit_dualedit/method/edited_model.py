@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError, ChunkedPrefillError, DataError, NotEditedError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
+from easyedit_dualedit.method.edit_check import EditCheck, checked
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.method.surface import REFUSED_METHODS, REFUSED_OPTIONS
@@ -28,6 +29,7 @@ from easyedit_dualedit.model.generating import generate_of
 from easyedit_dualedit.model.hooks import Hooks, eager
 from easyedit_dualedit.model.inputs import (
     IGNORED,
+    Query,
     TokenLayout,
     cached_tokens,
     named_arguments,
@@ -136,6 +138,17 @@ class EditedModel:
         """
         known = self._layout_of_call(inputs, given=layout)
         return self._active.decide_ahead(self._encoder.backbone, inputs, known)
+
+    def check(self, requests: Sequence[Query] | None = None) -> list[EditCheck]:
+        """Return whether each edit takes, and what the model answers to its request.
+
+        Args:
+            requests: of the edits, with targets; None if these edits were read and not stored.
+
+        Raises:
+            DataError: if a request is not known, or has no target.
+        """
+        return checked(self, self._encoder, requests)
 
     @classmethod
     def side_by_side(cls, models: Sequence[Self], rows: int) -> Self:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from easyedit_dualedit.method.adapter import ProjectedEdit
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.packing import Packed
+from easyedit_dualedit.model.answers import exact_match
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.pictures import content_digest
 
@@ -29,6 +30,13 @@ class Provenance:
     target: str
     pictures: tuple[str, ...]
     """A hash of what each picture shows."""
+    answer: str | None = None
+    """What the edited model answered when it was last asked (`EditMemory.check`); None: never."""
+
+    @property
+    def takes(self) -> bool | None:
+        """Whether that answer was the target; None if it was never asked."""
+        return None if self.answer is None else exact_match(self.answer, self.target) == 1.0
 
     @property
     def question(self) -> tuple[Any, ...]:

@@ -1,5 +1,10 @@
-"""What the unedited model says: the yardstick of every query without a right answer."""
+"""What a model says: its greedy answers, and whether one is a target.
 
+The unedited model's own answers are the yardstick of every query without a right answer.
+"""
+
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,9 +14,51 @@ from torch import Tensor
 
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import undisturbed
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Batch, Query
 
 _LONGEST = 24
+
+_SPARE_TOKENS = 8
+"""Tokens that a free answer may have beyond its target: one that runs on must be seen to."""
+
+
+def normalised(text: str) -> str:
+    """Return text as exact match compares it: case, white space and a final stop do not count."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"\s+", " ", folded).strip().rstrip(".").rstrip()
+
+
+def exact_match(answer: str, target: str) -> float:
+    """Return 1.0 if a generated answer is the target after normalisation, else 0.0."""
+    return float(normalised(answer) == normalised(target))
+
+
+def answer_limit(encoder: Encoder, query: Query) -> int:
+    """Return how many tokens a free answer to a query may have, to tell whether it is the target.
+
+    Raises:
+        DataError: if the target tokenises to nothing.
+    """
+    return _SPARE_TOKENS + (len(encoder.target_ids(query.target)) if query.target else 0)
+
+
+@torch.no_grad()
+def greedy_answers(model: Any, encoder: Encoder, batch: Batch, limits: Sequence[int]) -> list[str]:
+    """Return a model's greedy answer to each prompt of a batch.
+
+    Args:
+        model: generates as a model of transformers does; edited or not.
+        encoder: that encoded the batch.
+        batch: prompts without answers, padded on the left.
+        limits: tokens that the answer of each row may have.
+    """
+    tokens = model.generate(**batch.inputs, max_new_tokens=max(limits), do_sample=False)
+    new = tokens[:, batch.inputs["input_ids"].shape[1] :]
+    texts = [
+        encoder.tokenizer.decode(row[:limit], skip_special_tokens=True)
+        for row, limit in zip(new, limits, strict=True)
+    ]
+    return [text.strip() for text in texts]
 
 
 @torch.no_grad()
@@ -45,9 +92,7 @@ def with_own_answers(
         part = queries[start : start + batch_size]
         batch = encoder.encode(part, with_target=False)
         with undisturbed(encoder.backbone.model):
-            tokens = model.generate(**batch.inputs, max_new_tokens=_LONGEST, do_sample=False)
-        new = tokens[:, batch.inputs["input_ids"].shape[1] :]
-        texts = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
+            texts = greedy_answers(model, encoder, batch, [_LONGEST] * len(part))
         for query, text in zip(part, texts, strict=True):
-            answered.append(replace(query, target=text.strip() or "."))
+            answered.append(replace(query, target=text or "."))
     return answered

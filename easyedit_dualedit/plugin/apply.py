@@ -11,7 +11,9 @@ from torch import nn
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.config import gate_from
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.inputs import Batch
 from easyedit_dualedit.plugin.archives import TrainedAdapters
+from easyedit_dualedit.plugin.edit_warnings import warn_of_edits, warn_of_port_edits
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel, picture_of
 from easyedit_dualedit.plugin.ports.edited import PortEdited
@@ -121,6 +123,9 @@ def apply_dualedit_to_multimodal_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model with edits applied, and no weights to restore.
 
+    A warning tells of each edit that does not take, unless the hyperparameters say
+    `check_edits: false`.
+
     For an edit of a sequence, the empty mapping is an `UndoLast`.
 
     The model that is given stays unedited: EasyEdit measures it after the edit as "before".
@@ -148,11 +153,14 @@ def apply_dualedit_to_multimodal_model(
         base = session.port_model(base)
         processor = PortProcessor(base)
     editor = session.editor(base, processor, hparams)
+    batch: Batch | None = None
     if isinstance(base, PortModel):
-        edits = read_requests(editor, requests)
+        queries, batch = read_requests(editor, requests)
+        edits = editor.read_batch(batch, queries)
     else:
         to_picture = picture_of if isinstance(model, LegacyModel) else None
-        edits = editor.read(requested_queries(requests, to_picture))
+        queries = requested_queries(requests, to_picture)
+        edits = editor.read(queries)
     undo: dict[str, Any] = {}
     if isinstance(requests, Mapping):
         sequence = session.sequence(editor)
@@ -161,6 +169,11 @@ def apply_dualedit_to_multimodal_model(
         edits = list(sequence)
     with torch.no_grad():
         edited = editor.edited(edits)
+    if hparams.check_edits:
+        if batch is None:
+            warn_of_edits(edited, queries)
+        else:
+            warn_of_port_edits(edited, editor, queries, batch)
     if isinstance(base, PortModel):
         return PortEdited(edited, PortSamples.of(editor)), undo
     return (LegacyEdited(model, edited) if isinstance(model, LegacyModel) else edited), undo

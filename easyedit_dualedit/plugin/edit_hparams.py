@@ -64,6 +64,9 @@ class DualEditMultimodalHparams:
     exact_match: bool = False
     max_length: int = 30
     results_dir: str = "./results"
+    check_edits: bool = True
+    """Whether each edit that EasyEdit makes is asked about at once, and a warning tells of those
+    that do not take."""
 
     coco_image: str = ""
     """Folder that the `image` and `m_loc` of a record are relative to."""

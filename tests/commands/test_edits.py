@@ -133,3 +133,71 @@ def test_a_folder_without_edits_is_told(work: Workplace, folder: Path, call: Any
     assert "no stored edits" in call(["edits", "list", "--edits", str(folder)]).error
     asked = with_model(work, "chat", "--edits", folder)
     assert "no stored edits" in call(asked).error
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
+    """Let edited models answer the requests of edits so, each time they are checked."""
+    monkeypatch.setattr(
+        "easyedit_dualedit.method.edit_check.greedy_answers", lambda *_: list(answers)
+    )
+
+
+def test_edits_that_do_not_take_are_told_kept_and_listed(
+    work: Workplace, folder: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    file = ["--data", work.data, "--images", work.images, "--limit", 2]
+    targets = [item["alt"] for item in json.loads(work.data.read_text(encoding="utf-8"))[:2]]
+    answering(monkeypatch, f"{targets[0].upper()}.", "a zebra")
+    added = call(add(work, folder, *file))
+    assert added.code == 0
+    first, second = ids_in(folder)
+    words = " ".join(added.out.split())
+    assert f"{second} the edit does not take: asked" in words
+    assert f"the edited model answers 'a zebra', not {targets[1]!r}; the gate is open" in words
+    assert f"{first} the edit" not in words
+    assert "1 of 2 edits added do not take" in words
+    told = json.loads((folder / EDITS_FILE).read_text(encoding="utf-8"))["edits"]
+    assert [edit["answer"] for edit in told] == [f"{targets[0].upper()}.", "a zebra"]
+    listed = " ".join(call(["edits", "list", "--edits", str(folder)]).out.split())
+    assert "yes" in listed and "no: 'a zebra'" in listed
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    chatted = " ".join(call(with_model(work, "chat", "--edits", folder)).out.split())
+    assert f"1 of 2 edits do not take: {second} (" in chatted
+    assert f"is answered 'a zebra', not {targets[1]!r})" in chatted
+
+
+def test_edits_that_all_take_are_told_nothing_of(
+    work: Workplace, folder: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    answering(monkeypatch, "green")
+    assert "not take" not in call(add(work, folder, *one(work))).out
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert "not take" not in call(with_model(work, "chat", "--edits", folder)).out
+
+
+def test_the_own_question_of_an_edit_that_fires_shows_whether_it_takes(
+    work: Workplace, folder: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    answering(monkeypatch, "green")
+    call(add(work, folder, *one(work)))
+    asked = with_model(work, "edits", "apply", "--edits", folder, "--image", work.images / "0.png")
+    answers = iter(["before", "a zebra"])
+    monkeypatch.setattr(
+        "easyedit_dualedit.commands.editors.greedy_answers", lambda *_: [next(answers)]
+    )
+    found = " ".join(call([*asked, "--ask", PROMPT]).out.split())
+    assert "the edit does not take: its own question is answered 'a zebra'" in found.replace(
+        " │ ", " "
+    )
+
+
+def test_edits_of_which_nobody_knows_whether_they_take_still_load(
+    work: Workplace, folder: Path, call: Any
+):
+    call(add(work, folder, *one(work)))
+    path = folder / EDITS_FILE
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for edit in values["edits"]:
+        del edit["answer"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert "not asked" in call(["edits", "list", "--edits", str(folder)]).out

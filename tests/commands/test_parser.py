@@ -78,6 +78,8 @@ def test_train_evaluate_and_edit_work_one_after_the_other(work: Workplace, call:
     assert "What colour is circle 0?" in done.out
     assert "How many squares are there?" in done.out
     assert "Where is the star?" in done.out
+    # Four steps teach nobody a word.
+    assert "the edit does not take: asked 'What colour is circle 0?'" in " ".join(done.out.split())
     assert done.out.count("threshold") == 3
     assert "open" in done.out
 

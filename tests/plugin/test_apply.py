@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_editors import hooks_of_ours, picture, request_of, trained_editor
+from tiny_editors import hooks_of_ours, picture, request_of, tiny_config, trained_editor
 from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
@@ -249,3 +249,37 @@ def test_restoring_in_a_sequence_forgets_exactly_the_last_edit(
     assert torch.equal(logits(editor, third, prompts[1]), before)
     torch.testing.assert_close(logits(editor, third, prompts[0]), logits(editor, first, prompts[0]))
     end_sequence(tiny.model)
+
+
+def test_a_warning_tells_of_each_edit_that_does_not_take(
+    tiny: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(gate={"kind": "cosine", "threshold": 0.9999})
+    DualEditor(tiny.model, tiny.processor, config).save(tmp_path)  # adapters that change nothing
+    hparams = hparams_of(tmp_path)
+    first, second = request("What?", "blue"), request("Why?", "red")
+    apply(tiny.model, tiny.processor, [first, second], hparams)
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 2
+    assert "the edit does not take: asked 'What?'" in lines[0] and "not 'blue'" in lines[0]
+    assert "asked 'Why?'" in lines[1] and "check_edits: false" in lines[1]
+    caplog.clear()
+    # Of a sequence, only the edit that was just made is asked about.
+    apply(tiny.model, tiny.processor, first, hparams)
+    apply(tiny.model, tiny.processor, second, hparams)
+    lines = [record.getMessage() for record in caplog.records]
+    assert ["What?" in lines[0], "Why?" in lines[1], len(lines)] == [True, True, 2]
+    caplog.clear()
+    apply(tiny.model, tiny.processor, [first], hparams_of(tmp_path, check_edits=False))
+    assert not caplog.records
+
+
+def test_there_is_no_warning_of_an_edit_that_takes(
+    tiny: TinyModel,
+    adapters: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("easyedit_dualedit.method.edit_check.greedy_answers", lambda *_: ["Blue."])
+    apply(tiny.model, tiny.processor, [request()], hparams_of(adapters))
+    assert not caplog.records

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
-from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
@@ -100,10 +99,11 @@ class PortSamples:
 
 def read_requests(
     editor: DualEditor, requests: Mapping[str, Any] | Sequence[Mapping[str, Any]]
-) -> list[EditSignal]:
-    """Return the edit signals of requests as EasyEdit's editor makes them for a port.
+) -> tuple[list[Query], Batch]:
+    """Return requests as EasyEdit's editor makes them for a port: as queries, and encoded.
 
     An image tensor is used as it is; a picture or path is read as EasyEdit's processor reads it.
+    The queries have no pictures, which are in the batch.
 
     Args:
         editor: an editor on a `PortModel`.
@@ -118,7 +118,7 @@ def read_requests(
     samples = [
         _sample_of(reader.model, item, query) for item, query in zip(items, queries, strict=True)
     ]
-    return editor.read_batch(reader.read(samples), queries)
+    return queries, reader.read(samples)
 
 
 def port_samples_of(
