@@ -59,3 +59,7 @@ class RegistrationError(DualEditError, ValueError):
 
 class UpstreamError(DualEditError, RuntimeError):
     """EasyEdit cannot do this itself; the message names the way that works."""
+
+
+class PartsError(DualEditError, OSError):
+    """A package that the emoji model is made of is missing, damaged or cannot be fetched."""
