@@ -251,6 +251,12 @@ def test_restoring_in_a_sequence_forgets_exactly_the_last_edit(
     end_sequence(tiny.model)
 
 
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings of edits that do not take."""
+    ours = "easyedit_dualedit.plugin.edit_warnings"
+    return [record.getMessage() for record in caplog.records if record.name == ours]
+
+
 def test_a_warning_tells_of_each_edit_that_does_not_take(
     tiny: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,7 +265,7 @@ def test_a_warning_tells_of_each_edit_that_does_not_take(
     hparams = hparams_of(tmp_path)
     first, second = request("What?", "blue"), request("Why?", "red")
     apply(tiny.model, tiny.processor, [first, second], hparams)
-    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    lines = warnings_in(caplog)
     assert len(lines) == 2
     assert "the edit does not take: asked 'What?'" in lines[0] and "not 'blue'" in lines[0]
     assert "asked 'Why?'" in lines[1] and "check_edits: false" in lines[1]
@@ -267,11 +273,11 @@ def test_a_warning_tells_of_each_edit_that_does_not_take(
     # Of a sequence, only the edit that was just made is asked about.
     apply(tiny.model, tiny.processor, first, hparams)
     apply(tiny.model, tiny.processor, second, hparams)
-    lines = [record.getMessage() for record in caplog.records]
+    lines = warnings_in(caplog)
     assert ["What?" in lines[0], "Why?" in lines[1], len(lines)] == [True, True, 2]
     caplog.clear()
     apply(tiny.model, tiny.processor, [first], hparams_of(tmp_path, check_edits=False))
-    assert not caplog.records
+    assert not warnings_in(caplog)
 
 
 def test_there_is_no_warning_of_an_edit_that_takes(
@@ -282,4 +288,4 @@ def test_there_is_no_warning_of_an_edit_that_takes(
 ) -> None:
     monkeypatch.setattr("easyedit_dualedit.method.edit_check.greedy_answers", lambda *_: ["Blue."])
     apply(tiny.model, tiny.processor, [request()], hparams_of(adapters))
-    assert not caplog.records
+    assert not warnings_in(caplog)
