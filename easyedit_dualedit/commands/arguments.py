@@ -39,6 +39,18 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     )
 
 
+def add_training_records(parser: argparse.ArgumentParser) -> None:
+    """Add the file that says which targets were seen in training."""
+    parser.add_argument(
+        "--training-records",
+        type=Path,
+        metavar="FILE",
+        help="records that the adapters were trained on: reliability and generality are split into"
+        " edits whose target is among theirs and the others (default: what the adapters themselves"
+        " say)",
+    )
+
+
 def add_run(parser: argparse.ArgumentParser, name: str) -> None:
     """Add what says which folder a run is in, and whether it continues what is there."""
     parser.add_argument(

@@ -13,6 +13,7 @@ from easyedit_dualedit.commands.arguments import (
     add_data,
     add_model,
     add_run,
+    add_training_records,
     count,
 )
 from easyedit_dualedit.errors import ConfigError
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take the records of one of N parts, such as 0/2; every part may have its own process",
     )
     parser.add_argument("--title", help="of the page")
+    add_training_records(parser)
     add_run(parser, "benchmark")
 
 
@@ -75,14 +77,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     from easyedit_dualedit.commands.benchmark_data import read_data
     from easyedit_dualedit.commands.benchmark_report import add_seconds, keep_plan, write_reports
-    from easyedit_dualedit.commands.benchmark_rows import chosen_rows
+    from easyedit_dualedit.commands.benchmark_rows import adapters_of, chosen_rows
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import is_testbed
+    from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.quirks import quirks
     from easyedit_dualedit.experiments.benchmark import run_benchmark
     from easyedit_dualedit.experiments.plan import Plan
     from easyedit_dualedit.measure.run import Run
+    from easyedit_dualedit.measure.target_split import TargetSplit
     from easyedit_dualedit.model.families import BackboneConfig
     from easyedit_dualedit.model.loading import load_model
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
@@ -138,11 +142,18 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.shard,
     )
     leaks = data.audit()
+    split = split_of(
+        data.evaluated,
+        archive=adapters_of(hparams),
+        file=arguments.training_records,
+        training=data.training,
+    )
     about = {
         "title": arguments.title or f"{data.name}, {Path(hparams.model_name).name}",
         "data": data.described(),
         "audit": leaks.to_dict() if leaks is not None else None,
         "quirks": quirks(data.evaluated),
+        "targets": split.to_dict() if isinstance(split, TargetSplit) else {"absent": split},
         "settings": {**common, "given": {name: dict(value) for name, value in settings.items()}},
         "versions": common["versions"],
         "seed": hparams.seed,

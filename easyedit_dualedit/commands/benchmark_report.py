@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, cases_of
@@ -20,6 +21,7 @@ from easyedit_dualedit.report.benchmark import (
     protocol_table,
 )
 from easyedit_dualedit.report.page import write_page
+from easyedit_dualedit.report.target_split import split_line, split_table
 
 PLAN_FILE = "plan.json"
 _COSTS_FILE = "costs.json"
@@ -83,7 +85,12 @@ def write_reports(folder: Path, shown: Console, images: Path | None) -> None:
     )
     for protocol in measured_protocols(metrics):
         shown.print(protocol_table(metrics, protocol).for_terminal())
+        split = split_table(metrics, protocol)
+        if split is not None:
+            shown.print(split.for_terminal())
     shown.print(costs_table(spent).for_terminal())
+    if split_line(metrics):
+        shown.print(Text(split_line(metrics)))
     shown.print(headline(metrics))
     shown.print(
         f"written: {folder / 'results.html'}, and beside it results.md, results.csv,"

@@ -42,6 +42,13 @@ def chosen_rows(
     return [known[name] for name in dict.fromkeys(chosen) if name != UNEDITED]
 
 
+def adapters_of(hparams: DualEditMultimodalTrainingHparams) -> Path | None:
+    """Return where DualEdit's adapters lie; None if they are trained first."""
+    if hparams.archive is not None:
+        return Path(hparams.archive)
+    return testbed.adapters_folder("default") if is_testbed(hparams.model_name) else None
+
+
 def _every(
     hparams: DualEditMultimodalTrainingHparams, named: Sequence[str] | None
 ) -> list[Contender]:
@@ -50,10 +57,9 @@ def _every(
     EasyEdit's are left out where only others are named: importing it takes seconds.
     """
     config, training = hparams.dualedit_config(), hparams.training_config()
-    archive = None if hparams.archive is None else Path(hparams.archive)
+    archive = adapters_of(hparams)
     published = None
     if is_testbed(hparams.model_name):
-        archive = archive or testbed.adapters_folder("default")
         published = testbed.adapters_folder(_PUBLISHED)
     as_published = DualEditConfig.preset(
         _PUBLISHED,

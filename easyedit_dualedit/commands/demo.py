@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.demo_data import DemoAdapters, demo_hparams, demo_methods
     from easyedit_dualedit.commands.records import testbed_records
     from easyedit_dualedit.commands.runs import measure_and_print, settings_of
+    from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
     from easyedit_dualedit.measure.run import Run
     from easyedit_dualedit.method.editor import DualEditor
@@ -58,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     stored = Run(folder, settings, fresh=arguments.fresh)
     encoder = DualEditor.load(workbench.model, workbench.processor, adapters.default).encoder
-    measure_and_print(stored, records, encoder, methods, DUALEDIT)
+    split = split_of(records, archive=adapters.default)
+    measure_and_print(stored, records, encoder, methods, DUALEDIT, split=split)
 
 
 def _train(name: str, target: Path, data: Path, steps: int | None) -> None:

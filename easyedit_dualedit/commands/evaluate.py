@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_data, add_model, add_run
+from easyedit_dualedit.commands.arguments import (
+    EDIT_HPARAMS,
+    add_data,
+    add_model,
+    add_run,
+    add_training_records,
+)
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, GateConfig, GateKind
 
@@ -43,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="records that --specificity draws other pictures and questions from, usually the"
         " training records; pictures are in --images (default: the other records of --data)",
     )
+    add_training_records(parser)
     add_run(parser, "evaluate")
 
 
@@ -51,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.editors import editor_of
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.runs import measure_and_print, settings_of
+    from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
     from easyedit_dualedit.measure.run import Run
     from easyedit_dualedit.measure.specificity import specificity_queries
@@ -60,6 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.output / arguments.name
     hparams = read_hparams(arguments, DualEditMultimodalHparams)
     records, others = _read(arguments, hparams.model_name, folder / "data")
+    # Before the model is loaded, so that a mistake in the file is told at once.
+    split = split_of(records, archive=hparams.archive, file=arguments.training_records)
     editor = editor_of(hparams)
     methods: dict[str, EditMaker] = {"unedited": lambda _record: None}
     for kind in arguments.gates or [None]:
@@ -77,7 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.specificity:
         queries = specificity_queries(records, others, editor.encoder)
         further = {record.index: more for record, more in zip(records, queries, strict=True)}
-    measure_and_print(stored, records, editor.encoder, methods, list(methods)[1], further)
+    shown = list(methods)[1]
+    measure_and_print(stored, records, editor.encoder, methods, shown, further, split=split)
 
 
 def _read(

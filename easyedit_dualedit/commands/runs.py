@@ -13,6 +13,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.files import digest_of
 from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
+from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.report.evaluation import print_report
@@ -50,6 +51,8 @@ def measure_and_print(
     methods: Mapping[str, EditMaker],
     shown: str,
     further: Mapping[int, Mapping[str, Query]] | None = None,
+    *,
+    split: TargetSplit | str | None = None,
 ) -> None:
     """Edit every record alone with each method, measure, and print table and examples.
 
@@ -60,9 +63,10 @@ def measure_and_print(
         methods: by name, the unedited model first.
         shown: name of the method that the examples are of.
         further: more queries by the index of their record.
+        split: which targets were seen in training, or why that is not known.
     """
     cases = evaluate(records, encoder, methods, run, further=further)
-    metrics = run.finish(cases)
+    metrics = run.finish(cases, split)
     terminal = console()
     print_report(terminal, metrics, cases, method=shown)
     terminal.print(f"written: {run.folder / METRICS_FILE}, one JSON per case beside it")

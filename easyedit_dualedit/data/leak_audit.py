@@ -13,6 +13,11 @@ from typing import Any
 from PIL import Image
 
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
+from easyedit_dualedit.data.training_targets import (
+    TrainingTargets,
+    normalised_target,
+    targets_of,
+)
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.pictures import Picture, content_digest
 
@@ -28,7 +33,8 @@ class Finding:
     found: int
     of: int
     examples: tuple[str, ...]
-    """The first few of those found, each with the first record of training that shares it."""
+    """The first few of those found, each with the first record of training that shares it, if it
+    is one that does."""
 
     @property
     def percent(self) -> float:
@@ -113,12 +119,13 @@ def audit(evaluated: Sequence[Record], trained: Sequence[Record]) -> Audit:
 
     def edit(record: Record) -> list[_Thing]:
         (pair,) = edit_pair(record)
-        target = (record.request.target or "").strip()
-        return [_Thing((pair.key, target.casefold()), f"{pair.shown} -> {target!r}")]
+        (target,) = _target(record)
+        return [_Thing((pair.key, target.key), f"{pair.shown} -> {target.shown}")]
 
     asked: list[tuple[str, _Reader, _Reader]] = [
         ("edits (reliability) with picture and question of an edit", edit_pair, edit_pair),
         ("edits (reliability) with picture, question and target of an edit", edit, edit),
+        ("edits (reliability) with the target of an edit", _target, _target),
         ("edits (reliability) with picture and question of any query", edit_pair, any_pair),
         ("edits (reliability) with the picture of an edit", edit_picture, edit_picture),
         ("edits (reliability) with a rephrased picture", edit_picture, rephrased_picture),
@@ -159,7 +166,9 @@ def audit(evaluated: Sequence[Record], trained: Sequence[Record]) -> Audit:
         _finding(f"{what} of training", evaluated, read, places[among])
         for what, read, among in asked
     )
-    return Audit(len(evaluated), len(trained), findings)
+    words = _words_finding(evaluated, TrainingTargets.of(targets_of(trained)))
+    place = 1 + [read for _, read, _ in asked].index(_target)
+    return Audit(len(evaluated), len(trained), (*findings[:place], words, *findings[place:]))
 
 
 class _Names:
@@ -227,6 +236,20 @@ def _first_places(records: Sequence[Record], read: _Reader) -> dict[Hashable, in
 def _pair(record: Record, query: Query, names: _Names) -> _Thing:
     pictures, question = names.of(record, query), record.question(query).strip()
     return _Thing((pictures, question.casefold()), f"{', '.join(pictures)}: {question!r}")
+
+
+def _target(record: Record) -> list[_Thing]:
+    target = record.request.target or ""
+    return [_Thing(normalised_target(target), repr(target.strip()))]
+
+
+def _words_finding(evaluated: Sequence[Record], trained: TrainingTargets) -> Finding:
+    known = [record for record in evaluated if trained.has_words(record.request.target or "")]
+    examples = tuple(
+        f"record {record.index}: {_target(record)[0].shown}" for record in known[:_EXAMPLES]
+    )
+    what = "edits (reliability) whose target has no word new to targets of training"
+    return Finding(what, len(known), len(evaluated), examples)
 
 
 def _text_question(record: Record) -> list[_Thing]:

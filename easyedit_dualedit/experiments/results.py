@@ -22,6 +22,7 @@ from easyedit_dualedit.measure.intervals import interval, paired_difference
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import PROTOCOLS
 from easyedit_dualedit.measure.run import SETTINGS_FILE
+from easyedit_dualedit.measure.target_split import TargetSplit, told
 
 _NO_AVERAGE = ("portability",)
 _FIRST = "generate"
@@ -36,16 +37,19 @@ def metrics_of(
         folder: of the run.
         names: of the methods, in the order of the table, without the unedited model.
         indices: of all records.
-        plan: what else the numbers belong to; becomes part of the result.
+        plan: what else the numbers belong to; becomes part of the result. Its `targets` are a
+            `TargetSplit` as plain values, or `absent`: why there is none.
 
     Returns:
         `plan`'s entries; `methods`: name -> `status` ("done" or "failed"), `error`, `reads_label`,
-        `remarks` and `protocols` (protocol -> metric -> mean, low, high, n in percent); and
+        `remarks`, `protocols` (protocol -> metric -> mean, low, high, n in percent) and, if there
+        is a split, `by_target` (see `TargetSplit.means`); `targets` (see `told`); and
         `comparison`, see `compared`.
     """
     methods: dict[str, Any] = {}
     averages: dict[str, dict[str, list[float]]] = {}
     remarks: Mapping[str, Mapping[str, Any]] = plan.get("contenders", {})
+    split = _split_in(plan)
     for name in (UNEDITED, *names):
         cases = cases_of(folder, name, indices)
         error = failure(folder, name)
@@ -61,12 +65,24 @@ def metrics_of(
             if len(cases) < len(indices):
                 return None
             entry["protocols"] = intervals(cases)
+            if isinstance(split, TargetSplit):
+                entry["by_target"] = split.means({case["index"]: case["values"] for case in cases})
             averages[name] = {
                 protocol: _averages(cases, protocol) for protocol in entry["protocols"]
             }
         methods[name] = entry
-    rest = {key: value for key, value in plan.items() if key != "contenders"}
+    rest = {key: value for key, value in plan.items() if key not in ("contenders", "targets")}
+    if split is not None:
+        rest["targets"] = told(split)
     return {**rest, "methods": methods, "comparison": compared(averages)}
+
+
+def _split_in(plan: Mapping[str, Any]) -> TargetSplit | str | None:
+    """Return which targets were seen in training, why that is not known, or None: never asked."""
+    values = plan.get("targets")
+    if values is None:
+        return None
+    return str(values["absent"]) if "absent" in values else TargetSplit.from_dict(values)
 
 
 def missing(folder: Path, names: Sequence[str], indices: Sequence[int]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.files import read_json, write_json
 from easyedit_dualedit.measure.metrics import summary
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
+from easyedit_dualedit.measure.target_split import TargetSplit, told
 
 SETTINGS_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -73,12 +74,20 @@ class Run:
         """Write one case."""
         write_json(self._case_path(index), case)
 
-    def finish(self, cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def finish(
+        self, cases: Sequence[Mapping[str, Any]], split: TargetSplit | str | None = None
+    ) -> dict[str, Any]:
         """Write and return the numbers of all cases.
+
+        Args:
+            cases: what `case` returns of each record.
+            split: which targets were seen in training, or why that is not known; None leaves it
+                out.
 
         Returns:
             `{"methods": {name: {"protocols": {protocol: {metric: {mean, low, high, n}}}}}}`, in
-            percent.
+            percent; with a split also `targets` (see `target_split.told`), and for each method
+            `by_target` (see `TargetSplit.means`).
         """
         methods: dict[str, Any] = {}
         for name in cases[0]["methods"]:
@@ -89,7 +98,13 @@ class Run:
                     metric: mean.to_dict() for metric, mean in summary(values).items()
                 }
             methods[name] = {"protocols": protocols}
-        metrics = {"methods": methods}
+            if isinstance(split, TargetSplit):
+                methods[name]["by_target"] = split.means(
+                    {case["index"]: case["methods"][name]["values"] for case in cases}
+                )
+        metrics: dict[str, Any] = {"methods": methods}
+        if split is not None:
+            metrics["targets"] = told(split)
         write_json(self.folder / METRICS_FILE, metrics)
         return metrics
 

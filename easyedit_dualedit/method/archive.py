@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 FORMAT = 1
 
+_TARGETS = "training_targets"
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -31,6 +33,9 @@ class Archive:
     config: DualEditConfig
     fingerprint: ModelFingerprint
     tensors: Mapping[str, Tensor]
+    training_targets: tuple[str, ...] | None = None
+    """Targets of the edits that the adapters were trained on, as they are compared with others;
+    None if that is not known."""
 
     def save(self, folder: Path) -> None:
         """Write the archive; a reader sees the old files or the new ones, never half of one.
@@ -38,12 +43,14 @@ class Archive:
         Raises:
             ArchiveError: if the folder cannot be written.
         """
-        values = {
+        values: dict[str, Any] = {
             "format": FORMAT,
             "method": "DualEdit",
             "config": self.config.to_dict(),
             "model": self.fingerprint.to_dict(),
         }
+        if self.training_targets is not None:
+            values[_TARGETS] = list(self.training_targets)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
@@ -80,6 +87,7 @@ class Archive:
                 )
             config = DualEditConfig.from_dict(values["config"], source=str(config_file))
             fingerprint = ModelFingerprint.from_dict(values["model"])
+            targets = targets_in(values)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ArchiveError | ConfigError):
                 raise
@@ -93,7 +101,7 @@ class Archive:
             tensors = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise ArchiveError(f"{weights_file} is damaged ({error}); save it again") from error
-        return cls(config, fingerprint, tensors)
+        return cls(config, fingerprint, tensors, targets)
 
     def require_model(self, backbone: Backbone, source: Path) -> None:
         """Check that the adapters were trained on this model.
@@ -107,6 +115,12 @@ class Archive:
                 f"the adapters in {source} were trained on another model: this one has"
                 f" {difference}; load the model that they belong to, or train new ones"
             )
+
+
+def targets_in(values: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the training targets in what describes adapters; None if it does not tell them."""
+    targets = values.get(_TARGETS)
+    return None if targets is None else tuple(map(str, targets))
 
 
 def _digest(path: Path) -> str:

@@ -70,6 +70,8 @@ class DualEditor(
         self.encoder = Encoder(backbone, processor, last_prompt_token=config.last_prompt_token)
         self.adapters = DualAdapters(backbone.hidden_size, config)
         self.gate = Gate(backbone.hidden_size, config.gate)
+        self.training_targets: tuple[str, ...] | None = None
+        """Targets of the edits that the adapters were trained on; None if that is not known."""
         self.to(backbone.device)
 
     @property
@@ -198,7 +200,8 @@ class DualEditor(
             ArchiveError: if the folder cannot be written.
         """
         fingerprint = ModelFingerprint.of(self.backbone)
-        Archive(self.config, fingerprint, self.state_dict()).save(Path(folder))
+        targets = self.training_targets
+        Archive(self.config, fingerprint, self.state_dict(), targets).save(Path(folder))
 
     @classmethod
     def load(
@@ -226,6 +229,7 @@ class DualEditor(
         if gate is not None:
             config = config.with_gate(gate.kind, gate.threshold)
         editor = cls(model, processor, config)
+        editor.training_targets = archive.training_targets
         try:
             editor.load_state_dict(dict(archive.tensors))
         except RuntimeError as error:

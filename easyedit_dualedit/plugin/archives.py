@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import ArchiveError
-from easyedit_dualedit.method.archive import Archive
+from easyedit_dualedit.method.archive import CONFIG_FILE, Archive, targets_in
 from easyedit_dualedit.method.config import DualEditConfig, gate_from
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
@@ -29,7 +29,10 @@ def described_state(editor: DualEditor) -> dict[str, Tensor]:
     All values are tensors, since EasyEdit loads checkpoints with `weights_only=True`.
     """
     model = ModelFingerprint.of(editor.backbone).to_dict()
-    text = json.dumps({"config": editor.config.to_dict(), **model})
+    values = {"config": editor.config.to_dict(), **model}
+    if editor.training_targets is not None:
+        values["training_targets"] = list(editor.training_targets)
+    text = json.dumps(values)
     description = torch.tensor(list(text.encode()), dtype=torch.uint8)
     return {**editor.state_dict(), DESCRIPTION: description}
 
@@ -79,8 +82,23 @@ class TrainedAdapters:
         if hparams.gate is not None:
             config = dataclasses.replace(config, gate=gate_from(hparams.gate))
         editor = DualEditor(model, processor, config)
+        editor.training_targets = self.archive.training_targets
         load_weights(editor, self.archive.tensors, str(self.source))
         return editor
+
+
+def training_targets_in(source: str | Path) -> tuple[str, ...] | None:
+    """Return the targets that saved adapters were trained on; None if they cannot be read.
+
+    Of a folder, no weights are loaded.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            return targets_in(json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")))
+        return TrainedAdapters.read(path).archive.training_targets
+    except (ArchiveError, OSError, ValueError, AttributeError):
+        return None  # whoever needs the adapters themselves says what is wrong with them
 
 
 def load_weights(editor: DualEditor, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -118,10 +136,11 @@ def _archive_of(weights: Mapping[str, Tensor], path: Path) -> Archive:
         values = json.loads(bytes(weights[DESCRIPTION].tolist()))
         fingerprint = ModelFingerprint.from_dict(values)
         config = DualEditConfig.from_dict(values["config"], source=str(path))
+        targets = targets_in(values)
     except (ValueError, KeyError, TypeError) as error:
         raise ArchiveError(f"{path} is damaged ({error!r}); train again") from error
     tensors = {key: value for key, value in weights.items() if key != DESCRIPTION}
-    return Archive(config, fingerprint, tensors)
+    return Archive(config, fingerprint, tensors, targets)
 
 
 def _require_agreement(

@@ -6,6 +6,7 @@ from typing import Any
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
 from easyedit_dualedit.report.table import Column, Table, mean_and_interval, numbers, texts
+from easyedit_dualedit.report.target_split import split_line, split_rows, split_table
 
 _COST_TITLES = {
     "seconds_per_edit": "seconds\nan edit",
@@ -72,9 +73,14 @@ def costs_table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
 def benchmark_markdown(metrics: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return all tables of a run as Markdown, with what they mean and what was worked around."""
     parts = [f"**{headline(metrics)}**\n"]
+    if split_line(metrics):
+        parts.append(f"{split_line(metrics)}\n")
     for protocol in measured_protocols(metrics):
         table = protocol_table(metrics, protocol)
         parts += [f"### {protocol}\n", f"{table.caption}\n", table.markdown()]
+        split = split_table(metrics, protocol)
+        if split is not None:
+            parts += [f"#### {split.title}\n", split.markdown()]
     parts += ["### costs\n", costs_table(costs).markdown()]
     remarks = [
         f"- {name}: {remark}\n"
@@ -87,16 +93,17 @@ def benchmark_markdown(metrics: Mapping[str, Any], costs: Mapping[str, Mapping[s
 
 
 def benchmark_csv(metrics: Mapping[str, Any]) -> str:
-    """Return the numbers of a run as CSV: a line for each method, protocol and metric."""
+    """Return the numbers of a run as CSV: a line for each method, protocol, metric and targets."""
     rows: list[list[Any]] = []
     for name, method in metrics["methods"].items():
         if method["error"]:
-            rows.append([name, *[""] * 6, method["error"]])
+            rows.append([name, *[""] * 7, method["error"]])
         for protocol, values in method["protocols"].items():
             for metric, value in values.items():
                 ends = [value[end] for end in ("mean", "low", "high", "n")]
-                rows.append([name, protocol, metric, *ends, ""])
-    titles = ("method", "protocol", "metric", "mean", "low", "high", "n", "error")
+                rows.append([name, protocol, metric, "all", *ends, ""])
+        rows += [[*row, ""] for row in split_rows(name, method)]
+    titles = ("method", "protocol", "metric", "targets", "mean", "low", "high", "n", "error")
     return Table(texts(*titles), rows).csv()
 
 

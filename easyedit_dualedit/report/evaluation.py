@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.measure.specificity import FAMILIES
 from easyedit_dualedit.report.table import Table, mean_and_interval, numbers, texts
+from easyedit_dualedit.report.target_split import split_line, split_table
 
 _COLUMNS = (*METRICS, AVERAGE, *FAMILIES)
 _EXPLANATIONS = {
@@ -74,6 +76,12 @@ def print_report(
         console.print(explanation, style="dim")
     if "RI" in next(iter(metrics["methods"].values()))["protocols"]["generate"]:
         console.print(_SPECIFICITY, style="dim")
+    for protocol in reversed(EVALUATION_PROTOCOLS):
+        split = split_table(metrics, protocol)
+        if split is not None:
+            console.print(split.for_terminal())
+    if split_line(metrics):
+        console.print(Text(split_line(metrics), style="dim"))
     console.print(f"{count} edits, each made and measured alone\n", style="dim")
     for case in cases[:: max(1, len(cases) // examples)][:examples]:
         console.print(_example(case, method).for_terminal(title_on_the_left=True))

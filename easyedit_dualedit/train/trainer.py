@@ -9,6 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.data.training_targets import targets_of
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.config import GateKind, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
@@ -100,6 +101,8 @@ def train(
             calibrations["learned"] = train_gate(editor, records, config, progress=progress)
         # Each has made the same from the same states, but for the last bits on another device.
         processes.agree(editor.gate.state_dict().values())
+    known = editor.training_targets or ()
+    editor.training_targets = tuple(sorted({*known, *targets_of(records)}))
     return calibrations
 
 

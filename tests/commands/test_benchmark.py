@@ -68,8 +68,37 @@ def test_every_report_says_the_same(work: Workplace, call: Any):
         assert float(found[0]["mean"]) == mean
         assert f"{mean:.1f} (" in markdown
         assert name in markdown and name in page and name in called.out
+    assert metrics["targets"]["seen"] == metrics["settings"]["records"]
+    told = "were seen as a whole in training (known from the adapters in"
+    assert all(told in " ".join(text.split()) for text in (markdown, page, called.out))
+    assert {row["targets"] for row in rows if row["metric"] == "reliability"} == {"all", "seen"}
+    assert {row["targets"] for row in rows if row["metric"] == "text_locality"} == {"all"}
     assert metrics["audit"]["findings"]
     assert "image locality" in called.out.lower() or "image-locality" in called.out.lower()
+
+
+def test_every_method_is_split_by_the_same_targets(work: Workplace, call: Any, tmp_path: Path):
+    items = json.loads(work.data.read_text(encoding="utf-8"))
+    some = [item for item in items if item["alt"] == items[0]["alt"]]
+    (tmp_path / "some.json").write_text(json.dumps(some), encoding="utf-8")
+    call(benchmark(work, methods=METHODS[:2]))
+    # The split decides no result, so the run goes on, and nothing is measured anew.
+    called = call(
+        benchmark(work, "--training-records", tmp_path / "some.json", methods=METHODS[:2])
+    )
+    assert called.code == 0, called.err
+    metrics = metrics_of(run_of(work))
+    counts = metrics["targets"]
+    assert 0 < counts["seen"] == sum(item["alt"] == items[0]["alt"] for item in items)
+    for method in metrics["methods"].values():
+        for protocol in ("generate", "visedit", "easyedit"):
+            groups = method["by_target"][protocol]
+            assert {name: group["reliability"]["n"] for name, group in groups.items()} == {
+                name: counts[name] for name in ("seen", "unseen", "new_word") if counts[name]
+            }
+    assert "never seen as a whole" in called.out
+    for name in ("results.md", "results.html"):
+        assert "never seen as a whole" in (run_of(work) / name).read_text()
 
 
 def test_a_second_call_makes_nothing_anew_and_more_methods_can_follow(

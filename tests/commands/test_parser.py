@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,16 +53,20 @@ def test_train_evaluate_and_edit_work_one_after_the_other(work: Workplace, call:
         assert kind in done.out
     archive = Archive.load(work.adapters)
     assert (archive.config.text_layer, archive.config.vision_layer) == (1, 2)
+    items = json.loads(work.data.read_text(encoding="utf-8"))
+    assert archive.training_targets == tuple(sorted({item["alt"] for item in items}))
     assert any(bool(value.any()) for key, value in archive.tensors.items() if "output" in key)
 
     done = call(work.evaluate("--limit", 3, "--name", "three", text_layer=None, vision_layer=None))
     assert done.code == 0, done.err
     folder = work.folder / "outputs" / "three"
     metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    assert list(metrics) == ["methods"]
+    assert list(metrics) == ["methods", "targets"]
+    assert metrics["targets"]["seen"] == 3 and metrics["targets"]["unseen"] == 0
+    assert "Of 3 targets, 3 were seen as a whole in training" in " ".join(done.out.split())
     assert list(metrics["methods"]) == ["unedited", "DualEdit"]
     for method in metrics["methods"].values():
-        assert list(method) == ["protocols"]
+        assert list(method) == ["protocols", "by_target"]
         assert sorted(method["protocols"]) == ["generate", "visedit"]
         for values in method["protocols"].values():
             assert list(values) == [*METRICS, "average"]
@@ -738,3 +743,37 @@ def test_samples_that_are_no_samples_are_one_line(work: Workplace, call: Any):
 )
 def test_bad_input_of_ablate_is_one_line(work: Workplace, call: Any, options: list[str], told: str):
     assert told in call(work.ablate(*options)).error
+
+
+def test_evaluate_splits_by_the_targets_of_a_file_of_training_records(
+    work: Workplace, call: Any, tmp_path: Path
+):
+    items = json.loads(work.data.read_text(encoding="utf-8"))
+    first = [item for item in items if item["alt"] == items[0]["alt"]]
+    (tmp_path / "trained.json").write_text(json.dumps(first), encoding="utf-8")
+    options = ["--training-records", tmp_path / "trained.json", "--limit", 4]
+    done = call(work.evaluate(*options))
+    assert done.code == 0, done.err
+    folder = work.folder / "outputs" / "evaluate"
+    seen = [place for place, item in enumerate(items[:4]) if item["alt"] == items[0]["alt"]]
+    assert 0 < len(seen) < 4
+    metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    assert metrics["targets"]["source"] == "known from trained.json"
+    found = metrics["methods"]["DualEdit"]["by_target"]["visedit"]
+    for group, places in (("seen", seen), ("unseen", [n for n in range(4) if n not in seen])):
+        cases = [
+            json.loads((folder / "cases" / f"{place:05d}.json").read_text()) for place in places
+        ]
+        for metric in METRICS[:3]:
+            values = [case["methods"]["DualEdit"]["values"]["visedit"][metric] for case in cases]
+            assert found[group][metric]["mean"] == pytest.approx(100 * sum(values) / len(values))
+            assert found[group][metric]["n"] == len(places)
+    assert "never seen as a whole" in done.out
+    # The split decides no result: a run goes on under another, or without one.
+    old = json.loads((work.adapters / "config.json").read_text())
+    del old["training_targets"]
+    shutil.copytree(work.adapters, tmp_path / "old")
+    (tmp_path / "old" / "config.json").write_text(json.dumps(old))
+    done = call(work.evaluate("--limit", 4, "--name", "old", archive=str(tmp_path / "old")))
+    assert "No split by targets seen in training: the adapters in" in " ".join(done.out.split())
+    assert "give --training-records FILE" in " ".join(done.out.split())

@@ -17,6 +17,8 @@ from easyedit_dualedit.model.inputs import Query
 
 EDIT_PAIR = "edits (reliability) with picture and question of an edit of training"
 EDIT = "edits (reliability) with picture, question and target of an edit of training"
+EDIT_TARGET = "edits (reliability) with the target of an edit of training"
+EDIT_WORDS = "edits (reliability) whose target has no word new to targets of training"
 EDIT_ANY_PAIR = "edits (reliability) with picture and question of any query of training"
 EDIT_PICTURE = "edits (reliability) with the picture of an edit of training"
 EDIT_REPHRASED = "edits (reliability) with a rephrased picture of training"
@@ -34,6 +36,8 @@ PORTABILITY = "portability queries with picture and question of any query of tra
 ALL = (
     EDIT_PAIR,
     EDIT,
+    EDIT_TARGET,
+    EDIT_WORDS,
     EDIT_ANY_PAIR,
     EDIT_PICTURE,
     EDIT_REPHRASED,
@@ -54,7 +58,7 @@ def item(name: str, **changes: Any) -> dict[str, Any]:
         "src": f"What is {name}?",
         "pred": "no",
         "rephrase": f"Name {name}.",
-        "alt": f"answer {name}",
+        "alt": f"the-answer-{name}",
         "image": f"{name}.jpg",
         "image_rephrase": f"again/{name}.png",
         "loc": f"nq question: who is {name}",
@@ -92,9 +96,12 @@ def counts(evaluated: Sequence[Record], trained: Sequence[Record]) -> dict[str, 
             {EDIT_PICTURE, EDIT_PAIR, EDIT_ANY_PAIR},
         ),
         (
-            {"image": "t.jpg", "src": "What is t?", "alt": "Answer t\n"},
-            {EDIT_PICTURE, EDIT_PAIR, EDIT_ANY_PAIR, EDIT},
+            {"image": "t.jpg", "src": "What is t?", "alt": "The-answer-t\n"},
+            {EDIT_PICTURE, EDIT_PAIR, EDIT_ANY_PAIR, EDIT, EDIT_TARGET, EDIT_WORDS},
         ),
+        ({"alt": " THE-ANSWER-T"}, {EDIT_TARGET, EDIT_WORDS}),
+        ({"alt": "the-answer-t the-answer-u"}, {EDIT_WORDS}),
+        ({"alt": "the-answer-t or u"}, set()),
         ({"image": "t.jpg", "src": "Name t."}, {EDIT_PICTURE, EDIT_ANY_PAIR}),
         ({"image": "other/t.jpg", "src": "Where is t?"}, {EDIT_LOCALITY, EDIT_ANY_PAIR}),
         ({"image": "t.jpg", "rephrase": "What is t?"}, {EDIT_PICTURE, TEXT_PAIR}),
@@ -150,9 +157,24 @@ def test_a_finding_has_its_share_and_at_most_three_examples_with_places(tmp_path
     )
     assert found[EDIT_PAIR].percent == 0.0
     assert found[EDIT_PAIR].examples == ()
-    edit = item("t", alt=" Answer T")
+    edit = item("t", alt=" The-Answer-T")
     same = audit(records_of(tmp_path / "same.json", edit), trained).findings[ALL.index(EDIT)]
-    assert same.examples == ("record 0: t.jpg: 'What is t?' -> 'Answer T' (training record 2)",)
+    assert same.examples == ("record 0: t.jpg: 'What is t?' -> 'The-Answer-T' (training record 2)",)
+
+
+def test_targets_and_words_are_found_with_examples(tmp_path: Path):
+    evaluated = records_of(
+        tmp_path / "eval.json",
+        item("e", alt="a kite"),
+        item("f", alt="a red kite"),
+        item("g", alt="red"),
+    )
+    trained = records_of(tmp_path / "train.json", item("t"), item("u", alt="A red kite"))
+    found = {finding.what: finding for finding in audit(evaluated, trained).findings}
+    assert (found[EDIT_TARGET].found, found[EDIT_TARGET].of) == (1, 3)
+    assert found[EDIT_TARGET].examples == ("record 1: 'a red kite' (training record 1)",)
+    assert (found[EDIT_WORDS].found, found[EDIT_WORDS].of) == (3, 3)
+    assert found[EDIT_WORDS].examples[0] == "record 0: 'a kite'"
 
 
 def test_portability_is_audited_where_there_is_any(tmp_path: Path):

@@ -193,6 +193,8 @@ ANY_PAIRS = "image-locality queries with picture and question of any query of tr
 LOCALITY_PICTURES = "image-locality queries with the picture of any query of training"
 EDIT_PICTURES = "edits (reliability) with the picture of an edit of training"
 EDIT_LOCALITY = "edits (reliability) with a locality picture of training"
+TARGETS = "edits (reliability) with the target of an edit of training"
+WORDS = "edits (reliability) whose target has no word new to targets of training"
 EDIT_PAIRS = "edits (reliability) with picture and question of any query of training"
 TEXT_PAIRS = "text-generality queries with picture and question of any query of training"
 QUESTIONS = "text-locality queries with the question of a text-locality query of training"
@@ -203,6 +205,8 @@ def test_all_image_locality_pairs_of_e_vqa_are_trained_on():
     training, trained = read("vqa_train.json")
     found = audit(evaluated, trained)
     assert shared(found) == {
+        TARGETS: (1434, 2093),
+        WORDS: (1640, 2093),
         EDIT_PAIRS: (2, 2093),
         EDIT_PICTURES: (1380, 2093),
         EDIT_LOCALITY: (232, 2093),
@@ -218,12 +222,21 @@ def test_all_image_locality_pairs_of_e_vqa_are_trained_on():
     share = {finding.what: finding.percent for finding in found.findings}
     assert f"{share[EDIT_PICTURES]:.1f}" == "65.9"
     assert share[PAIRS] == 100.0
+    targets = {item["alt"].strip().lower() for item in training}
+    words = {word for target in targets for word in target.split()}
+    asked = [item["alt"].strip().lower() for item in items]
+    assert sum(target in targets for target in asked) == 1434
+    assert sum(set(target.split()) <= words for target in asked) == 1640
+    # 31.5 % ask for a target never seen, 21.6 % for a word never seen.
+    assert (f"{100 - share[TARGETS]:.1f}", f"{100 - share[WORDS]:.1f}") == ("31.5", "21.6")
 
 
 def test_all_image_locality_pairs_of_e_ic_are_trained_on():
     items, evaluated = read("caption_eval_edit.json")
     training, trained = read("caption_train_edit.json")
     assert shared(audit(evaluated, trained)) == {
+        TARGETS: (2, 1000),
+        WORDS: (576, 1000),
         EDIT_LOCALITY: (81, 1000),
         PAIRS: (1000, 1000),
         ANY_PAIRS: (1000, 1000),
@@ -236,6 +249,10 @@ def test_all_image_locality_pairs_of_e_ic_are_trained_on():
 def test_vlkeb_shares_text_locality_questions_with_e_vqa():
     items, evaluated = read(VLKEB)
     training, trained = read("vqa_train.json")
-    assert shared(audit(evaluated, trained)) == {QUESTIONS: (959, 1278)}
+    assert shared(audit(evaluated, trained)) == {
+        TARGETS: (8, 1278),
+        WORDS: (42, 1278),
+        QUESTIONS: (959, 1278),
+    }
     questions = {item["loc"].split(": ", 1)[1].lower() for item in training}
     assert sum(item["loc"].lower() in questions for item in items) == 959

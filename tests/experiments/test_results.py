@@ -69,6 +69,26 @@ def test_means_and_intervals(run: Path):
     assert found[AVERAGE]["mean"] == pytest.approx(39.0)
 
 
+def test_numbers_are_split_by_what_was_seen_in_training(run: Path):
+    targets = {"source": "a test", "seen": [0, 1, 2, 3], "unseen": [*range(4, 10)], "new_word": [9]}
+    metrics = metrics_of(run, NAMES, range(10), {**PLAN, "targets": targets})
+    assert metrics is not None
+    assert metrics["targets"] == {"source": "a test", "seen": 4, "unseen": 6, "new_word": 1}
+    for name, (mean, _) in VALUES.items():
+        found = metrics["methods"][name]["by_target"]["visedit"]
+        assert {group: values["reliability"]["n"] for group, values in found.items()} == {
+            "seen": 4,
+            "unseen": 6,
+            "new_word": 1,
+        }
+        assert found["unseen"]["reliability"]["mean"] == 100 * mean
+    assert "by_target" not in metrics["methods"]["Broken"]
+    absent = metrics_of(run, NAMES, range(10), {**PLAN, "targets": {"absent": "why"}})
+    assert absent is not None and absent["targets"] == {"absent": "why"}
+    assert "by_target" not in absent["methods"]["Good"]
+    assert "targets" not in collected(run)
+
+
 def test_a_method_that_failed_is_a_row_that_says_why(run: Path):
     metrics = collected(run)
     broken = metrics["methods"]["Broken"]

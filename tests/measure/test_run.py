@@ -14,6 +14,7 @@ from easyedit_dualedit.files import write_json
 from easyedit_dualedit.measure.metrics import summary
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.measure.run import METRICS_FILE, SETTINGS_FILE, Run
+from easyedit_dualedit.measure.target_split import TargetSplit
 
 SETTINGS = {"records": 3, "methods": ["unedited"], "nested": {"gate": None, "lr": 1e-4}}
 
@@ -220,3 +221,22 @@ def test_the_numbers_are_those_of_the_cases_for_each_method(tmp_path: Path):
     Run(tmp_path, SETTINGS).finish(cases)
     assert (tmp_path / METRICS_FILE).read_bytes() == content
     assert "NaN" not in content.decode()
+
+
+def test_numbers_are_split_by_what_was_seen_in_training_where_that_is_known(tmp_path: Path):
+    cases = [{**case_of(value), "index": index} for index, value in enumerate((0.0, 1.0, 1.0))]
+    split = TargetSplit("known from a test", (1, 2), (0,), ())
+    metrics = Run(tmp_path, SETTINGS).finish(cases, split)
+    assert metrics["targets"] == {"source": "known from a test", "seen": 2, "unseen": 1} | {
+        "new_word": 0
+    }
+    groups = metrics["methods"]["unedited"]["by_target"]["generate"]
+    assert groups["seen"]["reliability"]["mean"] == 100.0
+    assert groups["unseen"]["reliability"] == {"mean": 0.0, "low": 0.0} | {
+        "high": pytest.approx(79.3, abs=0.1),
+        "n": 1,
+    }
+    absent = Run(tmp_path, SETTINGS).finish(cases, "nobody knows")
+    assert absent["targets"] == {"absent": "nobody knows"}
+    assert "by_target" not in absent["methods"]["unedited"]
+    assert "targets" not in Run(tmp_path, SETTINGS).finish(cases)

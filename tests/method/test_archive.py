@@ -378,3 +378,26 @@ def test_a_full_disk_leaves_the_old_adapters(
         getattr(editor, saving)(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     DualEditor.from_pretrained(tmp_path, model=llava.model, processor=llava.processor)
+
+
+def test_adapters_say_what_they_were_trained_on(llava: TinyModel, tmp_path: Path):
+    editor = trained_editor(llava)
+    editor.training_targets = ("a kite", "rot \N{LATIN SMALL LETTER U WITH DIAERESIS}ber")
+    editor.save(tmp_path)
+    loaded = DualEditor.load(llava.model, llava.processor, tmp_path)
+    assert loaded.training_targets == editor.training_targets
+    loaded.save(tmp_path / "again")
+    assert Archive.load(tmp_path / "again").training_targets == editor.training_targets
+
+
+def test_adapters_that_do_not_say_what_they_were_trained_on_load(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    assert "training_targets" not in json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert DualEditor.load(llava.model, llava.processor, tmp_path).training_targets is None
+
+
+def test_training_targets_that_are_no_list_are_refused(llava: TinyModel, tmp_path: Path):
+    saved(llava, tmp_path)
+    change_config(tmp_path, lambda values: values.update(training_targets=7))
+    with pytest.raises(ArchiveError, match="is damaged"):
+        Archive.load(tmp_path)

@@ -16,7 +16,7 @@ from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.plugin.apply import apply_dualedit_to_multimodal_model as apply
 from easyedit_dualedit.plugin.apply import end_sequence
-from easyedit_dualedit.plugin.archives import described_state
+from easyedit_dualedit.plugin.archives import described_state, training_targets_in
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 
 
@@ -136,6 +136,11 @@ def test_a_checkpoint_of_a_trainer_is_read_as_a_folder_is(
 ) -> None:
     editor = DualEditor.load(tiny.model, tiny.processor, adapters)
     torch.save({"model": described_state(editor), "opt": {}}, tmp_path / "checkpoint")
+    assert training_targets_in(tmp_path / "checkpoint") is None
+    editor.training_targets = ("a kite", "red")
+    torch.save({"model": described_state(editor), "opt": {}}, tmp_path / "checkpoint")
+    assert training_targets_in(tmp_path / "checkpoint") == ("a kite", "red")
+    assert training_targets_in(adapters) is training_targets_in(tmp_path / "nothing") is None
     hparams = hparams_of(tmp_path / "checkpoint")
     from_file, _ = apply(tiny.model, tiny.processor, [request()], hparams)
     from_folder, _ = apply(tiny.model, tiny.processor, [request()], hparams_of(adapters))

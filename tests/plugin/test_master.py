@@ -17,6 +17,7 @@ from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Query
 from easyedit_dualedit.plugin import find_host
 from easyedit_dualedit.plugin.apply import end_sequence
+from easyedit_dualedit.plugin.archives import training_targets_in
 from easyedit_dualedit.plugin.samples import records_in
 from easyedit_dualedit.train.plain_step import plain_losses
 
@@ -122,6 +123,10 @@ def test_a_trainer_runs_and_its_archive_edits(
     assert all(isinstance(value, torch.Tensor) for value in saved["model"].values())
     assert any(bool(value.any()) for key, value in saved["model"].items() if "output" in key)
     assert not any(key.startswith("model.") for key in saved["model"])
+    if trainer == "DualEditTrainer":  # EasyEdit's own shows the data of a step alone
+        items = json.loads(workplace.data.read_text(encoding="utf-8"))
+        targets = {item["alt"].strip().casefold() for item in items}
+        assert set(training_targets_in(path) or ()) == targets
     results = json.loads((tmp_path / "results" / "results.json").read_text())["results"]
     assert 0 <= results["inner/acc_val"] <= 1
     assert ("loss/reliability_val" in results) == (trainer == "DualEditTrainer")

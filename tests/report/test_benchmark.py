@@ -126,3 +126,28 @@ def test_csv_has_a_line_for_each_method_protocol_and_metric_with_all_digits():
 
 def test_protocols_that_nobody_was_measured_under_have_no_table():
     assert measured_protocols(METRICS) == ["generate", "visedit"]
+
+
+def split_metrics() -> dict[str, Any]:
+    groups = {
+        "seen": {"reliability": interval(90.0)},
+        "unseen": {"reliability": interval(10.0)},
+    }
+    good = METRICS["methods"]["Good"] | {"by_target": {"generate": groups}}
+    targets = {"source": "known from a test", "seen": 6, "unseen": 4, "new_word": 0}
+    return METRICS | {"methods": METRICS["methods"] | {"Good": good}, "targets": targets}
+
+
+def test_markdown_and_csv_tell_targets_seen_in_training_from_others():
+    text = benchmark_markdown(split_metrics(), COSTS)
+    assert "Of 10 targets, 6 were seen as a whole in training and 4 were not" in text
+    assert "#### generate, by whether the target was seen in training" in text
+    assert "| never seen as a whole | 10 | Good | 10.0 (9.0–10.5) |" in text
+    rows = list(csv.DictReader(io.StringIO(benchmark_csv(split_metrics()))))
+    found = {
+        row["targets"]: row["mean"]
+        for row in rows
+        if (row["method"], row["protocol"], row["metric"]) == ("Good", "generate", "reliability")
+    }
+    assert found == {"all": "98.04", "seen": "90.0", "unseen": "10.0"}
+    assert "seen" not in benchmark_markdown(METRICS, COSTS)

@@ -108,3 +108,20 @@ def test_texts_are_shown_as_they_are(text: str):
     assert f"before {text}" in shown
     assert f"after {text}" in shown
     assert f"reliability? {text}" in shown
+
+
+def test_targets_seen_in_training_are_told_from_others():
+    metrics = metrics_of()
+    group = {metric: {"mean": 12.5, "low": 1.0, "high": 30.0, "n": 8} for metric in METRICS[:3]}
+    for method in metrics["methods"].values():
+        method["by_target"] = {"generate": {"seen": group, "unseen": group}}
+    metrics["targets"] = {"source": "known from a test", "seen": 32, "unseen": 8, "new_word": 1}
+    for targets, told in (
+        (metrics["targets"], "Of 40 targets, 32 were seen as a whole in training and 8 were not"),
+        ({"absent": "nobody [red] knows"}, "in training: nobody [red] knows."),
+    ):
+        text = io.StringIO()
+        console = Console(file=text, width=200)
+        print_report(console, metrics | {"targets": targets}, [case_of()], method="DualEdit")
+        assert told in text.getvalue()
+        assert ("never seen as a whole" in text.getvalue()) == ("absent" not in targets)

@@ -327,6 +327,31 @@ def test_each_protocol_has_a_table_of_its_own_with_every_method(tmp_path: Path):
     assert "generate, percent, 40 cases" in text_of(tree.one(".//section[@id='protocol-generate']"))
 
 
+def test_targets_seen_in_training_are_told_from_others(tmp_path: Path):
+    groups = {
+        name: {metric: value(mean, n) for metric in METRICS[:3]}
+        for name, mean, n in (("seen", 90.0, 30), ("unseen", 40.0, 10))
+    }
+    ours = method(90.0, by_target={"generate": groups})
+    targets = {"source": "from <b>a test</b>", "seen": 30, "unseen": 10, "new_word": 0}
+    methods = metrics_of()["methods"] | {"DualEdit": ours}
+    tree = written(tmp_path, metrics_of(methods=methods, targets=targets))
+    section = tree.one(".//section[@id='protocol-generate']")
+    assert len(section.findall(".//table")) == 2
+    assert "generate, by whether the target was seen in training" in text_of(section)
+    assert "never seen as a whole 10 DualEdit 40.0 (38.0–41.0)" in " ".join(
+        cell.text or "" for row in section.iter("tr") for cell in row.iter() if cell.text
+    )
+    whole = text_of(tree.one(".//section[@id='results']"))
+    assert "Of 40 targets, 30 were seen as a whole in training and 10 were not" in whole
+    assert "from <b>a test</b>" in whole
+    absent = written(tmp_path, metrics_of(targets={"absent": "nobody knows"}))
+    assert "No split by targets seen in training: nobody knows." in text_of(
+        absent.one(".//section[@id='results']")
+    )
+    assert len(absent.root.findall(".//section[@id='protocol-generate']//table")) == 1
+
+
 def test_protocols_and_metrics_that_the_page_does_not_know_are_shown_too(tmp_path: Path):
     metrics = metrics_of()
     ours = metrics["methods"]["DualEdit"]["protocols"]

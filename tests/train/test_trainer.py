@@ -11,6 +11,7 @@ from tiny_models import TinyModel
 from torch._dynamo.exc import TorchDynamoException
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.data.training_targets import targets_of
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
@@ -39,6 +40,14 @@ def test_training_lowers_the_loss(llava: TinyModel, records: list[Record]):
     assert float(end.total.detach()) < 0.8 * float(start.total.detach())
     assert set(calibrations) == {"cosine", "centred", "last-token", "learned"}
     assert editor.gate.threshold == pytest.approx(calibrations["cosine"].threshold)
+    assert editor.training_targets == targets_of(records)
+
+
+def test_what_adapters_were_trained_on_before_still_counts(llava: TinyModel, records: list[Record]):
+    editor = editor_of(llava)
+    editor.training_targets = ("zebra",)
+    train(editor, records, fast(steps=1, gate_steps=0), progress=False)
+    assert editor.training_targets == (*targets_of(records), "zebra")
 
 
 def test_training_changes_the_adapters_alone(every: TinyModel, records: list[Record]):

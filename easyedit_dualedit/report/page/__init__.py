@@ -22,6 +22,7 @@ from easyedit_dualedit.report.page.browser import case_section, select
 from easyedit_dualedit.report.page.headline import headline
 from easyedit_dualedit.report.page.numbers import cost_table, protocol_section
 from easyedit_dualedit.report.page.results import Results
+from easyedit_dualedit.report.target_split import split_line
 
 __all__ = ["write_page"]
 
@@ -72,8 +73,11 @@ def write_page(
     selection = select(results, cases, most_cases)
     warnings = warnings_of(results)
     protocols = [protocol_section(results, name, warnings) for name in results.protocols]
+    reading = [element("p", _READING if protocols else "No method has numbers.")]
+    if protocols and split_line(metrics):
+        reading.append(element("p", split_line(metrics)))
     content = {
-        "results": [element("p", _READING if protocols else "No method has numbers."), *protocols],
+        "results": [*reading, *protocols],
         "costs": [cost_table(results)],
         "data": data_section(results),
         "workarounds": [*workarounds(results), details(results)],

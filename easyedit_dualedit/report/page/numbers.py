@@ -21,6 +21,7 @@ from easyedit_dualedit.report.page.wording import (
     whole,
 )
 from easyedit_dualedit.report.table import Cell, Column, Table, numbers, texts
+from easyedit_dualedit.report.target_split import split_table
 
 _COSTS = (
     ("seconds_per_edit", "one edit", duration),
@@ -57,6 +58,9 @@ def protocol_section(
         id=f"protocol-{protocol}",
         class_="protocol",
     )
+    split = split_table(results.metrics, protocol)
+    if split is not None:
+        section.append(split.html(f"Numbers under {protocol} by target"))
     for place, text in enumerate(notes, 1):
         section.append(element("p", element("sup", str(place)), f" {text}.", class_="note"))
     if any(method.get("reads_label") for method in results.methods.values()):
