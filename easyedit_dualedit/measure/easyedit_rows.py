@@ -1,6 +1,7 @@
 """Rows as EasyEdit's evaluator writes them: prompt and answer in one text, tokenised together."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Query
 from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.text_alone import text_alone
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,17 @@ def joined_row(encoder: Encoder, query: Query) -> JoinedRow:
         raise DataError(f"the query {query.prompt!r} has no target to score; give one")
     text = encoder.prompt_text(query) + query.target
     pictures = [open_image(picture) for picture in query.pictures]
-    options = {"images": pictures} if pictures else {}
-    encoded = encoder.processor(text=[text], return_tensors="pt", padding=True, **options)
-    model = encoder.backbone.model
+    options: dict[str, Any] = {"text": [text], "return_tensors": "pt", "padding": True}
+    family, model = encoder.backbone.family, encoder.backbone.model
+    if pictures:
+        encoded = dict(encoder.processor(images=pictures, **options))
+    elif family.chat_template is None:
+        encoded = dict(encoder.processor(**options))
+    else:
+        # Processors that write no prompts do not read text alone either.
+        encoded = text_alone(encoder.processor, family, **options)
+    # PaliGemma's processor gives labels of its own, which say nothing about the answer.
+    encoded.pop("labels", None)
     dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
     inputs = {
         name: value.to(encoder.backbone.device, dtype if value.is_floating_point() else None)

@@ -3,10 +3,8 @@
 import importlib
 from typing import Any
 
-import torch
-from PIL import Image
-
 from easyedit_dualedit.model.families import Family, family_of
+from easyedit_dualedit.model.text_alone import text_alone
 
 
 def completed(processor: Any, config: Any) -> Any:
@@ -37,13 +35,7 @@ class CompleteProcessor:
             encoded.pop("labels", None)
             return encoded
         features: Any = importlib.import_module("transformers").BatchFeature
-        encoded = features(dict(self._processor.tokenizer(text, **options)))
-        if self._family.answer_token_type:
-            encoded["token_type_ids"] = torch.zeros_like(encoded["input_ids"])
-        if self._family.needs_picture:
-            blank = self._processor.image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")
-            encoded["pixel_values"] = blank["pixel_values"]
-        return encoded
+        return features(text_alone(self._processor, self._family, text, **options))
 
     def __getattr__(self, name: str) -> Any:
         """Return the processor's own attribute."""
