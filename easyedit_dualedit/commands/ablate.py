@@ -23,7 +23,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, TRAINING_HPARAMS)
-    add_data(parser, required=False)
+    add_data(parser)
     parser.add_argument(
         "--measured", type=Path, metavar="FILE", help="records to measure on; needed with --data"
     )
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train and measure variants of the method, and print one table."""
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams
-    from easyedit_dualedit.commands.records import records_of, testbed_records
+    from easyedit_dualedit.commands.records import own_records, records_of
     from easyedit_dualedit.commands.runs import settings_of
     from easyedit_dualedit.data.records import load_records
     from easyedit_dualedit.experiments.ablate import ablate, is_done, layer_pairs, variants
@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("nothing to measure; name --variants or --pairs")
     records = records_of(arguments, hparams.model_name, folder / "data", "train")
     if arguments.measured is None:
-        measured = testbed_records(folder / "data", "eval")[: arguments.count]
+        own = own_records(hparams.model_name, folder / "data", "eval")
+        measured = own[: arguments.count]
     else:
         measured = load_records(
             arguments.measured,

@@ -19,16 +19,16 @@ def add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
     parser.add_argument("--device", help="cpu, cuda:0, auto, ..., instead of the hparams' device")
 
 
-def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add what says which records are read; where they are not required, the testbed has some."""
-    default = "" if required else " (default: the testbed's)"
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add what says which records are read; models of ours have some."""
     parser.add_argument(
-        "--data", type=Path, required=required, help=f"JSON file in MMEdit's format{default}"
+        "--data",
+        type=Path,
+        help="JSON file in MMEdit's format (default: the model's own; testbed and emoji have some)",
     )
     parser.add_argument(
         "--images",
         type=Path,
-        required=required,
         help="folder that its picture names are relative to",
     )
     parser.add_argument("--limit", type=count, help="use only the first records")

@@ -31,7 +31,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, TRAINING_HPARAMS)
-    add_data(parser, required=False)
+    add_data(parser)
     parser.add_argument(
         "--train",
         type=Path,

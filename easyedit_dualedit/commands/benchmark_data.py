@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.commands.records import require_testbed, testbed_records
+from easyedit_dualedit.commands.records import name_of, own_records
 from easyedit_dualedit.data.leak_audit import Audit, audit
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
@@ -22,7 +22,7 @@ from easyedit_dualedit.train.checkpoint import records_digest
 CLOSE_FILE = "specificity.json"
 """Queries of specificity, drawn once for a run."""
 
-_TESTBED_COUNT = 200
+_OWN_COUNT = 200
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,19 @@ class BenchmarkData:
     images: Path
     """Folder of their pictures."""
     evaluated_file: Path | None = None
-    """None is the testbed."""
+    """None is a model's own."""
     training_file: Path | None = None
+    own: str = "testbed"
+    """Model that records without a file belong to."""
 
     @property
     def name(self) -> str:
         """What the measured records are called."""
-        return "testbed, eval" if self.evaluated_file is None else self.evaluated_file.name
+        return f"{self.own}, eval" if self.evaluated_file is None else self.evaluated_file.name
 
     def described(self) -> dict[str, Any]:
         """Return name, number and digest of the records measured and of those trained on."""
-        trained = "testbed, train" if self.training_file is None else self.training_file.name
+        trained = f"{self.own}, train" if self.training_file is None else self.training_file.name
         return {
             "evaluated": _described(self.evaluated, self.name),
             "trained_on": _described(self.training, trained) if self.training else None,
@@ -100,7 +102,7 @@ class BenchmarkData:
 
 
 def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> BenchmarkData:
-    """Return the records of --data and --train, or those of the testbed for its own model.
+    """Return the records of --data and --train, or a model's own.
 
     Raises:
         ConfigError: if the arguments do not go together.
@@ -109,10 +111,10 @@ def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> Benchm
     if arguments.data is None:
         if arguments.images is not None or arguments.train is not None or arguments.stand_ins:
             raise ConfigError("--images, --train and --stand-ins need --data")
-        require_testbed(model)
-        training = testbed_records(folder, "train")[: arguments.train_limit]
-        evaluated = testbed_records(folder, "eval")[: arguments.limit or _TESTBED_COUNT]
-        return BenchmarkData(evaluated, training, folder / "images")
+        training = own_records(model, folder, "train")[: arguments.train_limit]
+        evaluated = own_records(model, folder, "eval")[: arguments.limit or _OWN_COUNT]
+        images = evaluated[0].folder or folder / "images"
+        return BenchmarkData(evaluated, training, images, own=name_of(model) or "")
     files = [path for path in (arguments.data, arguments.train) if path is not None]
     images = arguments.images
     if arguments.stand_ins:

@@ -1,11 +1,11 @@
 """The methods that a benchmark compares: ours, fine-tuning and EasyEdit's own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit import testbed
-from easyedit_dualedit.commands.records import is_testbed
+from easyedit_dualedit.commands.records import name_of
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, slug
 from easyedit_dualedit.experiments.dualedit_rows import Recipe, dualedit_contenders
@@ -14,6 +14,8 @@ from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.rows.roster import easyedit_contenders
+from easyedit_dualedit.plugin.values import EMOJI, TESTBED
+from easyedit_dualedit.testbed.emoji.places import adapters_folder as emoji_adapters_folder
 
 _PUBLISHED = "published"
 
@@ -46,7 +48,8 @@ def adapters_of(hparams: DualEditMultimodalTrainingHparams) -> Path | None:
     """Return where DualEdit's adapters lie; None if they are trained first."""
     if hparams.archive is not None:
         return Path(hparams.archive)
-    return testbed.adapters_folder("default") if is_testbed(hparams.model_name) else None
+    shipped = _shipped(hparams.model_name)
+    return None if shipped is None else _existing(shipped("default"))
 
 
 def _every(
@@ -59,8 +62,9 @@ def _every(
     config, training = hparams.dualedit_config(), hparams.training_config()
     archive = adapters_of(hparams)
     published = None
-    if is_testbed(hparams.model_name):
-        published = testbed.adapters_folder(_PUBLISHED)
+    shipped = _shipped(hparams.model_name)
+    if shipped is not None:
+        published = _existing(shipped(_PUBLISHED))
     as_published = DualEditConfig.preset(
         _PUBLISHED,
         text_layer=config.text_layer,
@@ -85,3 +89,14 @@ def _every(
     if named is not None and {slug(name) for name in named} <= known:
         return ours
     return [*ours, *easyedit_contenders()]
+
+
+def _shipped(model: str) -> Callable[[str], Path] | None:
+    """Return what gives the folder of a preset's adapters for a model of ours; None of others."""
+    folders = {TESTBED: testbed.adapters_folder, EMOJI: emoji_adapters_folder, None: None}
+    return folders[name_of(model)]
+
+
+def _existing(folder: Path) -> Path | None:
+    """Return a folder of shipped adapters, or None: they are trained then."""
+    return folder if folder.is_dir() else None

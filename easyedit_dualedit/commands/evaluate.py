@@ -28,7 +28,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, EDIT_HPARAMS)
-    add_data(parser, required=False)
+    add_data(parser)
     parser.add_argument(
         "--gates",
         nargs="+",
@@ -95,16 +95,16 @@ def _read(
     arguments: argparse.Namespace, model: str, folder: Path
 ) -> "tuple[list[Record], list[Record]]":
     """Return the records to edit, and those that specificity draws from."""
-    from easyedit_dualedit.commands.records import records_of, testbed_records
+    from easyedit_dualedit.commands.records import own_records, records_of
     from easyedit_dualedit.data.records import load_records
 
     if arguments.others is not None and arguments.data is None:
         raise ConfigError(
-            "--others needs --data and --images; without them the testbed has its own"
+            "--others needs --data and --images; without them a model of ours has its own"
         )
     records = records_of(arguments, model, folder, "eval")
     if arguments.data is None:
-        return records, testbed_records(folder, "train") if arguments.specificity else []
+        return records, own_records(model, folder, "train") if arguments.specificity else []
     if arguments.others is None:
         return records, records
     others = load_records(arguments.others, arguments.images, template=arguments.template)

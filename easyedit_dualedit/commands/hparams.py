@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.hparams_files import find_hparams, shipped_hparams
 from easyedit_dualedit.settings import read_yaml
+from easyedit_dualedit.testbed.emoji.places import require_model
 
 Hparams = TypeVar("Hparams", bound=DualEditMultimodalHparams)
 
@@ -16,6 +17,7 @@ def read_hparams(arguments: argparse.Namespace, kind: type[Hparams]) -> Hparams:
 
     Raises:
         ConfigError: naming all that is not allowed in them, or if there are none of that name.
+        ModelLoadError: if they name the emoji model and it was not put together yet.
     """
     given = {
         "model_name": arguments.model,
@@ -26,7 +28,9 @@ def read_hparams(arguments: argparse.Namespace, kind: type[Hparams]) -> Hparams:
     }
     values = values_of(arguments, kind)
     values |= {key: value for key, value in given.items() if value is not None}
-    return kind.from_dict(values, source=str(_file(arguments, kind)))
+    hparams = kind.from_dict(values, source=str(_file(arguments, kind)))
+    require_model(hparams.model_name)
+    return hparams
 
 
 def values_of(

@@ -12,13 +12,13 @@ DESCRIPTION = (
     " measure how the unedited model's answers change, and propose text_layer and vision_layer."
 )
 
-_TESTBED_RECORDS = 100
+_OWN_RECORDS = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, TRAINING_HPARAMS)
-    add_data(parser, required=False)
+    add_data(parser)
     parser.add_argument(
         "--layers", type=int, nargs="+", metavar="LAYER", help="decoder layers (default: all)"
     )
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     records = records_of(arguments, hparams.model_name, folder / "data", "train")
     if arguments.data is None and arguments.limit is None:
-        records = records[:_TESTBED_RECORDS]
+        records = records[:_OWN_RECORDS]
     model, processor = load_model(hparams.model_name, **hparams.placement)
     encoder = Encoder(Backbone.of(model, BackboneConfig.read(hparams.backbone)), processor)
     config.chosen(len(encoder.backbone.layers))

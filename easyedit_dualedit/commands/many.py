@@ -31,7 +31,7 @@ _ROUTED_COUNTS = (1, 100, 1000, 10_000)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, EDIT_HPARAMS)
-    add_data(parser, required=False)
+    add_data(parser)
     parser.add_argument(
         "--counts",
         nargs="+",
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         gate["untouched"] = dict(untouched(editor, records[: counts[-1]], DEFAULT_PRECISION))
         write_json(cases / GATE_FILE, gate)
     if "costs" not in gate:
-        routed = _routed(arguments, records, folder / "routed")
+        routed = _routed(arguments, hparams.model_name, records, folder / "routed")
         among = [number for number in _ROUTED_COUNTS if number <= len(routed)]
         gate["costs"] = routing_costs(editor, routed, among)
         write_json(cases / GATE_FILE, gate)
@@ -120,13 +120,12 @@ def run(arguments: argparse.Namespace) -> None:
 def _records(
     arguments: argparse.Namespace, model: str, folder: Path, number: int
 ) -> "list[Record]":
-    from easyedit_dualedit.commands.records import require_testbed, testbed_records
+    from easyedit_dualedit.commands.records import own_records
     from easyedit_dualedit.data.records import load_records
     from easyedit_dualedit.experiments.many_edits import FEWEST_ASKED
 
     if arguments.data is None:
-        require_testbed(model)
-        return testbed_records(folder, "eval", max(number, FEWEST_ASKED))
+        return own_records(model, folder, "eval", max(number, FEWEST_ASKED))
     if arguments.images is None:
         raise ConfigError("--data needs --images")
     limit = arguments.limit
@@ -134,11 +133,11 @@ def _records(
 
 
 def _routed(
-    arguments: argparse.Namespace, records: "Sequence[Record]", folder: Path
+    arguments: argparse.Namespace, model: str, records: "Sequence[Record]", folder: Path
 ) -> "Sequence[Record]":
-    """Return the records whose edits are routed among: of the testbed, more than are edited."""
-    from easyedit_dualedit.commands.records import testbed_records
+    """Return the records whose edits are routed among: of our models, more than are edited."""
+    from easyedit_dualedit.commands.records import own_records
 
     if arguments.data is not None:
         return records
-    return testbed_records(folder, "train", _ROUTED_COUNTS[-1])
+    return own_records(model, folder, "train", _ROUTED_COUNTS[-1])

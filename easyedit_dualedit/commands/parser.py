@@ -14,6 +14,7 @@ from easyedit_dualedit.commands import (
     demo,
     edit,
     edits,
+    emoji,
     evaluate,
     locate,
     many,
@@ -34,6 +35,7 @@ _COMMANDS = {
     "many": many,
     "edits": edits,
     "chat": chat,
+    "emoji": emoji,
 }
 """Command -> its module, in the order of the help; the first is the default."""
 

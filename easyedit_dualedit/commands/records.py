@@ -1,4 +1,4 @@
-"""Records that commands edit, train on and measure: those of --data, or the testbed's."""
+"""Records that commands edit, train on and measure: those of --data, or a model's own."""
 
 import argparse
 from pathlib import Path
@@ -6,28 +6,47 @@ from pathlib import Path
 from easyedit_dualedit import testbed
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.plugin.values import TESTBED
+from easyedit_dualedit.plugin.values import EMOJI, TESTBED
+from easyedit_dualedit.testbed.emoji import places
 from easyedit_dualedit.testbed.world import Split
 
 
 def records_of(
     arguments: argparse.Namespace, model: str, folder: Path, split: Split
 ) -> list[Record]:
-    """Return the records of --data, or those of the testbed for its own model.
+    """Return the records of --data, or a model's own.
 
     Raises:
-        ConfigError: if --data and --images do not go together, or the model is another one.
+        ConfigError: if --data and --images do not go together, or the model has none of its own.
         DataError: if a record is not as it must be.
     """
     if (arguments.data is None) != (arguments.images is None):
         raise ConfigError("--data and --images go together; give both, or neither for the testbed")
     if arguments.data is None:
-        require_testbed(model)
         # Drawn whole and then cut, so that the same folder serves every --limit.
-        return testbed_records(folder, split)[: arguments.limit]
+        return own_records(model, folder, split)[: arguments.limit]
     return load_records(
         arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
     )
+
+
+def own_records(model: str, folder: Path, split: Split, count: int | None = None) -> list[Record]:
+    """Return records about what a model of ours knows, drawing them the first time.
+
+    Args:
+        model: as hyperparameters name it.
+        folder: that the testbed's are written to; those of the emoji model lie in the user's cache.
+        split: to train on, or to evaluate.
+        count: of the records; None is the default of their model.
+
+    Raises:
+        ConfigError: if it is another model.
+        DataError: if they cannot be drawn.
+    """
+    if name_of(model) == EMOJI:
+        return _emoji_records(split, count)
+    require_own(model)
+    return testbed_records(folder, split, count)
 
 
 def testbed_records(folder: Path, split: Split, count: int | None = None) -> list[Record]:
@@ -41,13 +60,29 @@ def is_testbed(model: str) -> bool:
     return model in (TESTBED, str(testbed.model_folder()))
 
 
-def require_testbed(model: str) -> None:
-    """Refuse a model that the testbed's records say nothing about.
+def name_of(model: str) -> str | None:
+    """Return the name of a model that has records of its own, or None."""
+    if is_testbed(model):
+        return TESTBED
+    return EMOJI if model in (EMOJI, str(places.model_folder())) else None
+
+
+def require_own(model: str) -> None:
+    """Refuse a model that has no records of its own.
 
     Raises:
-        ConfigError: if it is not the testbed's.
+        ConfigError: if it has none.
     """
-    if not is_testbed(model):
+    if name_of(model) is None:
         raise ConfigError(
             f"the testbed's records say nothing about {model}; give --data and --images"
         )
+
+
+def _emoji_records(split: Split, count: int | None) -> list[Record]:
+    from easyedit_dualedit.testbed.emoji.records import DEFAULT_COUNTS, write_records
+
+    count = count or DEFAULT_COUNTS[split]
+    folder = places.records_folder()
+    path = write_records(folder, split, count, name=f"{split}-{count}")
+    return load_records(path, folder / "images")

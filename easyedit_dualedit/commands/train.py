@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train the adapters of a model and save them."""
     from easyedit_dualedit.commands.hparams import read_hparams
-    from easyedit_dualedit.data.records import load_records
+    from easyedit_dualedit.commands.records import records_of
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
-    records = load_records(
-        arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
-    )
+    # Beside the adapters, which are all that their folder is to hold.
+    drawn = arguments.output.with_name(f"{arguments.output.name}-data")
+    records = records_of(arguments, hparams.model_name, drawn, "train")
     train_and_save(hparams, records, arguments.output, arguments.steps)
 
 

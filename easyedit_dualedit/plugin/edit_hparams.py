@@ -36,7 +36,8 @@ class DualEditMultimodalHparams:
     """
 
     model_name: str
-    """Path or hub id of the model, or `testbed` for the model shipped with this package."""
+    """Path or hub id of the model; `testbed` is the model shipped with this package, `emoji` the
+    one that `emoji get` puts together."""
     text_layer: int | None = None
     """Layer of the text adapter; may be left out if `archive` is a folder of saved adapters."""
     vision_layer: int | None = None

@@ -9,6 +9,7 @@ from easyedit_dualedit.errors import ModelLoadError
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.processors import completed
+from easyedit_dualedit.testbed.emoji.places import require_model
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def bridged_path(host: Host, config: Any) -> str | None:
         ModelLoadError: if hyperparameters of DualEdit name no model that can be edited.
     """
     model_name = getattr(config, "model_name", None)
+    require_model(str(model_name))
     if is_ours(config) and host.edition == "master" and model_name in OWN_MODELS:
         _require_ports(str(model_name))
     if not isinstance(model_name, str) or _is_known(host, model_name):

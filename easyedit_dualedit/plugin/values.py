@@ -4,13 +4,17 @@ from typing import Any
 
 import torch
 
-from easyedit_dualedit.testbed import adapters_folder, model_folder
+from easyedit_dualedit import testbed
+from easyedit_dualedit.testbed.emoji import places as emoji
 
 ALG_NAME = "DualEdit"
 """Value of `alg_name` and `alg` in hyperparameters; the trainer looks up its upper case."""
 
 TESTBED = "testbed"
 """Model name that stands for the small model shipped with this package."""
+
+EMOJI = emoji.NAME
+"""Model name that stands for the emoji model, which is put together on a user's machine."""
 
 SHORT_NAMES = {
     "blip2-opt-2.7b": "Salesforce/blip2-opt-2.7b",
@@ -89,13 +93,16 @@ def dtype_from(value: Any) -> torch.dtype:
 
 
 def archive_path(name: str) -> str:
-    """Return the path that an archive's name means; `testbed` is the shipped adapters' folder."""
-    return str(adapters_folder("default")) if name == TESTBED else name
+    """Return the path that an archive's name means; `testbed` and `emoji` are shipped adapters."""
+    shipped = {TESTBED: testbed.adapters_folder, EMOJI: emoji.adapters_folder}
+    return str(shipped[name]("default")) if name in shipped else name
 
 
 def model_path(name: str) -> str:
-    """Return the path or hub id that a model name means; `testbed` is the shipped model."""
+    """Return the path or hub id that a model name means; `testbed` and `emoji` are ours."""
     if name == TESTBED:
-        return str(model_folder())
+        return str(testbed.model_folder())
+    if name == EMOJI:
+        return str(emoji.model_folder())
     # A trailing slash would leave EasyEdit's checkpoint without a name.
     return SHORT_NAMES.get(name, name.rstrip("/") or name)

