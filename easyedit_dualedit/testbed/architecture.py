@@ -40,7 +40,7 @@ PATCHES = GRID * GRID
 
 _VOCABULARY = 640
 _EMBEDDING_SCALE = 5.0
-_CHAT_TEMPLATE = """\
+CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' }}
 {%- if message['content'] is string -%}
@@ -98,7 +98,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionProcess
         video_processor=LlavaOnevisionVideoProcessor(size=size, **scale),
         num_image_tokens=PATCHES,
         vision_feature_select_strategy="full",
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
