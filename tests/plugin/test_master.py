@@ -124,7 +124,7 @@ def test_a_trainer_runs_and_its_archive_edits(
     assert any(bool(value.any()) for key, value in saved["model"].items() if "output" in key)
     assert not any(key.startswith("model.") for key in saved["model"])
     if trainer == "DualEditTrainer":  # EasyEdit's own shows the data of a step alone
-        items = json.loads(workplace.data.read_text(encoding="utf-8"))
+        items = json.loads(workplace.records.read_text(encoding="utf-8"))
         targets = {item["alt"].strip().casefold() for item in items}
         assert set(training_targets_in(path) or ()) == targets
     results = json.loads((tmp_path / "results" / "results.json").read_text())["results"]
