@@ -29,10 +29,10 @@ from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.measure.specificity import KINDS, specificity_queries
-from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.inputs import Batch
+from easyedit_dualedit.train.config import TrainingConfig
 
 _FEW = 2
 

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.device_subject import DeviceSubject
 from benchmarks.trials import SkippedError, Trial, require
-from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.step import TrainingStep
 
 _ATTENTIONS = {"eager": None, "sdpa": None, "flash_attention_2": "flash_attn"}

@@ -16,9 +16,10 @@ from benchmarks.subject import Shapes, bytes_of_weights, editor_of, model_classe
 from benchmarks.tasks import STATE_BUDGETS, TRAINING
 from benchmarks.work import kept_for_backward, operations_of
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.method.config import GateConfig, TrainingConfig
+from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.step import TrainingStep
 
 _Run = TypeVar("_Run")

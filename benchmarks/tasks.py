@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.subject import PUBLISHED, Shapes, editor_of, records_of
 from benchmarks.work import counted, reads_of
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.method.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.step import TrainingStep
 
 TRAINING = TrainingConfig(text_locality_weight=0.0, end_of_answer=False)

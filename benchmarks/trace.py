@@ -16,8 +16,9 @@ from typing import Any
 
 import easyedit_dualedit
 from benchmarks.subject import PUBLISHED, editor_of, records_of
-from easyedit_dualedit.method.config import GateConfig, GateKind, TrainingConfig
+from easyedit_dualedit.method.config import GateConfig, GateKind
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.step import TrainingStep
 
 PACKAGE = Path(easyedit_dualedit.__file__).parent

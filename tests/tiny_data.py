@@ -9,8 +9,8 @@ from tiny_editors import picture, tiny_config
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.step import TrainingStep
 
@@ -68,6 +68,7 @@ def fast(**changes: object) -> TrainingConfig:
         "batch_size": 4,
         "learning_rate": 1e-2,
         "text_locality_weight": 0.1,
+        "augment_targets": 0.0,
         "gate_steps": 20,
     }
     return TrainingConfig.from_dict(values | changes)

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
+from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
@@ -86,7 +87,20 @@ def trained_editor(tiny: TinyModel, **changes: object) -> DualEditor:
         for name, parameter in editor.adapters.named_parameters():
             if "output" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 2.0)
+            elif name.endswith("place.weight"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            elif name.endswith("strength"):
+                parameter.fill_(0.01)
     return editor
+
+
+def silence(adapter: CrossAttentionAdapter) -> None:
+    """Let an adapter change nothing."""
+    with torch.no_grad():
+        for parameter in adapter.output.parameters():
+            parameter.zero_()
+        if adapter.words is not None:
+            adapter.words.strength.zero_()
 
 
 def backbone_of(tiny: TinyModel) -> Backbone:

@@ -11,11 +11,12 @@ from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, slug
 from easyedit_dualedit.experiments.dualedit_rows import Recipe, dualedit_contenders
 from easyedit_dualedit.experiments.finetuning_rows import finetuning_contenders
 from easyedit_dualedit.measure.contender import Contender
-from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
+from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 from easyedit_dualedit.plugin.rows.roster import easyedit_contenders
 from easyedit_dualedit.plugin.values import EMOJI, TESTBED
 from easyedit_dualedit.testbed.emoji.places import adapters_folder as emoji_adapters_folder
+from easyedit_dualedit.train.config import TrainingConfig
 
 _PUBLISHED = "published"
 

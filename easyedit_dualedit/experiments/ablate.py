@@ -21,14 +21,9 @@ from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
-from easyedit_dualedit.method.config import (
-    DualEditConfig,
-    GateConfig,
-    GateKind,
-    SignalPositions,
-    TrainingConfig,
-)
+from easyedit_dualedit.method.config import DualEditConfig, GateConfig, GateKind, SignalPositions
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_trainer import train_gate
 from easyedit_dualedit.train.trainer import train
 
@@ -74,6 +69,8 @@ def variants(config: DualEditConfig, training: TrainingConfig) -> list[Variant]:
             replace(training, image_locality_weight=1.0, text_locality_weight=1.0),
         ),
         Variant("last prompt token out", replace(config, last_prompt_token=False), training),
+        Variant("word path out", replace(config, word_path=False), training),
+        Variant("answer tokens out", replace(config, answer_tokens=False), training),
     ]
     if swapped.text_layer != config.text_layer:
         every.insert(3, Variant("layers swapped", swapped, training))

@@ -16,14 +16,10 @@ from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
-from easyedit_dualedit.method.config import (
-    PUBLISHED_THRESHOLD,
-    DualEditConfig,
-    GateConfig,
-    TrainingConfig,
-)
+from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, DualEditConfig, GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.trainer import train
 
 DUALEDIT = "DualEdit"

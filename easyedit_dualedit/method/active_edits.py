@@ -23,7 +23,7 @@ from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import record, undisturbed
-from easyedit_dualedit.model.inputs import Query, TokenLayout
+from easyedit_dualedit.model.inputs import NO_WORD, Query, TokenLayout
 
 _NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
 
@@ -43,6 +43,8 @@ class EditSignal:
     """State of the last target token at the text layer, [d]; only `last-token` gates read it."""
     vision_state: Tensor
     """Mean state of the image tokens at the text layer, [d]; zeros without a picture."""
+    words: Tensor
+    """Answer token that follows each of those positions, long [e]; `NO_WORD` where none does."""
     request: Query | None = None
     """What was asked for, where it is known."""
 
@@ -81,11 +83,15 @@ class ActiveEdits:
         if not signals:
             return cls(adapters, gate, (), gate.mean.new_empty(0, len(gate.mean)), {}, assignment)
         projected: dict[Modality, Projections] = {}
+        is_full = len({len(signal.words) for signal in signals}) == 1
+        words = adapters.word_vectors(
+            pad_sequence([signal.words for signal in signals], True, padding_value=NO_WORD)
+        )
         for modality in adapters.modalities:
             layer = adapters.layer_of[modality]
-            parts = [signal.states[layer] for signal in signals]
-            made = adapters[modality].project(*stacked(parts))
-            projected[modality] = replace(made, is_full=len({len(part) for part in parts}) == 1)
+            states, mask = stacked([signal.states[layer] for signal in signals])
+            made = adapters[modality].project(states, mask, words)
+            projected[modality] = replace(made, is_full=is_full)
         keys = keys_of(signals, gate)
         return cls(adapters, gate, tuple(signals), keys, projected, assignment)
 
@@ -103,7 +109,7 @@ class ActiveEdits:
             return cls(adapters, gate, (), torch.empty(0, 0, device=device), {}, assignment)
         keys = torch.stack([edit.key for edit in stored]).to(device)
         projected: dict[Modality, Projections] = {
-            modality: StoredProjections([edit.projected[modality] for edit in stored], device)
+            modality: StoredProjections(stored, modality, device, adapters.word_vectors)
             for modality in stored[0].projected
         }
         return cls(adapters, gate, tuple(stored), keys, projected, assignment)
@@ -197,9 +203,10 @@ class ActiveEdits:
         chosen = torch.tensor(list(open_rows.values()), device=self.keys.device)
         for modality in self.adapters.modalities:
             if self.adapters.layer_of[modality] == layer:
-                positions = layout.text if modality == "text" else layout.vision
+                positions = self.adapters.positions(modality, layout)
                 edit = self.projected[modality].select(chosen)
-                hidden = add_at(hidden, positions, self.adapters[modality], edit, list(open_rows))
+                adapter, rows = self.adapters[modality], list(open_rows)
+                hidden = add_at(hidden, positions, adapter, edit, rows, layout.answered)
         return hidden
 
 

@@ -24,6 +24,8 @@ WEIGHTS_FILE = "adapters.safetensors"
 FORMAT = 1
 
 _TARGETS = "training_targets"
+_BEFORE_WORDS = {"word_path": False, "answer_tokens": False}
+"""What adapters are that were saved before these settings were there."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Archive:
                     f"{config_file} has format {values['format']!r}, this version reads {FORMAT};"
                     " save the adapters again"
                 )
-            config = DualEditConfig.from_dict(values["config"], source=str(config_file))
+            config = archived_config(values["config"], str(config_file))
             fingerprint = ModelFingerprint.from_dict(values["model"])
             targets = targets_in(values)
         except (ValueError, KeyError, TypeError) as error:
@@ -121,6 +123,15 @@ def targets_in(values: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the training targets in what describes adapters; None if it does not tell them."""
     targets = values.get(_TARGETS)
     return None if targets is None else tuple(map(str, targets))
+
+
+def archived_config(values: Mapping[str, Any], source: str) -> DualEditConfig:
+    """Return the configuration of saved adapters, those from before a setting was there as well.
+
+    Raises:
+        ConfigError: naming what is not allowed.
+    """
+    return DualEditConfig.from_dict(_BEFORE_WORDS | dict(values), source=source)
 
 
 def _digest(path: Path) -> str:

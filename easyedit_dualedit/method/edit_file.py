@@ -87,6 +87,7 @@ class EditFile:
             "edits": [
                 {
                     "id": edit.id,
+                    "words": list(edit.words),
                     **dataclasses.asdict(edit.provenance),
                     "lengths": {
                         modality: int(part.keys.values.shape[1])
@@ -194,7 +195,8 @@ def _edits(
             tuple(map(str, entry["pictures"])),
             None if entry.get("answer") is None else str(entry["answer"]),
         )
-        edits.append(StoredEdit(str(entry["id"]), provenance, keys[place], projected))
+        words = tuple(int(word) for word in entry.get("words", ()))
+        edits.append(StoredEdit(str(entry["id"]), provenance, keys[place], projected, words))
     return tuple(edits)
 
 

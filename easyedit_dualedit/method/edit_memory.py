@@ -247,6 +247,7 @@ class EditMemory:
             Provenance(time, request.prompt, request.target or "", picture_hashes(request)),
             keys_of([signal], self._gate)[0].float().cpu(),
             projected,
+            tuple(signal.words.tolist()) if active.adapters.has_words else (),
         )
 
 

@@ -1,46 +1,37 @@
 """A model with edits applied: the unedited model, changed only while it is being called.
 
-An `EditedCall` stands behind each call: it hooks the layers, asks the gate once for each prompt and
-changes the layers where the gate is open. Everything that one forward decides lives in it, and
-hooks are there only while a forward runs. So two edited models on one base model, two threads, and
-calls that a streamer or a logits processor makes while an edited model generates do not see each
-other.
+An `EditedCall` stands behind each call, and holds everything that it decides. So two edited models
+on one base model, two threads, and calls that a streamer or a logits processor makes while an
+edited model generates do not see each other.
 """
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from easyedit_dualedit.errors import BackboneError, ChunkedPrefillError, DataError, NotEditedError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.edit_check import EditCheck, checked
+from easyedit_dualedit.method.edited_call import Decisions, EditedCall, LayoutFinder
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.method.surface import REFUSED_METHODS, REFUSED_OPTIONS
-from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.generating import generate_of
-from easyedit_dualedit.model.hooks import Hooks, eager
 from easyedit_dualedit.model.inputs import (
     IGNORED,
     Query,
     TokenLayout,
-    cached_tokens,
-    named_arguments,
     real_tokens,
-    rows_and_width,
     token_ids,
-    widened,
 )
-
-LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
-"""Says what each position of a call with these inputs is."""
 
 
 class EditedModel:
@@ -60,6 +51,7 @@ class EditedModel:
         self.base_model: Any = encoder.backbone.model
         self._encoder = encoder
         self._active = active
+        self._decisions: Decisions = weakref.WeakKeyDictionary()
 
     @property
     def edits(self) -> tuple[EditSignal | StoredEdit, ...]:
@@ -187,8 +179,10 @@ class EditedModel:
 
     def _call(
         self, find_layout: LayoutFinder, prompt: Mapping[str, Any] | None = None
-    ) -> "EditedCall":
-        return EditedCall(self._encoder.backbone, self._active, find_layout, prompt)
+    ) -> EditedCall:
+        return EditedCall(
+            self._encoder.backbone, self._active, find_layout, self._decisions, prompt
+        )
 
     def _layout_of_call(self, inputs: dict[str, Any], given: TokenLayout | None) -> TokenLayout:
         if given is not None:
@@ -224,125 +218,3 @@ class EditedModel:
 
 def _refuse(name: str, *_args: Any, **_kwargs: Any) -> None:
     raise NotEditedError(f"{name} of an edited model: {REFUSED_METHODS[name]}")
-
-
-class EditedCall:
-    """Runs forwards edited: a plain call of a model, or those that one `generate` makes.
-
-    Layers have hooks only where something may change: a decode step has none, and before the gate
-    opens only the layer that it reads has one.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        active: ActiveEdits,
-        find_layout: LayoutFinder,
-        prompt: Mapping[str, Any] | None = None,
-    ):
-        """Know nothing yet.
-
-        Args:
-            backbone: parts of the base model.
-            active: the edits.
-            find_layout: asked for the layout of every forward that starts from a prompt.
-            prompt: what `generate` was given; None in a plain call.
-        """
-        self._backbone = backbone
-        self._active = active
-        self._find_layout = find_layout
-        self._prompt = prompt
-        self._hooks = Hooks()
-        self._open_rows: dict[int, int] | None = None
-        """Row that an edit concerns -> the edit; None until the gate has decided."""
-        self.has_begun = False
-        """Whether a forward has run."""
-
-    def run(
-        self,
-        module: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Return the output of one forward, edited.
-
-        Args:
-            module: the base model, or the part of it that generates.
-            forward: what to call where nothing may change: the module, or its compiled code.
-            args: positional arguments of the module.
-            kwargs: its keyword arguments.
-        """
-        with self._hooks:
-            self._begin(module, args, kwargs)
-            if not self._hooks:
-                return forward(*args, **kwargs)
-            with eager(self._backbone.path, self._backbone.layers):
-                return module(*args, **kwargs)
-
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hook the layers if this is a prompt, and not a step that continues one."""
-        self._open_rows = None
-        is_first, self.has_begun = not self.has_begun, True
-        inputs = named_arguments(module, args) | kwargs if args else kwargs
-        if cached_tokens(inputs):
-            if is_first and self._prompt is not None:
-                raise ChunkedPrefillError(
-                    "generate was given past_key_values of an earlier forward; an edit needs the"
-                    " whole prompt at once: leave past_key_values out"
-                )
-        elif module is self._backbone.model:
-            layout = self._find_layout(inputs)
-            self._start(layout, self._routed(inputs, layout))
-        else:
-            self._begin_part(inputs, self._prompt or {})
-
-    def _begin_part(self, inputs: Mapping[str, Any], prompt: Mapping[str, Any]) -> None:
-        """Hook the layers of a part of the base model that generates by itself.
-
-        BLIP-2 generates with its language model alone: the token ids of the prompt never reach
-        the base model, and rows may be repeated by then, as beam search does.
-        """
-        tensors = {name: v for name, v in prompt.items() if isinstance(v, Tensor)}
-        rows, width = rows_and_width(inputs)
-        # Without a cache, generated tokens follow the prompt.
-        ids = widened(token_ids(tensors), width, 0)
-        mask = real_tokens(tensors)
-        seen = {**tensors, "input_ids": ids, "attention_mask": widened(mask, width, 1)}
-        layout = self._find_layout(seen)
-        repeats = rows // len(ids)
-        routing = self._routed(tensors, layout)
-        if routing is not None:
-            parts = (routing.similarity, routing.edit_index)
-            routing = Routing(*(part.repeat_interleave(repeats) for part in parts))
-        self._start(layout.repeated(repeats), routing)
-
-    def _start(self, layout: TokenLayout, routing: Routing | None) -> None:
-        """Hook the layers of a forward that starts from a prompt."""
-        if routing is None:
-            self._attach((self._active.gate_layer,), layout)
-            return
-        self._open_rows = routing.open_rows()
-        if self._open_rows:
-            self._attach(self._active.layers, layout)
-
-    def _attach(self, layers: Iterable[int], layout: TokenLayout) -> None:
-        for layer in layers:
-            module = self._backbone.layers[layer]
-            self._hooks.change(module, partial(self._edit, layer, layout))
-
-    def _edit(self, layer: int, layout: TokenLayout, hidden: Tensor) -> Tensor | None:
-        """Return the changed output of a layer, or None where nothing changes."""
-        if self._open_rows is None:
-            self._open_rows = self._active.decide(hidden, layout).open_rows()
-            if self._open_rows:
-                self._attach([each for each in self._active.layers if each != layer], layout)
-        if not self._open_rows or layer not in self._active.layers:
-            return None
-        return self._active.changed(layer, hidden, layout, self._open_rows)
-
-    def _routed(self, inputs: Mapping[str, Any], layout: TokenLayout) -> Routing | None:
-        """Return the decision if it has to be made before this forward, else None."""
-        if not self._active.changes_before_gate:
-            return None
-        return self._active.decide_ahead(self._backbone, inputs, layout)

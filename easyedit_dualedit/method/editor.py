@@ -21,7 +21,7 @@ from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
-from easyedit_dualedit.model.inputs import Batch, Query, TokenLayout
+from easyedit_dualedit.model.inputs import NO_WORD, Batch, Query
 from easyedit_dualedit.model.pictures import PictureLike
 
 
@@ -68,7 +68,7 @@ class DualEditor(
         self.config = config
         self._layers = config.layers
         self.encoder = Encoder(backbone, processor, last_prompt_token=config.last_prompt_token)
-        self.adapters = DualAdapters(backbone.hidden_size, config)
+        self.adapters = DualAdapters(backbone.hidden_size, config, backbone.word_vectors)
         self.gate = Gate(backbone.hidden_size, config.gate)
         self.training_targets: tuple[str, ...] | None = None
         """Targets of the edits that the adapters were trained on; None if that is not known."""
@@ -110,28 +110,24 @@ class DualEditor(
             record(backbone.layers, self._layers, stop=True) as states,
         ):
             backbone.model(**batch.inputs, use_cache=False)
-        return self.signals_of(states, batch.layout, batch.target, requests)
+        return self.signals_of(states, batch, requests)
 
     def signals_of(
-        self,
-        states: Mapping[int, Tensor],
-        layout: TokenLayout,
-        target: Tensor,
-        requests: Sequence[Query] = (),
+        self, states: Mapping[int, Tensor], batch: Batch, requests: Sequence[Query] = ()
     ) -> list[EditSignal]:
         """Return the edit signals that recorded states hold.
 
         Args:
             states: layer -> states of an unedited forward, [b, s, d].
-            layout: what each position of that forward is.
-            target: True at target tokens, bool [b, s].
+            batch: what that forward read.
             requests: what each row asked for, if known.
         """
-        carrying = self.carrying(layout, target)
+        layout = batch.layout
+        carrying, words = self.carrying(batch), self.words(batch)
         text_states = states[self.config.text_layer]
         pictures = vision_mean(text_states, layout.vision)
         signals = []
-        for row in range(len(target)):
+        for row in range(batch.size):
             signals.append(
                 EditSignal(
                     {
@@ -141,16 +137,28 @@ class DualEditor(
                     text_states[row, layout.gate[row]],
                     text_states[row, layout.last[row]],
                     pictures[row],
+                    words[row, carrying[row]],
                     requests[row] if requests else None,
                 )
             )
         return signals
 
-    def carrying(self, layout: TokenLayout, target: Tensor) -> Tensor:
-        """Return which positions carry an edit, bool [b, s]."""
+    def carrying(self, batch: Batch) -> Tensor:
+        """Return which positions carry an edit, bool [b, s].
+
+        With a word path a target is carried from the last prompt token on: the states before each
+        of its words.
+        """
+        if self.config.signal == "all":
+            return batch.layout.real
+        carrying = batch.target
         if self.config.signal == "prompt+target":
-            return target | layout.text
-        return layout.real if self.config.signal == "all" else target
+            carrying = carrying | batch.layout.text
+        return carrying | (self.words(batch) != NO_WORD) if self.config.word_path else carrying
+
+    def words(self, batch: Batch) -> Tensor:
+        """Return the answer token that follows each position, long [b, s]; else `NO_WORD`."""
+        return batch.following_words(self.encoder.tokenizer.eos_token_id)
 
     def edited(
         self,

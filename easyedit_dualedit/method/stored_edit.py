@@ -4,7 +4,7 @@ At LLaVA-1.5-7B size a target of five tokens takes 22 kB as eight-bit numbers, 4
 precision, however large picture and prompt are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from easyedit_dualedit.method.adapter import ProjectedEdit
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.packing import Packed
 from easyedit_dualedit.model.answers import exact_match
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import NO_WORD, Query
 from easyedit_dualedit.model.pictures import content_digest
 
 
@@ -66,6 +66,9 @@ class StoredEdit:
     key: Tensor
     """What the gate compares queries with, float32 [k]."""
     projected: Mapping[Modality, PackedProjection]
+    words: tuple[int, ...] = ()
+    """Answer token that follows each position, `NO_WORD` where none does; empty in edits of
+    adapters without a word path."""
 
     @property
     def stored_bytes(self) -> int:
@@ -78,10 +81,18 @@ class StoredEdit:
 class StoredProjections:
     """What one adapter needs of stored edits; only those in use are unpacked."""
 
-    def __init__(self, edits: Sequence[PackedProjection], device: torch.device):
-        """Keep the edits, oldest first, to be used on a device."""
-        self._edits = tuple(edits)
+    def __init__(
+        self,
+        edits: Sequence[StoredEdit],
+        modality: Modality,
+        device: torch.device,
+        word_vectors: Callable[[Tensor], Tensor | None],
+    ):
+        """Keep the edits, oldest first, as the adapter of a modality uses them on a device."""
+        self._edits = tuple(edit.projected[modality] for edit in edits)
+        self._words = tuple(edit.words for edit in edits)
         self._device = device
+        self._word_vectors = word_vectors
 
     def select(self, rows: Tensor) -> ProjectedEdit:
         """Return the edits with the given indices, long [b]; shorter ones are padded."""
@@ -90,7 +101,10 @@ class StoredProjections:
         values = self._padded([edit.values for edit in chosen])
         lengths = torch.tensor([edit.keys.values.shape[1] for edit in chosen])
         mask = torch.arange(keys.shape[2]) < lengths[:, None]
-        return ProjectedEdit(keys, values, mask.to(self._device), is_full=bool(mask.all()))
+        words = [torch.tensor(self._words[row], dtype=torch.long) for row in rows.tolist()]
+        ids = pad_sequence(words, True, padding_value=NO_WORD).to(self._device)
+        vectors = self._word_vectors(ids)
+        return ProjectedEdit(keys, values, mask.to(self._device), vectors, is_full=bool(mask.all()))
 
     def _padded(self, parts: Sequence[Packed]) -> Tensor:
         """Return the tensors of several edits as one, [b, h, e, k], zeros behind short ones."""

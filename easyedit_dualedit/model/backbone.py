@@ -6,11 +6,14 @@ processor's own interfaces, never from a name.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
+from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 from easyedit_dualedit.model.families import BackboneConfig, Family, family_of
@@ -90,6 +93,32 @@ class Backbone:
     def device(self) -> torch.device:
         """The device on which the model takes its inputs."""
         return input_device(self.model)
+
+    def word_vectors(self, ids: Tensor) -> Tensor:
+        """Return the direction in which the model says each token, unit vectors [..., d], float32.
+
+        They are rows of the output embeddings; zeros where an id is negative.
+
+        Args:
+            ids: token ids, long of any shape.
+
+        Raises:
+            BackboneError: if the model has no output embeddings in plain numbers.
+        """
+        # A module of the user's around the model need not pass the method on.
+        parts: list[Any] = [self.model, *self.path]
+        having = [part for part in parts if hasattr(part, "get_output_embeddings")]
+        head: Any = having[0].get_output_embeddings() if having else None
+        known = isinstance(getattr(head, "weight", None), Tensor)
+        with torch.no_grad(), align_module_device(head) if known else nullcontext():
+            weight = head.weight if known else None
+            if weight is None or not weight.is_floating_point() or weight.is_meta:
+                raise BackboneError(
+                    f"{type(self.model).__name__} has no output embeddings in plain numbers, so an"
+                    " edit cannot write its words; train adapters with word_path: false"
+                )
+            rows = weight[ids.clamp(min=0).to(weight.device)].float().to(ids.device)
+        return functional.normalize(rows, dim=-1) * (ids >= 0)[..., None]
 
     def require_layers(self, layers: Sequence[int], *, names: Sequence[str] = ()) -> None:
         """Check that every layer exists.

@@ -20,6 +20,9 @@ from easyedit_dualedit.model.pictures import Picture, PictureLike, picture_of
 IGNORED = -100
 """Label of a position that carries no loss, as in transformers."""
 
+NO_WORD = -1
+"""Stands for a token id at positions that no answer token follows."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -73,6 +76,9 @@ class TokenLayout:
     """Image tokens, bool [b, s]."""
     text: Tensor
     """Prompt text that the text adapter may change, bool [b, s]: never target or padding."""
+    answered: Tensor
+    """Tokens that follow the prompt, counted up to and with each position, long [b, s]; 0 in the
+    prompt."""
     gate: Tensor
     """Index of the last prompt token, long [b]."""
     last: Tensor
@@ -103,7 +109,27 @@ class TokenLayout:
         # BOS comes first, or right after the image tokens of BLIP-2 and PaliGemma.
         is_bos = input_ids.gather(1, start[:, None])[:, 0].eq(-1 if bos is None else bos)
         text = prompt & (positions >= (start + is_bos.long())[:, None])
-        return cls(vision, text, gate, last_real_index(real), real)
+        answered = (real & (positions > gate[:, None])).cumsum(1)
+        return cls(vision, text, answered, gate, last_real_index(real), real)
+
+    @classmethod
+    def of_answer(cls, answered: Tensor, width: int) -> Self:
+        """Return the layout of a forward that continues rows behind their prompts.
+
+        Args:
+            answered: how many answer tokens stand before it, long [b].
+            width: tokens of each row.
+        """
+        places = answered[:, None] + torch.arange(1, width + 1, device=answered.device)
+        real = torch.ones_like(places, dtype=torch.bool)
+        # The prompt ended before the first position.
+        gate, last = torch.full_like(answered, -1), torch.full_like(answered, width - 1)
+        return cls(~real, ~real, places, gate, last, real)
+
+    @property
+    def answer(self) -> Tensor:
+        """Tokens that follow the prompt, bool [b, s]."""
+        return self.real & (self.answered > 0)
 
     def to(self, device: torch.device) -> "TokenLayout":
         """Return the layout on a device."""
@@ -135,6 +161,23 @@ class Batch:
     """Positions of target tokens, bool [b, s]; the end-of-turn token is none of them."""
     labels: Tensor
     """Token ids to predict, aligned with `input_ids`, IGNORED elsewhere; long [b, s]."""
+
+    def following_words(self, end: int) -> Tensor:
+        """Return the answer token that follows each position, long [b, s]; else `NO_WORD`.
+
+        Args:
+            end: id of the token that follows the last one of a target.
+        """
+        ids, target = self.inputs["input_ids"], self.target
+        following = torch.where(target, ids, NO_WORD).roll(-1, 1)
+        following[:, -1] = NO_WORD
+        ends = target & (torch.arange(ids.shape[1], device=ids.device) == self.layout.last[:, None])
+        return following.masked_fill(ends, end)
+
+    def select(self, rows: Tensor) -> "Batch":
+        """Return the token ids of some rows, long [r], and what their positions are."""
+        ids = {"input_ids": self.inputs["input_ids"][rows]}
+        return Batch(ids, self.layout.select(rows), self.target[rows], self.labels[rows])
 
     @property
     def size(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import ArchiveError
-from easyedit_dualedit.method.archive import CONFIG_FILE, Archive, targets_in
+from easyedit_dualedit.method.archive import CONFIG_FILE, Archive, archived_config, targets_in
 from easyedit_dualedit.method.config import DualEditConfig, gate_from
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
@@ -135,8 +135,8 @@ def _archive_of(weights: Mapping[str, Tensor], path: Path) -> Archive:
     try:
         values = json.loads(bytes(weights[DESCRIPTION].tolist()))
         fingerprint = ModelFingerprint.from_dict(values)
-        config = DualEditConfig.from_dict(values["config"], source=str(path))
         targets = targets_in(values)
+        config = archived_config(values["config"], str(path))
     except (ValueError, KeyError, TypeError) as error:
         raise ArchiveError(f"{path} is damaged ({error!r}); train again") from error
     tensors = {key: value for key, value in weights.items() if key != DESCRIPTION}

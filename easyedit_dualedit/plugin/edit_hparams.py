@@ -24,7 +24,17 @@ from easyedit_dualedit.plugin.values import (
 )
 from easyedit_dualedit.settings import as_number, read_yaml, unknown_keys
 
-_METHOD_KEYS = ("width", "heads", "signal", "last_prompt_token", "modalities", "gate", "backbone")
+_METHOD_KEYS = (
+    "width",
+    "heads",
+    "signal",
+    "last_prompt_token",
+    "word_path",
+    "answer_tokens",
+    "modalities",
+    "gate",
+    "backbone",
+)
 
 
 @dataclass
@@ -79,6 +89,8 @@ class DualEditMultimodalHparams:
     heads: int | None = None
     signal: str | None = None
     last_prompt_token: bool | None = None
+    word_path: bool | None = None
+    answer_tokens: bool | None = None
     modalities: list[str] | None = None
     gate: Any = None
     """A kind, or a mapping of `kind` and `threshold`."""

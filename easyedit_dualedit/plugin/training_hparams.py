@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.method.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.plugin.edit_hparams import DualEditMultimodalHparams
+from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 
 _LEFT_TO_PRESET = (
     "text_locality_weight",

@@ -12,9 +12,9 @@ import torch
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ArchiveError
-from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
+from easyedit_dualedit.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_dualedit.method.config import CACHE_BYTES
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
 from easyedit_dualedit.model.inputs import Batch, Query, named_arguments
+from easyedit_dualedit.train.config import CACHE_BYTES
 from easyedit_dualedit.train.picture_features import (
     PIXELS,
     Features,

@@ -25,13 +25,14 @@ from easyedit_dualedit.data.scope import (
     scope_queries,
 )
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.method.config import GateKind, TrainingConfig
+from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import EDIT_COUNTS, GateProjection, vision_mean
 from easyedit_dualedit.method.gate_calibration import Calibration, ScopeSample, set_thresholds
 from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
 from easyedit_dualedit.train.held_out import divided, unshared
 

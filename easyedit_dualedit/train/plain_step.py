@@ -13,9 +13,9 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
-from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import IGNORED, Batch
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.losses import (
     StepLosses,
     answer_cross_entropy,

@@ -24,11 +24,12 @@ from torch.nn import functional
 from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.adapter import ProjectedEdit, add_at, packed
-from easyedit_dualedit.method.config import CACHE_BYTES, Modality, TrainingConfig
+from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import PER_TOKEN
 from easyedit_dualedit.model.hooks import LayerEdit
 from easyedit_dualedit.model.inputs import IGNORED, Query
+from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.picture_features import UnknownFeaturesError
@@ -283,30 +284,36 @@ class TrainingStep:
         layers = {adapters.layer_of[name] for name in adapters.modalities}
         records: list[Tensor] = []
         signals: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+        words: list[Tensor] = []
         with torch.no_grad():
             for group in groups:
                 chosen = group.rows(["reliability"])
                 if not chosen:
                     continue
-                batch, upper = group.frozen.batch, group.frozen.take(chosen)
-                rows = upper.rows
-                layout, target = batch.layout.select(rows), batch.target[rows]
+                upper = group.frozen.take(chosen)
+                batch = group.frozen.batch.select(upper.rows)
                 # An end-of-turn token is asked for, but carries no edit.
-                ended = (batch.labels[rows] != IGNORED) & ~target
-                layout = replace(layout, real=layout.real & ~ended)
-                carrying = self._editor.carrying(layout, target)
-                records.append(group.record[rows])
+                ended = (batch.labels != IGNORED) & ~batch.target
+                batch = replace(
+                    batch, layout=replace(batch.layout, real=batch.layout.real & ~ended)
+                )
+                carrying = self._editor.carrying(batch)
+                records.append(group.record[upper.rows])
+                following = self._editor.words(batch)[..., None]
+                words.append(packed(following, carrying)[0])
                 for layer, signal in signals.items():
                     signal.append(packed(upper.states_at(layer, carrying), carrying))
         order = torch.cat(records).argsort()
         projected = {}
+        width = max(each.shape[1] for each in words)
+        ids = torch.cat([_widened(each, width) for each in words])[order][..., 0]
+        vectors = adapters.word_vectors(ids)
         for name in adapters.modalities:
             signal = signals[adapters.layer_of[name]]
-            width = max(mask.shape[1] for _, mask in signal)
             states = torch.cat([_widened(each, width) for each, _ in signal])[order]
             masks = [_widened(each[..., None], width)[..., 0] for _, each in signal]
             mask = torch.cat(masks)[order]
-            projected[name] = adapters[name].project(states, mask)
+            projected[name] = adapters[name].project(states, mask, vectors)
         return projected
 
     def _changes(
@@ -316,14 +323,17 @@ class TrainingStep:
         layout = group.frozen.batch.layout
         record = group.record[upper.first]
         everywhere = range(len(record))
-        positions = {"text": upper.marked(layout.text), "vision": upper.marked(layout.vision)}
+        positions = {
+            name: upper.marked(adapters.positions(name, layout)) for name in adapters.modalities
+        }
+        answered = upper.shared.pack(layout.answered)
         chosen = {name: edit.select(record.to(edit.device)) for name, edit in projected.items()}
 
         def change(layer: int, hidden: Tensor) -> Tensor:
             for name in adapters.modalities:
                 if adapters.layer_of[name] == layer:
                     hidden = add_at(
-                        hidden, positions[name], adapters[name], chosen[name], everywhere
+                        hidden, positions[name], adapters[name], chosen[name], everywhere, answered
                     )
             return hidden
 

@@ -11,11 +11,13 @@ from tqdm import tqdm
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.training_targets import targets_of
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.method.config import GateKind, TrainingConfig
+from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_calibration import Calibration
 from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.train.checkpoint import Checkpoint
+from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.drawn_targets import with_drawn_targets
 from easyedit_dualedit.train.gate_trainer import calibrate, train_gate
 from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.step import TrainingStep
@@ -66,6 +68,9 @@ def train(
     torch.manual_seed(config.seed)
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=config.learning_rate)
     schedule = _schedule(optimiser, config)
+    records = with_drawn_targets(
+        records, config.augment_targets, editor.encoder.tokenizer, config.seed
+    )
     state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config)
     first = state.restore()
     processes.agree(editor.adapters.parameters())

@@ -16,8 +16,8 @@ from easyedit_dualedit.experiments.finetuning_rows import (
     last_layer_parameters,
     vision_parameters,
 )
-from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_trainer import calibrate, collect, train_gate
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.plain_step import plain_losses

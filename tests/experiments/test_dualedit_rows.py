@@ -21,9 +21,10 @@ from easyedit_dualedit.experiments.dualedit_rows import (
     dualedit_contenders,
 )
 from easyedit_dualedit.measure.contender import Bench, Contender
-from easyedit_dualedit.method.config import DualEditConfig, TrainingConfig
+from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.train.config import TrainingConfig
 
 TRAINING = TrainingConfig(steps=2, batch_size=2, gate_steps=2)
 

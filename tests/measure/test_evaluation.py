@@ -199,7 +199,7 @@ def test_the_label_decides_nothing_about_generated_answers(llava: TinyModel, rec
 def test_an_edit_that_was_learnt_scores_under_both_protocols(
     llava: TinyModel, records: list[Record]
 ):
-    from easyedit_dualedit.method.config import TrainingConfig
+    from easyedit_dualedit.train.config import TrainingConfig
     from easyedit_dualedit.train.step import TrainingStep
 
     editor = DualEditor(llava.model, llava.processor, tiny_config(gate="open", width=32))

@@ -12,6 +12,7 @@ from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.gate import Gate
 
 HIDDEN = 6
+VOCABULARY = 5
 
 
 def signal_of(seed: int, length: int) -> EditSignal:
@@ -20,14 +21,20 @@ def signal_of(seed: int, length: int) -> EditSignal:
     def states(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, HIDDEN, generator=generator)
 
-    return EditSignal({1: states(length), 2: states(length)}, states(), states(), states())
+    words = torch.randint(0, VOCABULARY, (length,), generator=generator)
+    return EditSignal({1: states(length), 2: states(length)}, states(), states(), states(), words)
+
+
+def word_vectors(words: torch.Tensor) -> torch.Tensor:
+    vectors = torch.eye(VOCABULARY, HIDDEN)[words.clamp(min=0)]
+    return vectors * (words >= 0)[..., None]
 
 
 def memory_of(
     signals: list[EditSignal], config: DualEditConfig
 ) -> tuple[ActiveEdits, DualAdapters, Gate]:
     torch.manual_seed(1)
-    adapters, gate = DualAdapters(HIDDEN, config), Gate(HIDDEN, config.gate)
+    adapters, gate = DualAdapters(HIDDEN, config, word_vectors), Gate(HIDDEN, config.gate)
     with torch.no_grad():
         return ActiveEdits.of(signals, adapters, gate), adapters, gate
 
@@ -81,7 +88,9 @@ def test_each_adapter_projects_the_states_of_its_own_layer(
             states = signal.states[layer][None]
             with torch.no_grad():
                 alone = adapters[modality].project(
-                    states, torch.ones(states.shape[:2], dtype=torch.bool)
+                    states,
+                    torch.ones(states.shape[:2], dtype=torch.bool),
+                    word_vectors(signal.words[None]),
                 )
             held = memory.projected[modality].select(torch.tensor([place]))
             length = int(held.mask.sum())
@@ -99,6 +108,7 @@ def test_a_longer_edit_added_later_changes_no_answer_of_the_first():
     adapter = adapters["text"]
     with torch.no_grad():
         adapter.output.weight.normal_()
+        adapter.words.strength.fill_(1.0)
         row = torch.tensor([0])
         torch.testing.assert_close(
             adapter(hidden, both.projected["text"].select(row)),

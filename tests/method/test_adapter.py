@@ -197,10 +197,14 @@ def test_an_edit_projected_under_autocast_is_used_without_it():
         adapter(torch.randn(1, 3, HIDDEN), edit)
 
 
+def no_words(words: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(*words.shape, HIDDEN)
+
+
 @pytest.mark.parametrize("modalities", [("text", "vision"), ("vision", "text"), ("vision",)])
 def test_there_is_one_adapter_for_each_modality_in_use(modalities: tuple[str, ...]):
     config = tiny_config(modalities=modalities, text_layer=3, vision_layer=1)
-    adapters = DualAdapters(HIDDEN, config)
+    adapters = DualAdapters(HIDDEN, config, no_words)
     assert adapters.modalities == tuple(sorted(modalities)), "text comes first"
     assert adapters.layer_of == {"text": 3, "vision": 1}
     for modality in adapters.modalities:
@@ -212,7 +216,7 @@ def test_there_is_one_adapter_for_each_modality_in_use(modalities: tuple[str, ..
 
 
 def test_what_is_no_adapter_is_refused():
-    adapters = DualAdapters(HIDDEN, tiny_config())
+    adapters = DualAdapters(HIDDEN, tiny_config(), no_words)
     adapters.by_modality["text"] = torch.nn.Identity()
     with pytest.raises(TypeError, match="text holds Identity, not an adapter"):
         adapters["text"]

@@ -16,10 +16,10 @@ from easyedit_dualedit.method.config import (
     SIGNAL_POSITIONS,
     DualEditConfig,
     GateConfig,
-    TrainingConfig,
     gate_from,
 )
 from easyedit_dualedit.settings import as_number, read_yaml, unknown_keys
+from easyedit_dualedit.train.config import TrainingConfig
 
 LAYERS = {"text_layer": 1, "vision_layer": 2}
 
@@ -154,7 +154,9 @@ def test_layers_are_ascending_without_repeats(text: int, vision: int, expected: 
     "config",
     [
         DualEditConfig(**LAYERS),
-        DualEditConfig(9, 4, 12, 3, "all", False, ("vision",), GateConfig("centred", -0.25)),
+        DualEditConfig(
+            9, 4, 12, 3, "all", False, False, True, ("vision",), GateConfig("centred", -0.25)
+        ),
         DualEditConfig.preset("published", **LAYERS),
     ],
     ids=["default", "all-changed", "published"],

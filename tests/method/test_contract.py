@@ -14,6 +14,7 @@ from tiny_editors import (
     picture,
     request_of,
     shared,
+    silence,
     tiny_config,
     trained_editor,
 )
@@ -231,12 +232,12 @@ def test_only_the_masked_positions_change(tiny: TinyModel, layer: int, last_prom
     modality = "text" if layer == 1 else "vision"
     other = "vision" if layer == 1 else "text"
     with torch.no_grad():
-        for parameter in editor.adapters[other].output.parameters():
-            parameter.zero_()
+        silence(editor.adapters[other])
     # What the next layer gets: a hook on the layer itself would run before ours.
     following = editor.backbone.layers[layer + 1]
     plain, seen = (entering(following, model, batch) for model in (tiny.model, edited))
-    mask = batch.layout.text if modality == "text" else batch.layout.vision
+    text = batch.layout.text | batch.layout.answer
+    mask = text if modality == "text" else batch.layout.vision
     differs = (seen != plain).any(-1)
     assert torch.equal(differs, mask)
     gate = batch.layout.text[torch.arange(2), batch.layout.gate]

@@ -20,7 +20,7 @@ from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.hooks import record
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import NO_WORD, Query
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 THIRD = Query("Where is the star?", None, "top left bottom right")
@@ -68,11 +68,17 @@ def test_signals_are_the_states_of_the_unedited_model(
         tiny.model(**batch.inputs)
     signals = editor.read(requests)
     for row, (request, read) in enumerate(zip(requests, signals, strict=True)):
+        before = batch.target[row].roll(-1)  # with the last prompt token, but not the last word
+        carried = batch.target[row] | before
         mask = {
-            "target": batch.target[row],
-            "prompt+target": batch.target[row] | batch.layout.text[row],
+            "target": carried,
+            "prompt+target": carried | batch.layout.text[row],
             "all": batch.layout.real[row],
         }[signal]
+        ids = batch.inputs["input_ids"][row]
+        words = [*ids[batch.target[row]].tolist(), editor.encoder.tokenizer.eos_token_id]
+        assert read.words[read.words != NO_WORD].tolist() == words
+        assert (read.words != NO_WORD).equal(carried[mask])
         assert read.request is request
         assert set(read.states) == set(layers)
         for layer, held in read.states.items():

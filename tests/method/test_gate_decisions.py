@@ -29,7 +29,12 @@ def layout_of(rows: int) -> TokenLayout:
     vision[:, 1:4] = True
     last = torch.full((rows,), LENGTH - 1)
     return TokenLayout(
-        real=torch.ones_like(vision), vision=vision, text=~vision, gate=last - 1, last=last
+        real=torch.ones_like(vision),
+        vision=vision,
+        text=~vision,
+        answered=torch.arange(LENGTH).eq(LENGTH - 1).long().expand(rows, -1),
+        gate=last - 1,
+        last=last,
     )
 
 

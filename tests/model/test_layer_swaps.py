@@ -95,7 +95,7 @@ def test_an_edit_reads_the_states_of_a_whole_forward(every: TinyModel, signal: s
     batch = editor.encoder.encode([request_of(), request_of("Which shape is it?", "a big circle")])
     with torch.no_grad(), record(editor.backbone.layers, editor.config.layers) as states:
         every.model(**batch.inputs, use_cache=False)
-    expected = editor.signals_of(states, batch.layout, batch.target)
+    expected = editor.signals_of(states, batch)
     for one, two in zip(editor.read_batch(batch), expected, strict=True):
         for layer, found in one.states.items():
             torch.testing.assert_close(found, two.states[layer], rtol=1e-4, atol=1e-4)

@@ -36,7 +36,7 @@ def padded(rows: list[tuple[Hashable, list[int], list[int]]]) -> tuple[Tensor, T
     ids = torch.tensor([[0] * (width - len(p) - len(a)) + p + a for _, p, a in rows])
     gate = torch.tensor([width - len(answer) - 1 for _, _, answer in rows])
     real, vision = ids > 0, ids == PICTURE
-    return ids, TokenLayout(vision, real & ~vision, gate, torch.full_like(gate, width - 1), real)
+    return ids, TokenLayout.of(ids, real, gate, vision, None)
 
 
 def found_in(rows: list[tuple[Hashable, list[int], list[int]]]) -> list[int]:

@@ -20,10 +20,10 @@ from torch import multiprocessing
 
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError
-from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.train import state_folder
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.state_folder import ABOUT_FILE, StateFolder
 from easyedit_dualedit.train.step import TrainingStep

@@ -13,10 +13,10 @@ from torch._dynamo.exc import TorchDynamoException
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.training_targets import targets_of
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
-from easyedit_dualedit.method.config import TrainingConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model import layer_swaps
 from easyedit_dualedit.train import trainer
+from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.step import TrainingStep
 from easyedit_dualedit.train.trainer import batch_indices, calibrate, train
