@@ -72,7 +72,9 @@ class WordPath(nn.Module):
         self.value = nn.Linear(hidden_size, width, bias=False)
         self.place = nn.Embedding(_PLACES, width)
         """Added to query and key: how many tokens of the answer stand already."""
-        nn.init.zeros_(self.place.weight)
+        # An answer's n-th token finds the n-th word from the start: each place is nearest to
+        # itself, by a score of 4.
+        nn.init.normal_(self.place.weight, std=2.0 * (width // heads) ** -0.25)
         self.silent_key = nn.Parameter(torch.zeros(heads, width // heads))
         """Attention that goes here writes nothing."""
         self.head_weights = nn.Parameter(torch.zeros(heads))

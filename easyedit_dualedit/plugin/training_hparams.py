@@ -12,6 +12,7 @@ from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 _LEFT_TO_PRESET = (
     "text_locality_weight",
     "image_locality_weight",
+    "augment_targets",
     "end_of_answer",
     "gate_steps",
 )
@@ -59,6 +60,9 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     """Weight of text locality in `DualEditTrainer`; None means `cloc`, or 0 in `published`."""
     image_locality_weight: float | None = None
 
+    augment_targets: float | None = None
+    """Share of the records whose target is drawn from the model's vocabulary; None leaves it to the
+    preset. EasyEdit's own trainer takes no notice."""
     end_of_answer: bool | None = None
     """Whether to learn to stop after the answer; None leaves it to the preset."""
     gate_steps: int | None = None

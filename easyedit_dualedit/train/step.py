@@ -294,20 +294,18 @@ class TrainingStep:
                 batch = group.frozen.batch.select(upper.rows)
                 # An end-of-turn token is asked for, but carries no edit.
                 ended = (batch.labels != IGNORED) & ~batch.target
-                batch = replace(
-                    batch, layout=replace(batch.layout, real=batch.layout.real & ~ended)
-                )
+                layout = replace(batch.layout, real=batch.layout.real & ~ended)
+                batch = replace(batch, layout=layout)
                 carrying = self._editor.carrying(batch)
                 records.append(group.record[upper.rows])
-                following = self._editor.words(batch)[..., None]
-                words.append(packed(following, carrying)[0])
+                words.append(packed(self._editor.words(batch)[..., None], carrying)[0])
                 for layer, signal in signals.items():
                     signal.append(packed(upper.states_at(layer, carrying), carrying))
         order = torch.cat(records).argsort()
         projected = {}
         width = max(each.shape[1] for each in words)
-        ids = torch.cat([_widened(each, width) for each in words])[order][..., 0]
-        vectors = adapters.word_vectors(ids)
+        ids = torch.cat([_widened(each, width) for each in words])[order]
+        vectors = adapters.word_vectors(ids[..., 0])
         for name in adapters.modalities:
             signal = signals[adapters.layer_of[name]]
             states = torch.cat([_widened(each, width) for each, _ in signal])[order]
@@ -319,8 +317,7 @@ class TrainingStep:
     def _changes(
         self, group: _Group, upper: UpperLayers, projected: dict[Modality, ProjectedEdit]
     ) -> dict[int, LayerEdit]:
-        adapters = self._editor.adapters
-        layout = group.frozen.batch.layout
+        adapters, layout = self._editor.adapters, group.frozen.batch.layout
         record = group.record[upper.first]
         everywhere = range(len(record))
         positions = {
@@ -337,8 +334,7 @@ class TrainingStep:
                     )
             return hidden
 
-        layers = {adapters.layer_of[name] for name in adapters.modalities}
-        return {layer: partial(change, layer) for layer in layers}
+        return {adapters.layer_of[n]: partial(change, adapters.layer_of[n]) for n in positions}
 
 
 def _widened(values: Tensor, width: int) -> Tensor:

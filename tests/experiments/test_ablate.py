@@ -64,7 +64,15 @@ def test_each_variant_differs_from_the_base_in_one_part():
     for variant in others:
         changed = {
             name
-            for name in ("text_layer", "vision_layer", "modalities", "signal", "last_prompt_token")
+            for name in (
+                "text_layer",
+                "vision_layer",
+                "modalities",
+                "signal",
+                "last_prompt_token",
+                "word_path",
+                "answer_tokens",
+            )
             if getattr(variant.config, name) != getattr(CONFIG, name)
         }
         trained_otherwise = variant.training != TRAINING

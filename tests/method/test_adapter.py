@@ -231,3 +231,72 @@ def test_states_are_packed_row_by_row():
     expected, real = stacked([row[which] for row, which in zip(states, at, strict=True)])
     torch.testing.assert_close(values, expected, rtol=0, atol=0)
     assert torch.equal(mask, real) and mask.sum(1).tolist() == [2, 0, 4]
+
+
+def words_adapter(width: int = 16, heads: int = 2) -> CrossAttentionAdapter:
+    torch.manual_seed(4)
+    adapter = CrossAttentionAdapter(HIDDEN, width, heads, word_path=True)
+    with torch.no_grad():
+        adapter.words.strength.fill_(0.05)
+    return adapter
+
+
+def edit_of(count: int, *, real: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a mask and words: one direction for each place, and nothing in padding."""
+    mask = (torch.arange(count) < (count if real is None else real))[None]
+    return mask, torch.eye(count, HIDDEN)[None] * mask[..., None]
+
+
+def test_a_new_word_path_changes_nothing():
+    adapter = CrossAttentionAdapter(HIDDEN, 16, 2, word_path=True)
+    mask, words = edit_of(3)
+    with torch.no_grad():
+        edit = adapter.project(torch.randn(1, 3, HIDDEN), mask, words)
+        assert not adapter(torch.randn(1, 2, HIDDEN), edit).any()
+
+
+def test_a_word_is_written_in_its_own_direction_as_strong_as_the_state():
+    adapter = words_adapter()
+    with torch.no_grad():
+        adapter.output.weight.zero_()
+        adapter.words.head_weights.zero_()
+        mask, words = edit_of(1)
+        edit = adapter.project(torch.randn(1, 1, HIDDEN), mask, words)
+        hidden = torch.randn(1, 2, HIDDEN)
+        delta = adapter(hidden, edit)
+        assert (delta[..., 1:] == 0).all() and (delta[..., 0] > 0).all()
+        twice = adapter(hidden * 2, edit)
+    torch.testing.assert_close(twice, delta * 2)
+
+
+def test_the_nth_answer_token_finds_the_nth_word_before_any_training():
+    adapter = words_adapter()
+    mask, words = edit_of(4, real=3)
+    with torch.no_grad():
+        adapter.key.weight.zero_()
+        adapter.query.weight.zero_()
+        edit = adapter.project(torch.zeros(1, 4, HIDDEN), mask, words)
+        hidden = torch.ones(1, 3, HIDDEN)
+        delta = adapter(hidden, edit, torch.tensor([[0, 1, 2]]))
+    assert delta[0, :, :4].argmax(-1).tolist() == [0, 1, 2]
+    assert (delta[0, :, 3] == 0).all(), "padding says nothing"
+
+
+def test_answers_longer_than_there_are_places_count_as_the_last():
+    adapter = words_adapter()
+    mask, words = edit_of(2)
+    with torch.no_grad():
+        edit = adapter.project(torch.randn(1, 2, HIDDEN), mask, words)
+        hidden = torch.randn(1, 1, HIDDEN).expand(1, 2, HIDDEN)
+        late = adapter(hidden, edit, torch.tensor([[63, 5000]]))
+    torch.testing.assert_close(late[:, 0], late[:, 1])
+
+
+def test_without_a_word_path_words_and_places_do_not_matter():
+    adapter = random_adapter()
+    mask, words = edit_of(2)
+    states, hidden = torch.randn(1, 2, HIDDEN), torch.randn(1, 3, HIDDEN)
+    with torch.no_grad():
+        plain = adapter(hidden, adapter.project(states, mask))
+        given = adapter(hidden, adapter.project(states, mask, words), torch.ones(1, 3).long())
+    assert torch.equal(plain, given)
