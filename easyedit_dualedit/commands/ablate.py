@@ -6,8 +6,6 @@ from pathlib import Path
 
 from easyedit_dualedit.commands.arguments import (
     TRAINING_HPARAMS,
-    add_data,
-    add_model,
     add_run,
     count,
 )
@@ -22,8 +20,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    add_model(parser, TRAINING_HPARAMS)
-    add_data(parser)
+    add_run(parser, "ablate", TRAINING_HPARAMS)
     parser.add_argument(
         "--measured", type=Path, metavar="FILE", help="records to measure on; needed with --data"
     )
@@ -40,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT,VISION",
         help="also these pairs of layers, such as 2,3",
     )
-    add_run(parser, "ablate")
 
 
 def run(arguments: argparse.Namespace) -> None:

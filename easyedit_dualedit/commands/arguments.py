@@ -51,7 +51,14 @@ def add_training_records(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run(parser: argparse.ArgumentParser, name: str) -> None:
+def add_run(parser: argparse.ArgumentParser, name: str, hparams: str) -> None:
+    """Add what every run on records has: its model, its records, and the folder that it is in."""
+    add_model(parser, hparams)
+    add_data(parser)
+    add_run_folder(parser, name)
+
+
+def add_run_folder(parser: argparse.ArgumentParser, name: str) -> None:
     """Add what says which folder a run is in, and whether it continues what is there."""
     parser.add_argument(
         "--output", type=Path, default=Path("outputs"), help="parent folder (default: outputs)"

@@ -10,8 +10,6 @@ from typing import Any
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands.arguments import (
     TRAINING_HPARAMS,
-    add_data,
-    add_model,
     add_run,
     add_training_records,
     count,
@@ -30,8 +28,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    add_model(parser, TRAINING_HPARAMS)
-    add_data(parser)
+    add_run(parser, "benchmark", TRAINING_HPARAMS)
     parser.add_argument(
         "--train",
         type=Path,
@@ -68,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--title", help="of the page")
     add_training_records(parser)
-    add_run(parser, "benchmark")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from easyedit_dualedit.commands.arguments import add_run, count
+from easyedit_dualedit.commands.arguments import add_run_folder, count
 
 HELP = "edit the bundled testbed model (the default)"
 DESCRIPTION = (
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=count, help="optimiser steps with --train (default: those of the hparams)"
     )
     parser.add_argument("--count", type=count, default=300, help="edits (default: 300)")
-    add_run(parser, "demo")
+    add_run_folder(parser, "demo")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,13 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from easyedit_dualedit.commands.arguments import (
-    EDIT_HPARAMS,
-    add_data,
-    add_model,
-    add_run,
-    add_training_records,
-)
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_run, add_training_records
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, GateConfig, GateKind
 
@@ -27,8 +21,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    add_model(parser, EDIT_HPARAMS)
-    add_data(parser)
+    add_run(parser, "evaluate", EDIT_HPARAMS)
     parser.add_argument(
         "--gates",
         nargs="+",
@@ -50,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " training records; pictures are in --images (default: the other records of --data)",
     )
     add_training_records(parser)
-    add_run(parser, "evaluate")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from easyedit_dualedit.commands.arguments import TRAINING_HPARAMS, add_data, add_model, add_run
+from easyedit_dualedit.commands.arguments import TRAINING_HPARAMS, add_run
 
 HELP = "find the layers to edit"
 DESCRIPTION = (
@@ -17,8 +17,7 @@ _OWN_RECORDS = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    add_model(parser, TRAINING_HPARAMS)
-    add_data(parser)
+    add_run(parser, "locate", TRAINING_HPARAMS)
     parser.add_argument(
         "--layers", type=int, nargs="+", metavar="LAYER", help="decoder layers (default: all)"
     )
@@ -37,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="share of the largest effect from which a layer counts as read (default: 0.1)",
     )
-    add_run(parser, "locate")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easyedit_dualedit import __version__
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_data, add_model, add_run, count
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_run, count
 from easyedit_dualedit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ _ROUTED_COUNTS = (1, 100, 1000, 10_000)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    add_model(parser, EDIT_HPARAMS)
-    add_data(parser)
+    add_run(parser, "many", EDIT_HPARAMS)
     parser.add_argument(
         "--counts",
         nargs="+",
@@ -46,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="also write the report here, plots beside it"
     )
-    add_run(parser, "many")
 
 
 def run(arguments: argparse.Namespace) -> None:

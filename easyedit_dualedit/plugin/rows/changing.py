@@ -6,6 +6,7 @@ Each edits a model of its own through EasyEdit's own function, and all of it is 
 import contextlib
 import copy
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ PUT_BACK_REMARK = (
 )
 
 
-class ChangingMethod:
+class ChangingMethod(ABC):
     """A method of EasyEdit's that changes the model it gets, around a model of its own."""
 
     shipped: Shipped
@@ -149,8 +150,14 @@ class ChangingMethod:
             "name one weight as in model.language_model.layers[3].mlp.down_proj.weight",
         )
 
+    @abstractmethod
     def _prepare(self, given: frozenset[str]) -> None:
-        raise NotImplementedError
+        """Fit the hyperparameters to the model; set `trained_parameters`.
 
+        Args:
+            given: settings of the user's, which stay as they are.
+        """
+
+    @abstractmethod
     def _stored_bytes(self, edited: Any) -> int:
-        raise NotImplementedError
+        """Return what an edit takes to keep, in bytes."""
