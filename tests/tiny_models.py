@@ -110,8 +110,8 @@ def tiny_tokenizer(
     )
 
 
-def tiny_llava(seed: int = 0, hidden_size: int = 32) -> TinyModel:
-    """Return a LLaVA-1.5 of 4 decoder layers, 4 image tokens."""
+def tiny_llava(seed: int = 0, hidden_size: int = 32, layers: int = LAYERS) -> TinyModel:
+    """Return a LLaVA-1.5 of 4 decoder layers (or others), 4 image tokens."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(add_bos=True)
     config = LlavaConfig(
@@ -127,7 +127,7 @@ def tiny_llava(seed: int = 0, hidden_size: int = 32) -> TinyModel:
             vocab_size=len(tokenizer),
             hidden_size=hidden_size,
             intermediate_size=64,
-            num_hidden_layers=LAYERS,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             pad_token_id=tokenizer.pad_token_id,

@@ -4,26 +4,26 @@ import csv
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from easyedit_fixtures import needs_master
+from forked import started
 from tiny_models import tiny_llava_onevision
 from workplace import Workplace
 
 from easyedit_dualedit.commands import benchmark_data
+from easyedit_dualedit.commands import parser as cli
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, method_folder, slug
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
 from easyedit_dualedit.measure.run import METRICS_FILE
 
-SCRIPT = Path(__file__).parents[2] / "run_multimodal_edit.py"
 METHODS = ("dualedit", "dualedit-no-gate", "ft-last-layer")
 REAL = os.environ.get("MMEDIT_DATA")
 
@@ -167,28 +167,32 @@ def test_shards_merge_to_the_unsharded_run(work: Workplace, call: Any):
     assert (merged / "results.html").is_file()
 
 
+def run_unseen(arguments: list[str]) -> None:
+    """Run a command without its output."""
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere.fileno(), stream.fileno())
+    sys.exit(cli.main(arguments))
+
+
 def test_a_run_that_is_killed_ten_times_ends_as_an_unbroken_one(work: Workplace, call: Any):
     call(benchmark(work))
     source = random.Random(7)
-    command = [sys.executable, str(SCRIPT), *benchmark(work, "--name", "killed")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     cases = run_of(work, "killed") / "methods"
     killed = 0
     for _ in range(10):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # A moment while cases are being written, not while Python is still starting.
+        process = started(run_unseen, benchmark(work, "--name", "killed"))
+        # A moment while cases are being written, not while the model is still being loaded.
         count, deadline = len(list(cases.glob("*/cases/*.json"))), time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             if len(list(cases.glob("*/cases/*.json"))) > count:
                 time.sleep(source.random() * 0.5)
                 break
             time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
+        killed += process.is_alive()
+        process.kill()
+        process.join()
     assert killed >= 3
     assert call(benchmark(work, "--name", "killed")).code == 0
     whole = (run_of(work) / METRICS_FILE).read_bytes()

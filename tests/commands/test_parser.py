@@ -16,7 +16,7 @@ import yaml
 from tiny_data import write_data
 from tiny_editors import picture
 from tiny_models import tiny_llava
-from workplace import INVISIBLE, Workplace
+from workplace import INVISIBLE, SHORT, Workplace
 
 from easyedit_dualedit import __version__
 from easyedit_dualedit.data.records import METRICS
@@ -160,7 +160,7 @@ def same_adapters(first: Path, second: Path) -> bool:
 def test_an_interrupted_training_continues_to_the_same_adapters(
     work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    hparams = work.hparams(lr=0.01)
+    hparams = work.hparams(lr=0.01, gate_steps=10)
     output = work.folder / "continued"
     command = work.train("--output", output, hparams=hparams)
     allow = interrupt_at(monkeypatch, 2)
@@ -453,7 +453,7 @@ def test_a_training_that_could_not_be_saved_is_not_lost(
     work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
 ):
     output = work.folder / "new"
-    command = work.train("--output", output, hparams=work.hparams(lr=0.01))
+    command = work.train("--output", output, hparams=work.hparams(**SHORT))
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
 
     def full(*_arguments: Any, **_options: Any) -> None:
@@ -489,7 +489,7 @@ def test_epochs_are_not_taken_for_a_single_step(
     work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
 ):
     hparams = work.folder / "epochs.yaml"
-    values = yaml.safe_load(work.hparams(batch_size=4, max_epochs=2).read_text())
+    values = yaml.safe_load(work.hparams(batch_size=4, max_epochs=2, gate_steps=10).read_text())
     hparams.write_text(yaml.safe_dump(values | {"max_iters": None}))
     steps = []
     real = TrainingStep.losses
@@ -694,7 +694,7 @@ def test_locate_proposes_layers_that_training_accepts(work: Workplace, call: Any
 
 
 def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any):
-    hparams = work.hparams(lr=0.01, batch_size=4)
+    hparams = work.hparams(**SHORT)
     done = call(work.ablate("--variants", "both adapters", hparams=hparams))
     assert done.code == 0, done.err
     folder = work.folder / "outputs" / "ablate"
@@ -707,7 +707,7 @@ def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any
     assert "both adapters" in done.out
     assert (folder / "ablation.csv").is_file() and (folder / "ablation.md").is_file()
     # What was done under other settings is no row of this table, and stops only its own variant.
-    slower = work.hparams(lr=0.001, batch_size=4)
+    slower = work.hparams(**SHORT | {"lr": 0.001})
     done = call(work.ablate("--variants", "--pairs", "0,2", hparams=slower))
     assert done.code == 0 and "both adapters" not in done.out
     command = work.ablate("--variants", "both adapters", hparams=slower)

@@ -17,7 +17,7 @@ from easyedit_dualedit.experiments.shards import merge
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
-    return load_records(write_data(tmp_path / "data", 5), tmp_path / "data")
+    return load_records(write_data(tmp_path / "data", 3), tmp_path / "data")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_shards_merge_to_the_unsharded_run(records: list[Record], tmp_path: Path
     run_benchmark(plan_of(records, tmp_path), methods, whole)
     run_benchmark(plan_of(records, tmp_path, shard=(0, 2)), methods, tmp_path / "a")
     run_benchmark(plan_of(records, tmp_path, shard=(1, 2)), methods, tmp_path / "b")
-    assert len(contents(tmp_path / "a")) == 9
+    assert len(contents(tmp_path / "a")) == 6
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
     assert contents(tmp_path / "merged") == contents(whole)
     for shard in ((0, 2), (1, 2)):
@@ -51,7 +51,7 @@ def test_what_does_not_belong_together_is_not_merged(plan: Plan, tmp_path: Path)
         run_benchmark(plan, [contender("Shaken")], tmp_path / name)
     with pytest.raises(ConfigError, match="version was 1 and is 2"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
-    path = method_folder(tmp_path / "c", "Shaken") / "cases" / "00003.json"
+    path = method_folder(tmp_path / "c", "Shaken") / "cases" / "00001.json"
     case = json.loads(path.read_text())
     case["answers"]["reliability"] = "other"
     path.write_text(json.dumps(case))

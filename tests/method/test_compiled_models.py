@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from tiny_editors import request_of, trained_editor
-from tiny_families import FAMILIES
+from tiny_models import tiny_llava
 
 from easyedit_dualedit.errors import BackboneError
 from easyedit_dualedit.method.editor import DualEditor
@@ -60,7 +60,7 @@ def test_an_edit_shows_and_the_model_stays_as_it_is(
     layers: tuple[int, int],
     caplog: pytest.LogCaptureFixture,
 ):
-    tiny = FAMILIES["llava"]()
+    tiny = tiny_llava(layers=3)
     editor = trained_editor(tiny, gate="open", text_layer=layers[0], vision_layer=layers[1])
     inputs = editor.encoder.encode([request_of()]).inputs
     plain = logits(tiny.model, inputs)
@@ -79,7 +79,7 @@ def test_an_edit_shows_and_the_model_stays_as_it_is(
 
 
 def test_a_compiled_copy_of_the_model_is_edited_too():
-    tiny = FAMILIES["llava"]()
+    tiny = tiny_llava(layers=3)
     editor = trained_editor(tiny, gate="open")
     inputs = editor.encoder.encode([request_of()], with_target=False).inputs
     edited = editor.edited(editor.read([request_of()]))
@@ -94,7 +94,7 @@ def test_a_compiled_copy_of_the_model_is_edited_too():
 
 
 def test_generate_may_compile_the_steps_after_the_prompt():
-    tiny = FAMILIES["llava"]()
+    tiny = tiny_llava(layers=3)
     editor = trained_editor(tiny, gate="open")
     inputs = editor.encoder.encode([request_of()], with_target=False).inputs
     edited = editor.edited(editor.read([request_of()]))
@@ -109,7 +109,7 @@ def test_generate_may_compile_the_steps_after_the_prompt():
 
 
 def test_a_function_that_calls_an_edited_model_may_be_compiled():
-    tiny = FAMILIES["llava"]()
+    tiny = tiny_llava(layers=3)
     editor = trained_editor(tiny, gate="open")
     inputs = editor.encoder.encode([request_of()], with_target=False).inputs
     first, second = (
@@ -123,7 +123,7 @@ def test_a_function_that_calls_an_edited_model_may_be_compiled():
 
 
 def test_not_both_of_them():
-    tiny = FAMILIES["llava"]()
+    tiny = tiny_llava(layers=3)
     editor = trained_editor(tiny, gate="open")
     inputs = editor.encoder.encode([request_of()]).inputs
     edited = editor.edited(editor.read([request_of()]))
@@ -134,7 +134,7 @@ def test_not_both_of_them():
 
 
 def test_threads_leave_the_stance_of_torch_as_it_was():
-    tiny = FAMILIES["llava"]()
+    tiny = tiny_llava(layers=3)
     editor = trained_editor(tiny, gate="open")
     inputs = editor.encoder.encode([request_of()], with_target=False).inputs
     plain = logits(tiny.model, inputs)

@@ -3,13 +3,12 @@
 import json
 import logging
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import started
 from safetensors.torch import load_file, save_file
 from tiny_editors import picture, trained_editor
 from tiny_models import TinyModel, tiny_llava
@@ -24,6 +23,7 @@ from easyedit_dualedit.method.gate import KEY_WIDTH
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.method.stored_edit import PackedProjection, Provenance, StoredEdit
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.loading import load_model
 
 COLOURS = ("red", "green", "blue", "yellow")
 GATE = {"kind": "cosine", "threshold": 0.99999}
@@ -179,6 +179,15 @@ def test_what_is_loaded_answers_as_what_was_saved(llava: TinyModel, tmp_path: Pa
         )
 
 
+def answer_from_disk(folder: Path) -> None:
+    """Ask the model, the adapters and the edits in a folder; save what they say in it."""
+    torch.set_num_threads(1)
+    editor = DualEditor.load(*load_model(str(folder / "model")), folder / "adapters")
+    memory = EditMemory.load(editor, folder / "edits")
+    found = logits(memory.model, editor, [Query("What is it?", folder / "red.png")])
+    torch.save(found, folder / "logits.pt")
+
+
 def test_another_process_answers_the_same(tmp_path: Path):
     tiny = tiny_llava(seed=4)
     tiny.save(tmp_path / "model")
@@ -189,23 +198,9 @@ def test_another_process_answers_the_same(tmp_path: Path):
     picture("red").save(tmp_path / "red.png")
     memory.add(asked)
     memory.save(tmp_path / "edits")
-    script = """
-import sys, torch
-from pathlib import Path
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.edit_memory import EditMemory
-from easyedit_dualedit.model.loading import load_model
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-editor = DualEditor.load(*load_model(str(folder / "model")), folder / "adapters")
-memory = EditMemory.load(editor, folder / "edits")
-batch = editor.encoder.encode([Query("What is it?", folder / "red.png")], with_target=False)
-with torch.no_grad():
-    torch.save(memory.model(layout=batch.layout, **batch.inputs).logits, folder / "logits.pt")
-"""
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
-    torch.set_num_threads(1)
+    process = started(answer_from_disk, tmp_path)
+    process.join()
+    assert process.exitcode == 0
     expected = logits(memory.model, editor, [Query("What is it?", tmp_path / "red.png")])
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import forkserver_method
 from tiny_data import fast, step_losses, write_data
 from tiny_models import tiny_llava
 from torch import distributed, multiprocessing
@@ -19,7 +20,7 @@ from easyedit_dualedit.train.plain_step import plain_losses
 from easyedit_dualedit.train.processes import Processes, joined
 from easyedit_dualedit.train.trainer import train
 
-STEPS = 5
+STEPS = 3
 CONFIG = DualEditConfig.from_dict({"text_layer": 1, "vision_layer": 2, "width": 16, "heads": 4})
 
 
@@ -64,7 +65,8 @@ def test_two_processes_train_as_one(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(work, args=(str(tmp_path), port), nprocs=2)
+    started = {"nprocs": 2, "start_method": forkserver_method()}
+    multiprocessing.start_processes(work, (str(tmp_path), port), **started)
     one, first, second = (
         json.loads((tmp_path / f"found-{name}.json").read_text(encoding="utf-8"))
         for name in ("1-0", "2-0", "2-1")

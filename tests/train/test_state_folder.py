@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import forkserver_method
 from tiny_data import fast, write_data
 from tiny_editors import picture, shared, tiny_config, trained_editor
 from tiny_families import FAMILIES
@@ -489,7 +490,8 @@ def work_in_another_process(_place: int, folder: str, names: list[str]) -> None:
 
 def test_several_processes_write_one_folder(folder: Path):
     names = [f"{number:032x}" for number in range(5)]
-    multiprocessing.spawn(work_in_another_process, args=(str(folder), names), nprocs=2)
+    started = {"nprocs": 2, "start_method": forkserver_method()}
+    multiprocessing.start_processes(work_in_another_process, (str(folder), names), **started)
     place = StateFolder(folder, {}, torch.device("cpu"))
     assert place.shortcuts == {"shares": True}
     for number, name in enumerate(names):
