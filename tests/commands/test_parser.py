@@ -567,8 +567,7 @@ def test_the_version_is_that_of_the_package(call: Any):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["train"], "--data"),
-        (["train", "--data", "a", "--images", "b"], "--output"),
+        (["train"], "--output"),
         (["edit", "--prompt", "a"], "--target"),
         (["evaluate", "--data", "a"], "--images"),
         (["evaluate", "--data", "a", "--images", "b", "--limit", "0"], "at least 1"),
