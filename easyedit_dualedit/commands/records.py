@@ -64,7 +64,8 @@ def name_of(model: str) -> str | None:
     """Return the name of a model that has records of its own, or None."""
     if is_testbed(model):
         return TESTBED
-    return EMOJI if model in (EMOJI, str(places.model_folder())) else None
+    # Wherever it lies: `make` writes it to any folder.
+    return EMOJI if Path(model).name in (EMOJI, places.model_folder().name) else None
 
 
 def require_own(model: str) -> None:

@@ -109,7 +109,7 @@ def _case(
         "m_loc_q": source.choice(_every_wording(elsewhere.family, split)),
         "m_loc_a": elsewhere.answer,
         "port_new": [] if hop is None else [hop.to_dict()],
-        "binding": _binding(asked, new, hop, source),
+        "binding": _binding(asked, hop, source),
         "family": asked.family,
     }
     pictures = {
@@ -120,7 +120,7 @@ def _case(
     return Case(record, pictures, asked, elsewhere)
 
 
-def _binding(asked: Asked, new: Thing, hop: Hop | None, source: random.Random) -> dict[str, str]:
+def _binding(asked: Asked, hop: Hop | None, source: random.Random) -> dict[str, str]:
     """Return questions that tell whether an edit changed a picture's answer or a thing.
 
     `text_q` is about the true thing, in words. `picture_q` is another question about the same
@@ -132,10 +132,7 @@ def _binding(asked: Asked, new: Thing, hop: Hop | None, source: random.Random) -
     about = text_question(true)
     if about is not None and asked.family != "background":
         fields["text_q"], fields["text_a"] = about
-    if asked.family == "name" and true.country is None:
-        fields["picture_q"] = source.choice(TAUGHT["kind"])
-        fields["picture_old"], fields["picture_new"] = true.kind, new.kind
-    elif hop is not None and hop.kind == "capital" and about is not None:
+    if hop is not None and about is not None:
         fields["picture_q"] = hop.question
         fields["picture_old"], fields["picture_new"] = about[1], hop.answer
     beside = _beside(asked)

@@ -1,7 +1,7 @@
 """Questions one step away from an edit: what follows from it, and what must not.
 
 After "this is the flag of Chad" the capital of the country follows, after "this is a tiger" that
-it is an animal. That tigers are animals, or what the capital of the true country is, must stay.
+it is an animal. What kind of thing the true one is, or the capital of the true country, must stay.
 """
 
 import json
@@ -11,42 +11,12 @@ from functools import cache
 from pathlib import Path
 
 from easyedit_dualedit.testbed.emoji.things import Thing
+from easyedit_dualedit.testbed.emoji.wordings import TAUGHT
 
-_PHRASES = {
-    "animal": "an animal",
-    "plant": "a plant",
-    "food": "something to eat",
-    "drink": "something to drink",
-    "vehicle": "a vehicle",
-    "clothing": "something to wear",
-    "instrument": "a musical instrument",
-}
-"""Kinds of which it is plain whether a thing belongs to them -> what they are asked as."""
-
-_UNCLEAR = frozenset(
-    frozenset(pair)
-    for pair in (
-        ("plant", "food"),
-        ("animal", "food"),
-        ("food", "drink"),
-        ("weather", "drink"),
-        ("sport", "clothing"),
-        ("sport", "vehicle"),
-        ("object", "vehicle"),
-        ("object", "clothing"),
-        ("object", "instrument"),
-        ("object", "plant"),
-        ("object", "food"),
-        ("object", "drink"),
-        ("tool", "instrument"),
-    )
-)
-"""Kinds that a thing may belong to at once: of one, the other is not asked for."""
-
-_KIND_WORDINGS = (
-    "Is this {}?",
-    "Is the thing in the picture {}?",
-    "Does the picture show {}?",
+_KIND_WORDINGS_OF_SIDES = (
+    "What kind of thing is on the {}?",
+    "What sort of thing is on the {}?",
+    "Name the kind of thing on the {}.",
 )
 _CAPITAL_WORDINGS = (
     "What is the capital of this country?",
@@ -83,8 +53,7 @@ class Hop:
 def hop_to(new: Thing, true: Thing, source: random.Random, side: str | None = None) -> Hop | None:
     """Return a question whose answer follows from taking a thing for another one.
 
-    A flag's is the capital, another thing's is whether it is of a kind: of the new thing's own, or
-    of the true thing's where both are plain.
+    Of two flags it is the capital, of other things of which kind they are.
 
     Args:
         new: what the edit says that it is.
@@ -95,21 +64,20 @@ def hop_to(new: Thing, true: Thing, source: random.Random, side: str | None = No
     Returns:
         None where the answer is not known for sure, or does not change.
     """
-    if new.country is not None:
-        capital = capital_of(new)
-        if capital is None or true.country is None or side is not None:
-            return None
-        text = f"What is the capital of {new.country}?"
-        return Hop("capital", source.choice(_CAPITAL_WORDINGS), capital, text)
-    asked = [kind for kind in _PHRASES if kind in (new.kind, true.kind)]
-    if new.kind == true.kind or frozenset((new.kind, true.kind)) in _UNCLEAR or not asked:
+    about = text_question(new)
+    if about is None:
         return None
-    kind = source.choice(asked)
-    phrase, answer = _PHRASES[kind], "yes" if kind == new.kind else "no"
-    question = source.choice(_KIND_WORDINGS).format(phrase)
+    question, answer = about
+    if new.country is not None:
+        if true.country is None or side is not None:
+            return None
+        return Hop("capital", source.choice(_CAPITAL_WORDINGS), answer, question)
+    if new.kind == true.kind:
+        return None
+    asked = source.choice(TAUGHT["kind"])
     if side is not None:
-        question = f"Is the thing on the {side} {phrase}?"
-    return Hop("kind", question, answer, f"{_verb(new)} {_plain(new)} {phrase}?")
+        asked = source.choice(_KIND_WORDINGS_OF_SIDES).format(side)
+    return Hop("kind", asked, answer, question)
 
 
 def text_question(thing: Thing) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from tiny_emoji import tiny_things
 
 from easyedit_dualedit.testbed.emoji.one_hop import capital_of, country_code, hop_to, text_question
 from easyedit_dualedit.testbed.emoji.things import Thing
+from easyedit_dualedit.testbed.emoji.wordings import TAUGHT
 
 THINGS = {thing.name: thing for thing in tiny_things()}
 TIGER = Thing("tiger", "animal", None, "1f405.png")
@@ -26,17 +27,12 @@ def test_after_a_flag_comes_the_capital():
     assert "capital" in hop.question and "Chad" not in hop.question
 
 
-def test_after_a_thing_comes_whether_it_is_of_a_kind():
-    answers = set()
-    for seed in range(20):
-        hop = hop_to(TIGER, THINGS["bus"], random.Random(seed))
-        assert hop is not None and hop.kind == "kind"
-        assert "tiger" not in hop.question
-        wanted = "yes" if "an animal" in hop.question else "no"
-        assert hop.answer == wanted
-        assert hop.text_question.startswith("Is a tiger ")
-        answers.add(hop.answer)
-    assert answers == {"yes", "no"}
+def test_after_a_thing_comes_of_which_kind_it_is():
+    hop = hop_to(TIGER, THINGS["bus"], random.Random(0))
+    assert hop is not None and hop.kind == "kind"
+    assert hop.question in TAUGHT["kind"]
+    assert hop.answer == "animal"
+    assert hop.text_question == "What kind of thing is a tiger?"
     aside = hop_to(TIGER, THINGS["bus"], random.Random(0), side="left")
     assert aside is not None and "on the left" in aside.question
 
@@ -45,7 +41,6 @@ def test_after_a_thing_comes_whether_it_is_of_a_kind():
     ("new", "true"),
     [
         (THINGS["cat"], THINGS["dog"]),  # the answer is the same before and after
-        (THINGS["fish"], THINGS["egg"]),  # a fish may be food
         (THINGS["South Africa flag"], THINGS["Peru flag"]),  # has three capitals
         (THINGS["Chad flag"], TIGER),  # a tiger has no capital
     ],

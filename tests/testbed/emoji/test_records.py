@@ -15,7 +15,10 @@ from easyedit_dualedit.testbed.emoji.drawing import Drawings
 from easyedit_dualedit.testbed.emoji.records import write_records
 from easyedit_dualedit.testbed.emoji.things import Split
 
-COUNTS: dict[Split, int] = {"train": 60, "eval": 30}
+COUNTS: dict[Split, int] = {"train": 100, "eval": 30}
+
+CLOSED = ("background", "kind")
+"""Questions whose answers are a closed list, which both splits share."""
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def records_in(folder: Path, split: Split) -> list[Record]:
     return load_records(folder / f"{split}.json", folder / "images")
+
+
+def items_in(folder: Path, split: Split) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+    return items
 
 
 def pictures_of(records: list[Record]) -> set[Path]:
@@ -52,11 +60,14 @@ def test_records_have_mmedits_fields_and_a_file_for_each_picture(folder: Path):
     assert image.size == (96, 96)
 
 
-def test_the_leak_audit_finds_nothing_shared(folder: Path):
-    found = audit(records_in(folder, "eval"), records_in(folder, "train"))
+def test_the_leak_audit_finds_nothing_shared_but_colors_and_kinds(folder: Path):
+    evaluated = records_in(folder, "eval")
+    found = audit(evaluated, records_in(folder, "train"))
     shared = {finding.what: finding.found for finding in found.findings if finding.found}
-    assert shared == {}
-    assert [finding.of for finding in found.findings][0] == COUNTS["eval"]
+    assert all("target" in what for what in shared), shared
+    assert found.findings[0].of == len(evaluated)
+    closed = [item for item in items_in(folder, "eval") if item["family"] in CLOSED]
+    assert 0 < max(shared.values(), default=0) <= len(closed)
 
 
 def test_no_two_splits_have_a_picture_of_the_same_content(folder: Path):
@@ -68,17 +79,13 @@ def test_no_two_splits_have_a_picture_of_the_same_content(folder: Path):
 
 
 def test_names_and_countries_of_evaluation_are_no_target_of_training(folder: Path):
-    items = {
-        split: json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
-        for split in COUNTS
-    }
+    items = {split: items_in(folder, split) for split in COUNTS}
     taught = {item["alt"] for item in items["train"]}
     unseen = {True: 0, False: 0}
     for item in items["eval"]:
         is_unseen = item["alt"] not in taught
         unseen[is_unseen] += 1
-        if item["family"] in ("name", "left", "right", "country"):
-            assert is_unseen, item
+        assert is_unseen or item["family"] in CLOSED, item
     assert unseen[True] > len(items["eval"]) / 2
 
 
