@@ -30,7 +30,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Edit the testbed model through EasyEdit and print the table of gates and presets."""
     import torch
 
-    from easyedit_dualedit.commands.demo_data import DemoAdapters, demo_hparams, demo_methods
+    from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.commands.demo_data import (
+        CARRYING,
+        DemoAdapters,
+        demo_hparams,
+        demo_methods,
+    )
     from easyedit_dualedit.commands.records import testbed_records
     from easyedit_dualedit.commands.runs import measure_and_print, settings_of
     from easyedit_dualedit.commands.trained_targets import split_of
@@ -38,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.measure.run import Run
     from easyedit_dualedit.method.editor import DualEditor
     from easyedit_dualedit.plugin.workbench import Workbench
+    from easyedit_dualedit.testbed.untaught import with_untaught_targets
 
     # The testbed is too small to gain from a second thread, and on a busy machine threads that wait
     # for each other are twenty times slower.
@@ -61,6 +68,18 @@ def run(arguments: argparse.Namespace) -> None:
     encoder = DualEditor.load(workbench.model, workbench.processor, adapters.default).encoder
     split = split_of(records, archive=adapters.default)
     measure_and_print(stored, records, encoder, methods, DUALEDIT, split=split)
+    console().print("\nThe same questions, with answers that no training taught:")
+    untaught = with_untaught_targets(records)
+    carrying = {name: methods[name] for name in CARRYING}
+    settings = settings_of(
+        untaught,
+        carrying,
+        {"default": adapters.default, "published": adapters.published},
+        easyedit=workbench.host.edition,
+    )
+    stored = Run(folder / "untaught", settings, fresh=arguments.fresh)
+    split = split_of(untaught, archive=adapters.default)
+    measure_and_print(stored, untaught, encoder, carrying, DUALEDIT, split=split)
 
 
 def _train(name: str, target: Path, data: Path, steps: int | None) -> None:

@@ -12,6 +12,11 @@ from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.values import TESTBED
 from easyedit_dualedit.plugin.workbench import Workbench
 
+_PUBLISHED = "published preset (reads the label)"
+
+CARRYING = ("unedited", DUALEDIT, _PUBLISHED)
+"""Rows of the second table, whose answers no training taught."""
+
 
 @dataclass(frozen=True)
 class DemoAdapters:
@@ -54,7 +59,7 @@ def demo_methods(workbench: Workbench, adapters: DemoAdapters) -> dict[str, Edit
             workbench, demo_hparams(adapters.default, label_gate)
         ),
         "DualEdit, gate off": _method(workbench, demo_hparams(adapters.default, "open")),
-        "published preset (reads the label)": _method(workbench, demo_hparams(adapters.published)),
+        _PUBLISHED: _method(workbench, demo_hparams(adapters.published)),
     }
 
 
