@@ -216,8 +216,9 @@ _TAIL = """
 A base model that `torch.compile` has made code of (`model.compile()`,
 `model.forward = torch.compile(...)`, `torch.compile(model)`, or one of its parts or layers) runs as
 it is written wherever an edit may apply, since compiled code does not see edits; one warning says
-so. Decode steps, and the base model itself, run compiled as ever; while an edited prompt runs,
-other threads run uncompiled too. If what calls the edited model is compiled as well, that is a
+so. Decode steps behind a prompt that no edit concerns, and the base model itself, run compiled as
+ever (with `answer_tokens: false` all decode steps do); while an edited forward runs, other threads
+run uncompiled too. If what calls the edited model is compiled as well, that is a
 `BackboneError`.
 
 ## Calls while it generates
