@@ -27,7 +27,7 @@ from easyedit_dualedit.train.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
 
-READS = {"edit": 8, "step": 25, "step, frozen states kept": 23}
+READS = {"edit": 8, "step": 26, "step, frozen states kept": 24}
 """How often an edit or a step waits for numbers in tensors, however many rows and tokens."""
 
 CPU = Clock(torch.device("cpu"))
@@ -181,8 +181,8 @@ def test_what_a_forward_adds_is_counted():
     with torch.no_grad():
         plain = operations_of(lambda: editor.backbone.model(**batch.inputs))
         more = operations_of(lambda: edited(**batch.inputs, layout=batch.layout))
-    # One row, two adapters: two dozen each at most, and a gate.
-    assert plain < more <= plain + 60
+    # One row, two adapters with word paths: seven dozen each at most, views included, and a gate.
+    assert plain < more <= plain + 200
 
 
 def test_memory_is_known_without_the_tables_of_linux(monkeypatch):
