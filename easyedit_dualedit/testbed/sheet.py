@@ -63,8 +63,15 @@ class Sheet:
 class Scribe:
     """Writes rows of exercises as sheets, in the form in which the processor gives prompts."""
 
-    def __init__(self, processor: LlavaOnevisionProcessor) -> None:
-        """Read the chat form from the processor's own template."""
+    def __init__(
+        self, processor: LlavaOnevisionProcessor, image_tokens: int = IMAGE_TOKENS
+    ) -> None:
+        """Read the chat form from the processor's own template.
+
+        Args:
+            processor: whose tokenizer and template to use.
+            image_tokens: of one picture.
+        """
         self.tokenizer = processor.tokenizer
         blank = "\N{REPLACEMENT CHARACTER}"
         starts = []
@@ -72,7 +79,7 @@ class Scribe:
             chat = processor.apply_chat_template(
                 user_message(blank, pictures), add_generation_prompt=True, tokenize=False
             )
-            start, end = chat.replace(IMAGE, IMAGE * IMAGE_TOKENS).split(blank)
+            start, end = chat.replace(IMAGE, IMAGE * image_tokens).split(blank)
             starts.append(self._tokens(start))
         self._starts = tuple(starts)
         self._end_of_prompt = self._tokens(end)

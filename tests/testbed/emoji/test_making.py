@@ -1,0 +1,237 @@
+"""Making: every stage on a tiny model, going on after a kill, measured, with a card."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_emoji_model import SHAPE, THINGS, tiny_drawings, tiny_language
+
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.loading import load_model
+from easyedit_dualedit.testbed.emoji import make as making
+from easyedit_dualedit.testbed.emoji.architecture import build_model, build_processor
+from easyedit_dualedit.testbed.emoji.card import missed, write_card
+from easyedit_dualedit.testbed.emoji.decoder import DecoderLesson, DecoderPlan, OwnAnswer
+from easyedit_dualedit.testbed.emoji.drawing import GRID, Picture, Placed, draw_pair, draw_single
+from easyedit_dualedit.testbed.emoji.low_rank import Changes
+from easyedit_dualedit.testbed.emoji.make import Plan, make
+from easyedit_dualedit.testbed.emoji.measuring import NAME, TEXT, Share
+from easyedit_dualedit.testbed.emoji.muon import Muon, orthogonal
+from easyedit_dualedit.testbed.emoji.patch_words import NO_COLUMN, PatchWords
+from easyedit_dualedit.testbed.emoji.stage import Stage
+from easyedit_dualedit.testbed.emoji.tower import (
+    PictureSource,
+    TowerPlan,
+    choose_patches,
+    patch_states,
+)
+
+LANGUAGE = tiny_language()
+EMBEDDINGS = LANGUAGE.state["model.embed_tokens.weight"]
+WORDS = PatchWords(THINGS, LANGUAGE.tokenizer, EMBEDDINGS)
+PLAN = Plan(
+    tower=TowerPlan(steps=3, whole_steps=2, batch=4),
+    decoder=DecoderPlan(oracle_steps=2, steps=2, pictures=2, questions=2, rank=2),
+    shape=SHAPE,
+    pictures=4,
+)
+QUESTIONS = [f"What is number {number}?" for number in range(8)]
+
+
+def _said(picture: Picture) -> list[list[str]]:
+    tokens, _, _ = WORDS.of([picture])
+    texts = LANGUAGE.tokenizer.convert_ids_to_tokens(WORDS.tokens[tokens[0]].tolist())
+    return [texts[row * GRID : (row + 1) * GRID] for row in range(GRID)]
+
+
+def test_columns_say_the_tokens_of_a_name_in_order_from_the_left_edge() -> None:
+    wanted = LANGUAGE.tokenizer.tokenize(" cat")
+    rows = _said(Picture((Placed("cat", "noto", 4, 1, 2),), "red"))
+    ground = LANGUAGE.tokenizer.tokenize(" red")[0]
+    assert rows[0] == [ground] * GRID
+    if len(wanted) <= 4:
+        row = [wanted[column % len(wanted)] for column in range(4)]
+        assert rows[1] == rows[4] == [ground, ground, *row]
+    else:
+        assert [each for row in rows[1:5] for each in row[2:]][: len(wanted)] == wanted
+
+
+def test_a_long_name_goes_on_in_the_next_row() -> None:
+    wanted = LANGUAGE.tokenizer.tokenize(" hot dog")
+    assert len(wanted) > 3
+    rows = _said(Picture((Placed("hot dog", "noto", 3, 0, 0),), "red"))
+    said = [each for row in rows[:3] for each in row[:3]]
+    assert said == [wanted[place % len(wanted)] for place in range(9)]
+
+
+def test_things_and_columns_of_patches() -> None:
+    _, things, columns = WORDS.of([Picture((Placed("tiger", "noto", 5, 0, 1),), "red")])
+    names = [thing.name for thing in THINGS]
+    assert things.view(GRID, GRID)[0].tolist() == [len(names), *[names.index("tiger")] * 5]
+    assert columns.view(GRID, GRID)[0].tolist() == [NO_COLUMN, 0, 1, 2, 3, 4]
+
+
+def test_patches_are_kept_of_both_things() -> None:
+    source = random.Random(0)
+    pictures = [draw_pair("cat", "tiger", source), draw_single("cat", source)]
+    things = WORDS.of(pictures)[1]
+    keep = choose_patches(things, len(THINGS), torch.Generator().manual_seed(0))
+    shown = things.gather(1, keep)
+    assert [int((shown[0] == number).sum()) for number in (1, 3)] == [6, 6]
+    assert int((shown[1] == 1).sum()) == 12
+    assert (shown == len(THINGS)).sum(1).tolist() == [3, 3]
+    assert all(len(set(row)) == 15 for row in keep.tolist())
+
+
+def test_the_projector_reads_the_states_that_the_model_gives_it() -> None:
+    model: Any = build_model(LANGUAGE, SHAPE).eval()
+    pixels = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+        assert torch.allclose(patch_states(model.model.vision_tower, pixels), states, atol=1e-5)
+        keep = torch.tensor([[3, 30, 7], [1, 2, 3]])
+        assert patch_states(model.model.vision_tower, pixels, keep).shape == (2, 3, 32)
+
+
+def test_image_tokens_are_laid_out_as_the_model_does() -> None:
+    model: Any = build_model(LANGUAGE, SHAPE).eval()
+    drawings = tiny_drawings()
+    picture = draw_single("tiger", random.Random(0))
+    processor: Any = build_processor(LANGUAGE.tokenizer)
+    prompt = "<|im_start|>user\n<image>\nWhat is this?"
+    inputs = processor(images=[drawings.draw(picture)], text=[prompt], return_tensors="pt")
+    with torch.no_grad():
+        features = model.model.get_image_features(
+            inputs["pixel_values"],
+            inputs["image_sizes"],
+            batch_num_images=inputs["batch_num_images"],
+        )
+    features = getattr(features, "pooler_output", features)
+    lesson = DecoderLesson(
+        model, LANGUAGE.tokenizer, WORDS, drawings, THINGS, [], PLAN.decoder, seed=0
+    )
+    with torch.no_grad():
+        mine = lesson._laid_out(lesson._said([picture]))
+    assert torch.allclose(mine[0], features[0], atol=1e-4)
+
+
+def test_muon_makes_singular_values_about_one_and_minimises() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(24, 8)))
+    assert values.min() > 0.5 and values.max() < 1.4
+    matrix = torch.nn.Parameter(torch.zeros(6, 4))
+    wanted = torch.randn(6, 4)
+    optimiser = Muon([matrix], 0.05)
+    for _ in range(200):
+        optimiser.zero_grad()
+        (matrix - wanted).square().sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    assert (matrix - wanted).norm() < 0.4 * wanted.norm()
+
+
+def test_changes_begin_as_nothing_and_can_be_switched_off_and_removed() -> None:
+    model: Any = build_model(LANGUAGE, SHAPE).eval()
+    decoder = model.model.language_model
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        before = decoder(ids).last_hidden_state
+        changes = Changes(decoder, rank=2)
+        assert torch.equal(decoder(ids).last_hidden_state, before)
+        for matrix in changes.matrices():
+            matrix.normal_()
+        assert not torch.allclose(decoder(ids).last_hidden_state, before)
+        with changes.off():
+            assert torch.equal(decoder(ids).last_hidden_state, before)
+        kept = changes.state_dict()
+        for matrix in changes.matrices():
+            matrix.zero_()
+        changes.load_state_dict(kept)
+        assert all(torch.equal(kept[name], each) for name, each in changes.state_dict().items())
+        changes.remove()
+        assert torch.equal(decoder(ids).last_hidden_state, before)
+    assert len(kept) == 2 * 2 * 3
+
+
+def test_flags_are_drawn_more_often_and_no_unseen_picture_is_taught() -> None:
+    pictures = PictureSource(THINGS, seed=0, single=1.0).draw(400)
+    assert not any(picture.unseen for picture in pictures)
+    flags = sum(picture.things[0].name == "Chad flag" for picture in pictures)
+    assert 110 < flags < 170
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Packages of a tiny model."""
+
+    class _Parts:
+        things = staticmethod(lambda: THINGS)
+        drawings = staticmethod(lambda _: tiny_drawings())
+        gguf = staticmethod(lambda: Path("model.gguf"))
+
+    monkeypatch.setattr(making, "read_language_model", lambda _: tiny_language())
+    monkeypatch.setattr(making, "_MEASURED_QUESTIONS", 3)
+    return _Parts()
+
+
+def test_made_measured_and_written(parts: Any, tmp_path: Path) -> None:
+    out = tmp_path / "llava-onevision-tiny"
+    weights = make(parts, out, tmp_path / "scratch", QUESTIONS, PLAN)
+    names = {path.name for path in weights.iterdir()}
+    assert names == {"README.md", "shape.json", "eyes.safetensors", "decoder_changes.safetensors"}
+    card = (out / "README.md").read_text()
+    assert "CC-BY 4.0" in card and "Apache-2.0" in card and "of 4 nameable things" in card
+    assert f"| {NAME} |" in card or "| kind |" in card
+    model, _ = load_model(str(out))
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+    # Another training goes on from these weights; all stages of this one are done.
+    again = make(
+        parts, tmp_path / "llava-onevision-2", tmp_path / "two", QUESTIONS, PLAN, begin=weights
+    )
+    assert again != weights
+
+
+def test_a_killed_training_goes_on_where_it_was(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[str, int]] = []
+    advance = Stage.advance
+
+    def counted(stage: Stage) -> None:
+        advance(stage)
+        stage.save()
+        steps.append((stage.file.stem, stage.step))
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "advance", counted)
+    things, drawings = parts.things(), parts.drawings(())
+    with pytest.raises(KeyboardInterrupt):
+        making.train(LANGUAGE, things, drawings, tmp_path, QUESTIONS, PLAN)
+    made = making.train(LANGUAGE, things, drawings, tmp_path, QUESTIONS, PLAN)
+    assert steps == [
+        *(("tower-patches", step) for step in (1, 2, 3)),
+        *(("tower-whole", step) for step in (1, 2)),
+        *(("decoder-oracle", step) for step in (1, 2)),
+        *(("decoder-real", step) for step in (1, 2)),
+    ]
+    assert len(made.measured_answers) == 3
+    saved = json.loads((tmp_path / "own-answers.json").read_text())
+    assert [OwnAnswer(**each) for each in saved[-3:]] == list(made.measured_answers)
+
+
+def test_no_tower_to_keep_is_refused(parts: Any, tmp_path: Path) -> None:
+    plan = replace(PLAN, tower=None)
+    with pytest.raises(DataError, match="no tower to keep"):
+        making.train(LANGUAGE, parts.things(), parts.drawings(()), tmp_path, QUESTIONS, plan)
+
+
+def test_the_card_says_what_was_missed() -> None:
+    shares = {NAME: Share(0.7, 100), TEXT: Share(0.9, 100)}
+    assert missed(shares) == [NAME]
+    card = write_card(1037, shares, "Below: names.", "took 5 minutes")
+    assert f"| {NAME} | 70.0 % | 100 | 80 % |" in card
+    assert "1,037 nameable things" in card and "Below: names." in card
