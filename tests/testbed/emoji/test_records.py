@@ -12,8 +12,12 @@ from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.pictures import content_digest, open_image
 from easyedit_dualedit.testbed.emoji.drawing import Drawings
+from easyedit_dualedit.testbed.emoji.one_hop import capital_of
+from easyedit_dualedit.testbed.emoji.parts import PACKAGES, default_folder, open_parts
+from easyedit_dualedit.testbed.emoji.places import GET_COMMAND
 from easyedit_dualedit.testbed.emoji.records import write_records
 from easyedit_dualedit.testbed.emoji.things import Split
+from easyedit_dualedit.testbed.emoji.wordings import FAMILIES
 
 COUNTS: dict[Split, int] = {"train": 100, "eval": 30}
 
@@ -27,6 +31,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in COUNTS.items():
         write_records(folder, split, count, world=tiny_world())
     return folder
+
+
+@pytest.mark.skipif(
+    not all((default_folder() / package.file).is_file() for package in PACKAGES),
+    reason=f"needs the packages of the emoji model: {GET_COMMAND}, or DUALEDIT_EMOJI_PARTS",
+)
+def test_records_of_the_real_packages_show_what_they_name(tmp_path: Path):
+    parts = open_parts(default_folder())
+    things = parts.things()
+    world = (things, parts.drawings(things))
+    for split, count in (("train", 40), ("eval", 40)):
+        write_records(tmp_path, split, count, world=world)
+    found = audit(records_in(tmp_path, "eval"), records_in(tmp_path, "train"))
+    assert all("target" in finding.what for finding in found.findings if finding.found)
+    flags = [thing for thing in things if thing.country]
+    assert len(things) > 900 and len(flags) > 200
+    assert sum(capital_of(thing) is not None for thing in flags) > 0.8 * len(flags)
+    assert {item["family"] for item in items_in(tmp_path, "eval")} == set(FAMILIES)
 
 
 def records_in(folder: Path, split: Split) -> list[Record]:
