@@ -18,7 +18,8 @@ from easyedit_dualedit.commands import parser as cli
 PROGRESS = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*")
 """A progress bar; those that ran before a mistake was found may stay on the screen."""
 
-SHORT = {"lr": 0.01, "batch_size": 4, "gate_steps": 10}
+# Targets are those of the records, so that it is known which were seen in training.
+SHORT = {"lr": 0.01, "batch_size": 4, "gate_steps": 10, "augment_targets": 0.0}
 """Of a training: nothing here asks for a good gate, which takes 1,500 steps by default."""
 
 INVISIBLE = "\u200b"

@@ -68,6 +68,10 @@ def test_the_main_command_prints_a_table_and_writes_the_numbers(tmp_path: Path):
     assert found["reliability"]["mean"] >= 93 and found["text_generality"]["mean"] >= 93
     assert found["image_generality"]["mean"] >= 85 and found["image_locality"]["mean"] >= 93
     assert found["text_locality"]["mean"] >= 98
+    untaught = json.loads((tmp_path / "demo" / "untaught" / "metrics.json").read_text())
+    assert untaught["targets"]["unseen"] >= 57
+    carried = untaught["methods"][DUALEDIT]["protocols"]["generate"]
+    assert carried["reliability"]["mean"] >= 85 and carried["text_locality"]["mean"] >= 98
     unedited = metrics["unedited"]["protocols"]["generate"]
     assert unedited["reliability"]["mean"] <= 5 and unedited["image_locality"]["mean"] == 100
 

@@ -44,7 +44,7 @@ COMMANDS = (
 
 def test_train_evaluate_and_edit_work_one_after_the_other(work: Workplace, call: Any):
     work.adapters.unlink()
-    done = call(work.train(lr=0.03))
+    done = call(work.train(lr=0.03, word_path=False))
     assert done.code == 0, done.err
     assert sorted(path.name for path in work.adapters.iterdir()) == [
         "adapters.safetensors",
@@ -84,7 +84,7 @@ def test_train_evaluate_and_edit_work_one_after_the_other(work: Workplace, call:
     assert "What colour is circle 0?" in done.out
     assert "How many squares are there?" in done.out
     assert "Where is the star?" in done.out
-    # Four steps teach nobody a word.
+    # Four steps teach nobody a word, where the adapters do not write it themselves.
     assert "the edit does not take: asked 'What colour is circle 0?'" in " ".join(done.out.split())
     assert done.out.count("threshold") == 3
     assert "open" in done.out
@@ -160,7 +160,8 @@ def same_adapters(first: Path, second: Path) -> bool:
 def test_an_interrupted_training_continues_to_the_same_adapters(
     work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    hparams = work.hparams(lr=0.01, gate_steps=10)
+    # Targets of other lengths pad a batch otherwise, which changes the last bits of its states.
+    hparams = work.hparams(lr=0.01, gate_steps=10, augment_targets=0.0)
     output = work.folder / "continued"
     command = work.train("--output", output, hparams=hparams)
     allow = interrupt_at(monkeypatch, 2)
@@ -530,8 +531,9 @@ def test_every_command_has_a_help_text(call: Any, command: str):
     assert done.out.startswith(f"usage: run_multimodal_edit.py {command}")
     assert len(done.out.splitlines()) > 8
     options = re.findall(r"^  (--[a-z-]+)", done.out, re.M)
-    assert ("--fresh" in options) == (command not in ("train", "edit", "merge", "edits", "chat"))
-    assert ("--hparams" in options) == (command not in ("demo", "merge", "edits"))
+    groups = ("edits", "emoji")  # of commands, each with options of its own
+    assert ("--fresh" in options) == (command not in ("train", "edit", "merge", "chat", *groups))
+    assert ("--hparams" in options) == (command not in ("demo", "merge", *groups))
     for line in re.split(r"\n(?=  -)", done.out)[1:]:
         assert re.search(r"\s{2,}\S+ ", line.strip()), f"no help for {line.strip()}"
 
