@@ -90,7 +90,8 @@ def test_every_method_is_split_by_the_same_targets(work: Workplace, call: Any, t
     assert called.code == 0, called.err
     metrics = metrics_of(run_of(work))
     counts = metrics["targets"]
-    assert 0 < counts["seen"] == sum(item["alt"] == items[0]["alt"] for item in items)
+    asked = items[:4]  # of which the benchmark is
+    assert 0 < counts["seen"] == sum(item["alt"] == items[0]["alt"] for item in asked)
     for method in metrics["methods"].values():
         for protocol in ("generate", "visedit", "easyedit"):
             groups = method["by_target"][protocol]
