@@ -21,7 +21,7 @@ from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
-from easyedit_dualedit.model.inputs import NO_WORD, Batch, Query
+from easyedit_dualedit.model.inputs import Batch, Query
 from easyedit_dualedit.model.pictures import PictureLike
 
 
@@ -154,7 +154,7 @@ class DualEditor(
         carrying = batch.target
         if self.config.signal == "prompt+target":
             carrying = carrying | batch.layout.text
-        return carrying | (self.words(batch) != NO_WORD) if self.config.word_path else carrying
+        return carrying | batch.target.roll(-1, 1) if self.config.word_path else carrying
 
     def words(self, batch: Batch) -> Tensor:
         """Return the answer token that follows each position, long [b, s]; else `NO_WORD`."""

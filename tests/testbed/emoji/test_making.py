@@ -20,7 +20,6 @@ from easyedit_dualedit.testbed.emoji.drawing import GRID, Picture, Placed, draw_
 from easyedit_dualedit.testbed.emoji.low_rank import Changes
 from easyedit_dualedit.testbed.emoji.make import Plan, make
 from easyedit_dualedit.testbed.emoji.measuring import NAME, TEXT, Share
-from easyedit_dualedit.testbed.emoji.muon import Muon, orthogonal
 from easyedit_dualedit.testbed.emoji.patch_words import NO_COLUMN, PatchWords
 from easyedit_dualedit.testbed.emoji.stage import Stage
 from easyedit_dualedit.testbed.emoji.tower import (
@@ -117,20 +116,6 @@ def test_image_tokens_are_laid_out_as_the_model_does() -> None:
     with torch.no_grad():
         mine = lesson._laid_out(lesson._said([picture]))
     assert torch.allclose(mine[0], features[0], atol=1e-4)
-
-
-def test_muon_makes_singular_values_about_one_and_minimises() -> None:
-    torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonal(torch.randn(24, 8)))
-    assert values.min() > 0.5 and values.max() < 1.4
-    matrix = torch.nn.Parameter(torch.zeros(6, 4))
-    wanted = torch.randn(6, 4)
-    optimiser = Muon([matrix], 0.05)
-    for _ in range(200):
-        optimiser.zero_grad()
-        (matrix - wanted).square().sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-    assert (matrix - wanted).norm() < 0.4 * wanted.norm()
 
 
 def test_changes_begin_as_nothing_and_can_be_switched_off_and_removed() -> None:
