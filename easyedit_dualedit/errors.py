@@ -4,9 +4,36 @@ Each class is also the standard exception that a caller would have caught anyway
 ``except ValueError`` keeps working. A message says what was given, what is allowed and what to do.
 """
 
+import re
+
+QUOTED = 200
+"""Characters of what was given that a message quotes at most."""
+
+_QUOTE = re.compile(
+    r"""(?<!\w)'(?:[^'\\]|\\.){201,}'(?!\w)|(?<!\w)"(?:[^"\\]|\\.){201,}"(?!\w)|\S{401,}"""
+)
+_LONGEST = 4000
+
+
+def shortened(text: object, most: int = QUOTED) -> str:
+    """Return a text, cut where it is longer than `most` characters."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"{whole[: most - 3]}..."
+
 
 class DualEditError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package; long quotes in its message are cut."""
+
+    def __init__(self, *arguments: object):
+        """Keep the message, of which the middle is left out if it is as long as a page."""
+        super().__init__(*(_told(each) if isinstance(each, str) else each for each in arguments))
+
+
+def _told(message: str) -> str:
+    told = _QUOTE.sub(lambda quote: f"{quote[0][: QUOTED - 3]}...", message)
+    if len(told) <= _LONGEST:
+        return told
+    return f"{told[: _LONGEST - 500]} ... {told[-400:]}"
 
 
 class ConfigError(DualEditError, ValueError):
@@ -39,6 +66,10 @@ class ChunkedPrefillError(NotEditedError):
 
 class ArchiveError(DualEditError, ValueError):
     """Saved adapters are missing, damaged or belong to another model."""
+
+
+class LockError(DualEditError, RuntimeError):
+    """Another process changes the same folder, and does not end."""
 
 
 class ModelLoadError(DualEditError, OSError):

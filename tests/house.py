@@ -15,14 +15,15 @@ from pathlib import Path
 PACKAGE = "easyedit_dualedit"
 ROOT = Path(__file__).parents[1] / PACKAGE
 
-GROUND = ("errors", "settings", "files")
-"""Modules at the top of the package that every wing may import."""
+GROUND = ("errors", "storage", "settings", "files")
+"""What every wing may import: a wing, and modules at the top of the package."""
 
 _MEASURED = {"model", "method", "data", "train", "measure"}
 MAY_IMPORT: Mapping[str, set[str]] = {
     "errors": set(),
-    "settings": {"errors"},
-    "files": {"errors"},
+    "storage": {"errors"},
+    "settings": {"errors", "storage"},
+    "files": {"errors", "storage"},
     "model": set(),
     "method": {"model"},
     "data": {"model"},
@@ -153,7 +154,7 @@ def picture(graph: Mapping[str, set[str]]) -> str:
             f'<rect x="{x - _WIDTH / 2:.0f}" y="{y - _HEIGHT / 2:.0f}" width="{_WIDTH}"'
             f' height="{_HEIGHT}"/><text x="{x:.0f}" y="{y + 5:.0f}">{escape(wing)}/</text>'
         )
-    shown = ", ".join(f"{name}.py" for name in GROUND)
+    shown = ", ".join(f"{name}/" if (ROOT / name).is_dir() else f"{name}.py" for name in GROUND)
     parts.append(
         f'<rect class="ground" x="{_EDGE}" y="{ground}" width="{width - 2 * _EDGE}" height="34"/>'
         f'<text class="small" x="{width / 2:.0f}" y="{ground + 22}">{shown}: all may import'

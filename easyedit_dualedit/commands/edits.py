@@ -1,6 +1,7 @@
 """The command `edits`: a file of edits that grows, shrinks, is asked and is shared."""
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from easyedit_dualedit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from easyedit_dualedit.method.edit_file import EditFile
+    from easyedit_dualedit.method.edit_memory import EditMemory
     from easyedit_dualedit.method.stored_edit import Provenance
     from easyedit_dualedit.model.inputs import Query
 
@@ -18,9 +20,13 @@ DESCRIPTION = "Keep edits in a folder: edits.safetensors and edits.json."
 _ADDING = (
     "Make edits and add them. Each is asked about once all are added; those that do not take (the"
     " edited model answers their own question otherwise) are told, and `list`, `apply` and `chat`"
-    " say so, too. They are added all the same, and the exit code is 0."
+    " say so, too. They are added all the same, and the exit code is 0. Edits of a file are saved"
+    " as they are made, and those that are there already are left out, so the same command goes on"
+    " where it was stopped. Several processes may add to one folder."
 )
 _READ_AT_ONCE = 16
+_SAVED_EVERY = 20.0
+"""Seconds of work that are lost at most, but for the time that saving takes itself."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,11 +78,22 @@ def _add(arguments: argparse.Namespace) -> None:
 
     requests = _requests(arguments)
     _, memory = opened(arguments, may_be_new=True)
-    ids: list[str] = []
-    for start in range(0, len(requests), _READ_AT_ONCE):
-        ids += memory.add(requests[start : start + _READ_AT_ONCE])
+    wanted = requests if arguments.data is None else _missing(memory, requests)
+    saved = time.monotonic()
+    for start in range(0, len(wanted), _READ_AT_ONCE):
+        memory.add(wanted[start : start + _READ_AT_ONCE])
+        if time.monotonic() - saved > _SAVED_EVERY:
+            memory.save(arguments.edits)
+            saved = time.monotonic()
+    memory.save(arguments.edits)
+    # Those of an earlier command that was stopped may not have been asked yet.
     checks = memory.check(requests)
     memory.save(arguments.edits)
+    if len(wanted) < len(requests):
+        told = f"{len(requests) - len(wanted)} of {len(requests)} edits are there already"
+        console().print(told)
+    held = [memory.find(request) for request in requests]
+    ids = [edit.id for edit in held if edit is not None]
     shown = console()
     for identifier, request, check in zip(ids, requests, checks, strict=True):
         shown.print(Text(f"{identifier}  {request.prompt} -> {request.target}"))
@@ -87,6 +104,24 @@ def _add(arguments: argparse.Namespace) -> None:
         shown.print(f"{len(checks) - taken} of {len(checks)} edits added do not take")
     per_edit = memory.stored_bytes / max(1, len(memory)) / 1000
     shown.print(f"{len(memory)} edits in {arguments.edits}, {per_edit:.1f} kB each")
+
+
+def _missing(memory: "EditMemory", requests: "list[Query]") -> "list[Query]":
+    """Return the requests whose edits are not held, or were overruled by others since."""
+    last: dict[str, Query] = {}
+    for request in requests:
+        last[_question(request)] = request
+    missing = []
+    for request in requests:
+        newest = memory.find(request, any_target=True)
+        is_last = newest is not None and newest.provenance.target == last[_question(request)].target
+        if memory.find(request) is None or not is_last:
+            missing.append(request)
+    return missing
+
+
+def _question(request: "Query") -> str:
+    return f"{' '.join(request.prompt.split())} {request.image!r}"
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -118,23 +153,33 @@ def _remove(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.method.edit_file import EditFile
 
-    stored = EditFile.load(arguments.edits)
-    _require_ids(stored, arguments.ids, arguments.edits)
-    kept = tuple(edit for edit in stored.edits if edit.id not in arguments.ids)
-    EditFile(stored.owner, kept).save(arguments.edits)
-    console().print(f"{len(stored.edits) - len(kept)} removed, {len(kept)} left")
+    EditFile.load(arguments.edits)  # a mistake in the folder's name makes no folder
+
+    def without(stored: EditFile | None) -> EditFile:
+        if stored is None:
+            raise DataError(f"{arguments.edits} holds no edits any longer")
+        _require_ids(stored, arguments.ids, arguments.edits)
+        kept = tuple(edit for edit in stored.edits if edit.id not in arguments.ids)
+        return EditFile(stored.owner, kept)
+
+    left = EditFile.change(arguments.edits, without)
+    console().print(f"{len(set(arguments.ids))} removed, {len(left.edits)} left")
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
-    from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
+    from easyedit_dualedit.method.edit_file import EditFile
 
     stored = EditFile.load(arguments.edits)
     _require_ids(stored, arguments.ids, arguments.edits)
-    if (arguments.output / EDITS_FILE).exists():
-        raise ConfigError(f"{arguments.output} holds edits already; give another folder")
     chosen = tuple(edit for edit in stored.edits if not arguments.ids or edit.id in arguments.ids)
-    EditFile(stored.owner, chosen).save(arguments.output)
+
+    def copied(there: EditFile | None) -> EditFile:
+        if there is not None:
+            raise ConfigError(f"{arguments.output} holds edits already; give another folder")
+        return EditFile(stored.owner, chosen)
+
+    EditFile.change(arguments.output, copied)
     console().print(f"{len(chosen)} edits written to {arguments.output}")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from easyedit_dualedit.commands.editors import answer_to, editor_of
 from easyedit_dualedit.commands.hparams import read_hparams
-from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
+from easyedit_dualedit.method.edit_file import EditFile
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.stored_edit import Provenance, picture_hashes
@@ -26,11 +26,10 @@ def opened(
     Raises:
         DataError: if there are no edits and `may_be_new` is False, or their file is damaged.
     """
-    is_new = may_be_new and not (arguments.edits / EDITS_FILE).exists()
-    if not is_new:
+    if not may_be_new or EditFile.exists(arguments.edits):
         EditFile.load(arguments.edits)  # a damaged file is told before a model is loaded
     editor = editor_of(read_hparams(arguments, DualEditMultimodalHparams))
-    return editor, EditMemory(editor) if is_new else EditMemory.load(editor, arguments.edits)
+    return editor, EditMemory.load(editor, arguments.edits, may_be_new=may_be_new)
 
 
 @torch.no_grad()

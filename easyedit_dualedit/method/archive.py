@@ -1,28 +1,35 @@
 """Saved adapters: a folder with `config.json` and `adapters.safetensors`; nothing is pickled."""
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from easyedit_dualedit.errors import ArchiveError, ConfigError
+from easyedit_dualedit.errors import ArchiveError
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.storage.described_tensors import DescribedTensors
+from easyedit_dualedit.storage.parsing import parsing
+from easyedit_dualedit.storage.tensor_check import Expected, problems, told
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 FORMAT = 1
 
+_FILES = DescribedTensors(
+    "adapters",
+    "saved",
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    "weights_sha256",
+    digest_length=64,
+    missing="; train some, or give the folder that training wrote",
+    remedy="save it again",
+    may_lack_digest=True,
+)
 _TARGETS = "training_targets"
 _BEFORE_WORDS = {"word_path": False, "answer_tokens": False}
 """What adapters are that were saved before these settings were there."""
@@ -53,18 +60,8 @@ class Archive:
         }
         if self.training_targets is not None:
             values[_TARGETS] = list(self.training_targets)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-                weights, config = Path(temporary, WEIGHTS_FILE), Path(temporary, CONFIG_FILE)
-                tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
-                save_file(tensors, weights, metadata={"method": "DualEdit"})
-                values["weights_sha256"] = _digest(weights)
-                config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-                replace_both(folder, weights, config, Path(temporary, "old"))
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ArchiveError(f"cannot save adapters in {folder}: {reason}") from error
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.tensors.items()}
+        _FILES.write(folder, values, tensors, indent=2)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -73,37 +70,26 @@ class Archive:
         Raises:
             ArchiveError: if it is missing, damaged or of another format.
         """
-        config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        for path in (config_file, weights_file):
-            if not path.is_file():
-                raise ArchiveError(
-                    f"no saved adapters in {folder}: {path.name} is missing; train some, or give"
-                    " the folder that training wrote"
-                )
-        try:
-            values = json.loads(config_file.read_text(encoding="utf-8"))
+        values, tensors = _FILES.read(folder)
+        path = folder / CONFIG_FILE
+        with parsing(path, "save it again", ArchiveError):
             if values["format"] != FORMAT:
                 raise ArchiveError(
-                    f"{config_file} has format {values['format']!r}, this version reads {FORMAT};"
-                    " save the adapters again"
+                    f"{path} has format {values['format']!r}, this version reads {FORMAT}; save"
+                    " the adapters again"
                 )
-            config = archived_config(values["config"], str(config_file))
+            config = archived_config(values["config"], str(path))
             fingerprint = ModelFingerprint.from_dict(values["model"])
             targets = targets_in(values)
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ArchiveError | ConfigError):
-                raise
-            raise ArchiveError(f"{config_file} is damaged ({error!r}); save it again") from error
-        if values.get("weights_sha256", _digest(weights_file)) != _digest(weights_file):
-            raise ArchiveError(
-                f"{weights_file} is damaged (its digest is not the one in {CONFIG_FILE}); save it"
-                " again"
-            )
-        try:
-            tensors = load_file(weights_file)
-        except (SafetensorError, OSError) as error:
-            raise ArchiveError(f"{weights_file} is damaged ({error}); save it again") from error
         return cls(config, fingerprint, tensors, targets)
+
+    def fill(self, module: nn.Module, source: Path | str) -> None:
+        """Load the tensors into what they were saved from.
+
+        Raises:
+            ArchiveError: if they do not fit, or are no numbers.
+        """
+        fill(module, self.tensors, source)
 
     def require_model(self, backbone: Backbone, source: Path) -> None:
         """Check that the adapters were trained on this model.
@@ -120,8 +106,14 @@ class Archive:
 
 
 def targets_in(values: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the training targets in what describes adapters; None if it does not tell them."""
+    """Return the training targets in what describes adapters; None if it does not tell them.
+
+    Raises:
+        ValueError: if they are no list.
+    """
     targets = values.get(_TARGETS)
+    if targets is not None and not isinstance(targets, list):
+        raise ValueError(f"{_TARGETS} = {targets!r} is no list")
     return None if targets is None else tuple(map(str, targets))
 
 
@@ -134,33 +126,25 @@ def archived_config(values: Mapping[str, Any], source: str) -> DualEditConfig:
     return DualEditConfig.from_dict(_BEFORE_WORDS | dict(values), source=source)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def replace_both(folder: Path, first: Path, second: Path, old: Path) -> None:
-    """Put two new files in place in a folder, under their own names.
-
-    Args:
-        folder: where to.
-        first: new file, replaced first; if the second fails, the old one comes back.
-        second: new file that tells a reader whether it belongs to the first.
-        old: where the old first file is kept meanwhile.
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
+    """Load tensors from a file into a module.
 
     Raises:
-        OSError: if a file cannot be replaced.
+        ArchiveError: if they do not fit, or are no numbers.
     """
-    target = folder / first.name
-    had_first = target.is_file()
-    if had_first:
-        shutil.copy2(target, old)
-    os.replace(first, target)
+    wrong = problems(
+        tensors,
+        # A threshold that is not known yet is NaN.
+        {
+            name: Expected(tensor.shape, may_be_nan=name.rpartition(".")[2].startswith("threshold"))
+            for name, tensor in tensors.items()
+        },
+    )
+    if wrong:
+        raise ArchiveError(f"the weights in {source} are damaged: {told(wrong)}; save them again")
     try:
-        os.replace(second, folder / second.name)
-    except OSError:
-        if had_first:
-            old.rename(target)
-        else:
-            target.unlink()
-        raise
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise ArchiveError(
+            f"the weights in {source} do not fit its configuration: {' '.join(str(error).split())}"
+        ) from error

@@ -17,6 +17,7 @@ from easyedit_dualedit.method.edit_check import EditCheck
 from easyedit_dualedit.method.edit_file import EditFile, EditsOwner
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.edits_fit import require_fit
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
@@ -33,6 +34,8 @@ DEFAULT_PRECISION: Precision = "int8"
 logger = logging.getLogger(__name__)
 
 _ID_BYTES = 6
+_READ_AT_ONCE = 16
+"""Requests that share a forward: enough to be fast, and a thousand take no more memory."""
 
 
 class EditMemory:
@@ -74,11 +77,15 @@ class EditMemory:
         self._gate = editor.gate if gate is None else gate
         _ = self._gate.threshold
         self.precision: Precision = precision
-        self._edits: tuple[StoredEdit, ...] = ()
+        self._edits: list[StoredEdit] = []
+        self._newest: dict[Any, int] = {}
+        """Place of the newest edit of each question, and of each question with its target."""
         self._model: EditedModel | None = None
+        self._saved: dict[Path, frozenset[str]] = {}
+        """Ids of the edits that a folder held when it was last loaded or saved."""
 
     def add(self, requests: Query | Sequence[Query]) -> list[str]:
-        """Read edits, in one forward for all, and return their ids.
+        """Read edits, some at once, and return their ids.
 
         An edit of a question that is there already is kept beside the older one and wins; a warning
         says so.
@@ -87,19 +94,19 @@ class EditMemory:
             DataError: if a request has no target, or a picture cannot be read; nothing is added.
         """
         batch = [requests] if isinstance(requests, Query) else list(requests)
-        if not batch:
-            return []
-        with torch.no_grad():
-            signals = self._editor.read(batch)
-            active = ActiveEdits.of(signals, self._editor.adapters, self._gate)
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        made = [
-            self._stored(place, signal, request, active, time)
-            for place, (signal, request) in enumerate(zip(signals, batch, strict=True))
-        ]
-        known = {edit.provenance.question: edit for edit in self._edits}
+        made: list[StoredEdit] = []
+        for start in range(0, len(batch), _READ_AT_ONCE):
+            chosen = batch[start : start + _READ_AT_ONCE]
+            with torch.no_grad():
+                signals = self._editor.read(chosen)
+                active = ActiveEdits.of(signals, self._editor.adapters, self._gate)
+            made += [
+                self._stored(place, signal, request, active, time)
+                for place, (signal, request) in enumerate(zip(signals, chosen, strict=True))
+            ]
         for edit in made:
-            older = known.get(edit.provenance.question)
+            older = self._at(edit.provenance.question)
             if older is not None:
                 logger.warning(
                     "edit %s asks what edit %s asks (%r): the newer answer, %r, wins over %r",
@@ -109,9 +116,24 @@ class EditMemory:
                     edit.provenance.target,
                     older.provenance.target,
                 )
-            known[edit.provenance.question] = edit
-        self._hold((*self._edits, *made))
+            # Nothing here depends on how many there are already.
+            self._note(edit, len(self._edits))
+            self._edits.append(edit)
+        self._model = None
         return [edit.id for edit in made]
+
+    def find(self, request: Query, *, any_target: bool = False) -> StoredEdit | None:
+        """Return the newest edit that a request asks for, or None if none is held.
+
+        Args:
+            request: its question, pictures and target.
+            any_target: whether an edit of the same question with another target counts.
+
+        Raises:
+            DataError: if a picture cannot be read.
+        """
+        about = _about(request)
+        return self._at(about.question if any_target else _asked(about))
 
     def check(self, requests: Query | Sequence[Query]) -> list[EditCheck]:
         """Return whether the edits of requests take, with every edit of the memory in force.
@@ -123,21 +145,18 @@ class EditMemory:
             DataError: if a request has no target or no edit, or a picture cannot be read.
         """
         batch = [requests] if isinstance(requests, Query) else list(requests)
-        newest = {_asked(edit.provenance): place for place, edit in enumerate(self._edits)}
-        places = []
-        for request in batch:
-            about = Provenance("", request.prompt, request.target or "", picture_hashes(request))
-            if _asked(about) not in newest:
-                raise DataError(
-                    f"no edit of {request.prompt!r} -> {request.target!r} is held; add it first"
-                )
-            places.append(newest[_asked(about)])
+        places = [self._newest.get(_asked(_about(request)), -1) for request in batch]
+        if -1 in places:
+            request = batch[places.index(-1)]
+            raise DataError(
+                f"no edit of {request.prompt!r} -> {request.target!r} is held; add it first"
+            )
         checks = self.model.check(batch)
-        edits = list(self._edits)
+        edits = [*self._edits]
         for place, check in zip(places, checks, strict=True):
             about = replace(edits[place].provenance, answer=check.answer)
             edits[place] = replace(edits[place], provenance=about)
-        self._hold(tuple(edits))
+        self._hold(edits)
         return checks
 
     def remove(self, *ids: str) -> None:
@@ -150,11 +169,11 @@ class EditMemory:
         unknown = sorted(set(ids) - held)
         if unknown:
             raise DataError(f"no edits {unknown} among the {len(held)} held; list them first")
-        self._hold(tuple(edit for edit in self._edits if edit.id not in ids))
+        self._hold([edit for edit in self._edits if edit.id not in ids])
 
     def clear(self) -> None:
         """Forget all edits."""
-        self._hold(())
+        self._hold([])
 
     def merge(self, other: "EditMemory") -> None:
         """Add the edits of another memory, those with ids that are held already left out.
@@ -164,7 +183,7 @@ class EditMemory:
         """
         self.owner.require(other.owner, "the other memory")
         held = {edit.id for edit in self._edits}
-        self._hold((*self._edits, *(edit for edit in other if edit.id not in held)))
+        self._hold([*self._edits, *(edit for edit in other if edit.id not in held)])
 
     @property
     def model(self) -> EditedModel:
@@ -192,14 +211,35 @@ class EditMemory:
     def save(self, folder: Path | str) -> None:
         """Write the edits to `edits.safetensors` and `edits.json` in a folder, both or neither.
 
+        Edits that another process has added to the folder since this memory was loaded from it, or
+        saved to it, stay there, and those that it has removed stay removed; edits in a folder that
+        this memory knows nothing of are replaced.
+
         Raises:
-            ArchiveError: if the folder cannot be written.
+            ArchiveError: if the folder cannot be written, or holds edits that are damaged.
+            LockError: if another process keeps the folder locked.
         """
-        EditFile(self.owner, self._edits).save(Path(folder))
+        folder = Path(folder)
+        place = folder.absolute()
+        mine = EditFile(self.owner, tuple(self._edits))
+
+        def joined(there: EditFile | None) -> EditFile:
+            return mine if there is None else mine.beside(there, self._saved[place], folder)
+
+        if place in self._saved:
+            EditFile.change(folder, joined)
+        else:
+            mine.save(folder)
+        self._saved[place] = frozenset(edit.id for edit in self._edits)
 
     @classmethod
     def load(
-        cls, editor: DualEditor, folder: Path | str, *, gate: Gate | None = None
+        cls,
+        editor: DualEditor,
+        folder: Path | str,
+        *,
+        gate: Gate | None = None,
+        may_be_new: bool = False,
     ) -> "EditMemory":
         """Return the memory saved in a folder.
 
@@ -207,15 +247,24 @@ class EditMemory:
             editor: with the adapters that the edits were made with, on the same model.
             folder: written by `save`.
             gate: of the kind that the edits were made with, if it is not the editor's own.
+            may_be_new: return a memory without edits where there are none yet; what others save
+                there meanwhile stays when it is saved.
 
         Raises:
             ArchiveError: if the files are missing or damaged, or belong to another model, other
                 adapters or another gate.
         """
+        place = Path(folder).absolute()
+        if may_be_new and not EditFile.exists(place):
+            memory = cls(editor, gate=gate)
+            memory._saved[place] = frozenset()
+            return memory
         saved = EditFile.load(Path(folder))
         memory = cls(editor, gate=gate, precision=saved.owner.precision)
         memory.owner.require(saved.owner, str(folder))
+        require_fit(saved.edits, editor, memory._gate, folder)
         memory._hold(saved.edits)
+        memory._saved[place] = frozenset(edit.id for edit in saved.edits)
         return memory
 
     def __len__(self) -> int:
@@ -226,9 +275,19 @@ class EditMemory:
         """Return the edits, oldest first."""
         return iter(self._edits)
 
-    def _hold(self, edits: tuple[StoredEdit, ...]) -> None:
-        self._edits = edits
+    def _hold(self, edits: Sequence[StoredEdit]) -> None:
+        self._edits = list(edits)
+        self._newest = {}
+        for place, edit in enumerate(self._edits):
+            self._note(edit, place)
         self._model = None
+
+    def _note(self, edit: StoredEdit, place: int) -> None:
+        self._newest[edit.provenance.question] = self._newest[_asked(edit.provenance)] = place
+
+    def _at(self, asked: tuple[Any, ...]) -> StoredEdit | None:
+        place = self._newest.get(asked)
+        return None if place is None else self._edits[place]
 
     def _stored(
         self, place: int, signal: EditSignal, request: Query, active: ActiveEdits, time: str
@@ -244,11 +303,15 @@ class EditMemory:
             )
         return StoredEdit(
             secrets.token_hex(_ID_BYTES),
-            Provenance(time, request.prompt, request.target or "", picture_hashes(request)),
+            replace(_about(request), time=time),
             keys_of([signal], self._gate)[0].float().cpu(),
             projected,
             tuple(signal.words.tolist()) if active.adapters.has_words else (),
         )
+
+
+def _about(request: Query) -> Provenance:
+    return Provenance("", request.prompt, request.target or "", picture_hashes(request))
 
 
 def _asked(about: Provenance) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import ArchiveError, DataError
+from easyedit_dualedit.files import write_text
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.adapter import DualAdapters
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive
@@ -238,38 +239,45 @@ class DualEditor(
             config = config.with_gate(gate.kind, gate.threshold)
         editor = cls(model, processor, config)
         editor.training_targets = archive.training_targets
-        try:
-            editor.load_state_dict(dict(archive.tensors))
-        except RuntimeError as error:
-            raise ArchiveError(
-                f"the weights in {folder} do not fit its configuration:"
-                f" {' '.join(str(error).split())}"
-            ) from error
+        archive.fill(editor, folder)
         return editor
 
-    def save_pretrained(self, save_directory: Path | str, **options: Any) -> str | None:
-        """Write adapters, gate, configuration and a model card, as huggingface_hub does.
+    def save_pretrained(
+        self,
+        save_directory: Path | str,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write adapters, gate, configuration and, if there is none yet, a model card.
 
-        Its mixin removes an old configuration before it writes the new one; should that fail, the
-        old one is put back, and what was there still loads.
+        The mixin's own removes what is there before it writes, so a full disk would lose it.
 
         Args:
             save_directory: the folder.
-            options: of the mixin, such as `repo_id` and `push_to_hub`.
+            repo_id: of the hub; the folder's name by default.
+            push_to_hub: whether to push it there, too.
+            model_card_kwargs: of `generate_model_card`.
+            push_to_hub_kwargs: of `push_to_hub`.
+
+        Returns:
+            The address of the commit if it was pushed, else None.
 
         Raises:
-            ArchiveError: if the folder cannot be written.
+            ArchiveError: if the adapters cannot be written.
+            DataError: if the card cannot be written.
         """
-        config = Path(save_directory, CONFIG_FILE)
-        old = config.with_name(f".{CONFIG_FILE}.old")
-        if config.is_file():
-            config.replace(old)
-        try:
-            return super().save_pretrained(save_directory, **options)
-        finally:
-            if not config.exists() and old.exists():
-                old.replace(config)
-            old.unlink(missing_ok=True)
+        folder, about = Path(save_directory), dict(model_card_kwargs or {})
+        self.save(folder)
+        card = folder / "README.md"
+        if not card.exists():
+            write_text(card, str(self.generate_model_card(**about)))
+        if not push_to_hub:
+            return None
+        options = {"model_card_kwargs": about, **push_to_hub_kwargs}
+        return str(self.push_to_hub(repo_id or folder.name, **options))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)

@@ -10,14 +10,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.errors import ArchiveError
-from easyedit_dualedit.method.archive import CONFIG_FILE, Archive, archived_config, targets_in
+from easyedit_dualedit.errors import ArchiveError, DualEditError
+from easyedit_dualedit.method.archive import (
+    CONFIG_FILE,
+    Archive,
+    archived_config,
+    fill,
+    targets_in,
+)
 from easyedit_dualedit.method.config import DualEditConfig, gate_from
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.storage.parsing import json_in, parsing
 
 DESCRIPTION = "description"
 """Key under which a trainer's checkpoint says, as bytes of JSON, what its adapters belong to."""
@@ -95,9 +102,9 @@ def training_targets_in(source: str | Path) -> tuple[str, ...] | None:
     path = Path(source)
     try:
         if path.is_dir():
-            return targets_in(json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")))
+            return targets_in(json_in(path / CONFIG_FILE, "save it again"))
         return TrainedAdapters.read(path).archive.training_targets
-    except (ArchiveError, OSError, ValueError, AttributeError):
+    except (DualEditError, AttributeError, ValueError):
         return None  # whoever needs the adapters themselves says what is wrong with them
 
 
@@ -107,23 +114,19 @@ def load_weights(editor: DualEditor, tensors: Mapping[str, Tensor], source: str)
     Raises:
         ArchiveError: if they do not fit.
     """
-    weights = {key: value for key, value in tensors.items() if key != DESCRIPTION}
-    try:
-        editor.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ArchiveError(
-            f"the weights in {source} do not fit the configuration: {' '.join(str(error).split())}"
-        ) from error
+    fill(editor, {key: value for key, value in tensors.items() if key != DESCRIPTION}, source)
 
 
 def _weights_in(path: Path) -> dict[str, Tensor]:
-    try:
+    remedy = "set archive to what training wrote"
+    with parsing(path, remedy, ArchiveError, wrong="cannot be read as a checkpoint"):
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common class for a damaged file
-        line = " ".join(str(error).split())
-        raise ArchiveError(f"{path} cannot be read as a checkpoint ({line[:200]})") from error
     weights = values.get("model") if isinstance(values, dict) else None
-    if not isinstance(weights, dict) or DESCRIPTION not in weights:
+    if not (
+        isinstance(weights, dict)
+        and DESCRIPTION in weights
+        and all(isinstance(each, Tensor) for each in weights.values())
+    ):
         raise ArchiveError(
             f"{path} is no checkpoint of DualEdit: it has no adapters under 'model'; set archive to"
             " one that EasyEdit's trainer wrote with alg: DualEdit"
@@ -132,13 +135,11 @@ def _weights_in(path: Path) -> dict[str, Tensor]:
 
 
 def _archive_of(weights: Mapping[str, Tensor], path: Path) -> Archive:
-    try:
+    with parsing(path, "train again", ArchiveError):
         values = json.loads(bytes(weights[DESCRIPTION].tolist()))
         fingerprint = ModelFingerprint.from_dict(values)
         targets = targets_in(values)
         config = archived_config(values["config"], str(path))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArchiveError(f"{path} is damaged ({error!r}); train again") from error
     tensors = {key: value for key, value in weights.items() if key != DESCRIPTION}
     return Archive(config, fingerprint, tensors, targets)
 

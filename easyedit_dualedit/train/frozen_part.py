@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
 from easyedit_dualedit.model.inputs import Batch, Query, named_arguments
+from easyedit_dualedit.storage.tensor_check import digest_of_tensors
 from easyedit_dualedit.train.config import CACHE_BYTES
 from easyedit_dualedit.train.picture_features import (
     PIXELS,
@@ -33,7 +34,7 @@ from easyedit_dualedit.train.shared_rows import (
     common_prefixes,
     require_shareable,
 )
-from easyedit_dualedit.train.state_folder import KeptStates, StateFolder, digest_of_tensors
+from easyedit_dualedit.train.state_folder import KeptStates, StateFolder
 from easyedit_dualedit.train.upper_layers import FrozenOutput, rows_of
 
 _MOST = 20_000

@@ -36,6 +36,7 @@ from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.files import digest_of, read_json, write_bytes, write_json
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.storage.tensor_check import digest_of_tensors
 from easyedit_dualedit.train.picture_features import Form
 
 logger = logging.getLogger(__name__)
@@ -152,16 +153,6 @@ class StateFolder:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
-
-
-def digest_of_tensors(tensors: Mapping[str, Tensor], *more: str) -> str:
-    """Return a hash of tensors by name, of dtypes, shapes and bits; and of some texts."""
-    digest = hashlib.blake2b(repr(more).encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _digest_of_file(states: Tensor, about: Mapping[str, str]) -> str:

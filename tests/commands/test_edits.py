@@ -38,9 +38,12 @@ def with_model(work: Workplace, *arguments: object) -> list[str]:
 
 
 def test_edits_are_added_listed_and_removed(work: Workplace, folder: Path, call: Any):
-    assert call(add(work, folder, *one(work))).code == 0
-    added = call(add(work, folder, "--data", work.data, "--images", work.images, "--limit", 3))
+    assert call(add(work, folder, *one(work, target="red"))).code == 0
+    file = ["--data", work.data, "--images", work.images, "--limit", 3]
+    added = call(add(work, folder, *file))
     assert added.code == 0 and "4 edits in" in added.out
+    again = call(add(work, folder, *file))
+    assert "3 of 3 edits are there already" in again.out and "4 edits in" in again.out
     ids = ids_in(folder)
     listed = call(["edits", "list", "--edits", str(folder)])
     assert all(identifier in listed.out for identifier in ids)

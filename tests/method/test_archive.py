@@ -16,10 +16,10 @@ from tiny_families import FAMILIES
 from tiny_models import LAYERS, TinyModel, tiny_llava, tiny_llava_onevision
 
 from easyedit_dualedit.errors import ArchiveError, ConfigError
-from easyedit_dualedit.method import archive as archive_module
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive
 from easyedit_dualedit.method.config import DualEditConfig, GateConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.storage import described_tensors
 
 
 def logits_of(editor: DualEditor) -> torch.Tensor:
@@ -285,14 +285,14 @@ def fail_at_weights(patch: pytest.MonkeyPatch) -> None:
     def fail(*_args: Any, **_options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    patch.setattr(archive_module, "save_file", fail)
+    patch.setattr(described_tensors, "save_file", fail)
 
 
 def fail_at_weights_in_rust(patch: pytest.MonkeyPatch) -> None:
     def fail(*_args: Any, **_options: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    patch.setattr(archive_module, "save_file", fail)
+    patch.setattr(described_tensors, "save_file", fail)
 
 
 def fail_at_config(patch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_a_full_disk_leaves_the_old_adapters(
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archive_module, "save_file", full)
+    monkeypatch.setattr(described_tensors, "save_file", full)
     with pytest.raises(ArchiveError, match="No space left"):
         getattr(editor, saving)(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

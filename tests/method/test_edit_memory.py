@@ -316,7 +316,7 @@ def test_saving_replaces_both_files_or_neither(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("easyedit_dualedit.method.edit_file.replace_both", refuse)
+        patched.setattr("easyedit_dualedit.storage.described_tensors.replace_both", refuse)
         with pytest.raises(ArchiveError, match="No space left"):
             memory.save(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
