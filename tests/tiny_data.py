@@ -22,6 +22,17 @@ PORTED = {
 }
 """A question whose answer follows from the edit, as VLKEB has them."""
 
+BOUND = {
+    "text_q": " What is a circle?\n",
+    "text_a": "round",
+    "picture_q": "What does the colour stand for?",
+    "picture_old": "the sun and everything else that is hot",
+    "picture_new": "the sea",
+    "beside_q": "What is beside the circle?",
+    "beside_a": "nothing",
+}
+"""Questions that tell whether an edit changed an answer or a thing, as emoji records have them."""
+
 COLOURS = ("red", "green", "blue", "yellow")
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands.arguments import (
@@ -15,8 +15,11 @@ from easyedit_dualedit.commands.arguments import (
     count,
 )
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.measure.protocols import PROTOCOLS
+from easyedit_dualedit.measure.protocols import PROTOCOLS, ProtocolName
 from easyedit_dualedit.settings import parse_value
+
+if TYPE_CHECKING:
+    from easyedit_dualedit.data.records import Record
 
 HELP = "compare with EasyEdit's own methods"
 DESCRIPTION = (
@@ -46,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods", nargs="+", metavar="NAME", help="only these (default: all there are)"
     )
     parser.add_argument(
-        "--protocols", nargs="+", choices=PROTOCOLS, metavar="NAME", help=", ".join(PROTOCOLS)
+        "--protocols",
+        nargs="+",
+        choices=PROTOCOLS,
+        metavar="NAME",
+        help="only these (default: all that the records have questions of):"
+        f" {', '.join(PROTOCOLS)}",
     )
     parser.add_argument(
         "--set",
@@ -81,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.data.quirks import quirks
     from easyedit_dualedit.experiments.benchmark import run_benchmark
     from easyedit_dualedit.experiments.plan import Plan
+    from easyedit_dualedit.measure.questions import digest_of_some
     from easyedit_dualedit.measure.run import Run
     from easyedit_dualedit.measure.target_split import TargetSplit
     from easyedit_dualedit.model.families import BackboneConfig
@@ -93,14 +102,13 @@ def run(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     folder: Path = arguments.output / arguments.name
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
-    wanted = arguments.protocols or PROTOCOLS
-    protocols = [protocol for protocol in PROTOCOLS if protocol in wanted]
     settings = _given(arguments.settings)
     if is_testbed(hparams.model_name):
         # It is too small to gain from a second thread, and threads that wait for each other on a
         # busy machine are twenty times slower.
         torch.set_num_threads(1)
     data = read_data(arguments, hparams.model_name, folder / "data")
+    protocols = _protocols(data.evaluated, arguments.protocols)
     contenders = chosen_rows(hparams, arguments.methods, settings)
     backbone = BackboneConfig.read(hparams.backbone)
 
@@ -116,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
         "records": len(data.evaluated),
         "trained_on": records_digest(data.training) if data.training else None,
         "protocols": protocols,
+        "questions": digest_of_some(data.evaluated, protocols),
         "backbone": dataclasses.asdict(backbone) if backbone is not None else None,
         "dtype": str(hparams.dtype),
         "quantization": hparams.quantization,
@@ -170,6 +179,18 @@ def run(arguments: argparse.Namespace) -> None:
     run_benchmark(plan, contenders, folder)
     add_seconds(folder, time.perf_counter() - began)
     write_reports(folder, shown, data.images)
+
+
+def _protocols(
+    records: "Sequence[Record]", wanted: Sequence[ProtocolName] | None
+) -> list[ProtocolName]:
+    """Return the protocols to measure, in the order of the tables."""
+    from easyedit_dualedit.measure.questions import asked_protocols, require_questions
+
+    if wanted is None:
+        return asked_protocols(records, PROTOCOLS)
+    require_questions(records, wanted)
+    return [protocol for protocol in PROTOCOLS if protocol in wanted]
 
 
 def _given(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:

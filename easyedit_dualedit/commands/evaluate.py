@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_run, add_training_records
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, GateConfig, GateKind
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also ask RI, NI and CI: half of the edit, and the samples most like it",
     )
     parser.add_argument(
+        "--protocols",
+        nargs="+",
+        choices=OF_SOME_RECORDS,
+        default=[],
+        metavar="NAME",
+        help="also these, of records that have questions of them:"
+        f" {', '.join(OF_SOME_RECORDS)} (visedit and generate are always measured)",
+    )
+    parser.add_argument(
         "--others",
         type=Path,
         metavar="FILE",
@@ -52,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.runs import measure_and_print, settings_of
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
+    from easyedit_dualedit.measure.questions import digest_of_some, require_questions
     from easyedit_dualedit.measure.run import Run
     from easyedit_dualedit.measure.specificity import specificity_queries
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
@@ -61,16 +72,21 @@ def run(arguments: argparse.Namespace) -> None:
     hparams = read_hparams(arguments, DualEditMultimodalHparams)
     records, others = _read(arguments, hparams.model_name, folder / "data")
     # Before the model is loaded, so that a mistake in the file is told at once.
+    require_questions(records, arguments.protocols)
+    protocols = [protocol for protocol in OF_SOME_RECORDS if protocol in arguments.protocols]
     split = split_of(records, archive=hparams.archive, file=arguments.training_records)
     editor = editor_of(hparams)
     methods: dict[str, EditMaker] = {"unedited": lambda _record: None}
     for kind in arguments.gates or [None]:
         name = DUALEDIT if kind is None else f"{DUALEDIT}, {kind} gate"
         methods[name] = _with_gate(editor, kind)
+    # Only where they are asked, so that runs that were begun without them go on.
+    asked = {"protocols": protocols, "questions": digest_of_some(records, protocols)}
     settings = settings_of(
         records,
         methods,
         {"archive": Path(hparams.archive or "")},
+        **(asked if protocols else {}),
         hparams={key: value for key, value in hparams.to_dict().items() if value is not None},
         others=records_digest(others, with_pictures=True) if arguments.specificity else None,
     )
@@ -80,7 +96,16 @@ def run(arguments: argparse.Namespace) -> None:
         queries = specificity_queries(records, others, editor.encoder)
         further = {record.index: more for record, more in zip(records, queries, strict=True)}
     shown = list(methods)[1]
-    measure_and_print(stored, records, editor.encoder, methods, shown, further, split=split)
+    measure_and_print(
+        stored,
+        records,
+        editor.encoder,
+        methods,
+        shown,
+        further,
+        protocols=protocols,
+        split=split,
+    )
 
 
 def _read(

@@ -12,6 +12,7 @@ from easyedit_dualedit.commands.console import console
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.files import digest_of
 from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
+from easyedit_dualedit.measure.protocols import ProtocolName
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.model.encoder import Encoder
@@ -52,6 +53,7 @@ def measure_and_print(
     shown: str,
     further: Mapping[int, Mapping[str, Query]] | None = None,
     *,
+    protocols: Sequence[ProtocolName] = (),
     split: TargetSplit | str | None = None,
 ) -> None:
     """Edit every record alone with each method, measure, and print table and examples.
@@ -63,9 +65,10 @@ def measure_and_print(
         methods: by name, the unedited model first.
         shown: name of the method that the examples are of.
         further: more queries by the index of their record.
+        protocols: measured besides.
         split: which targets were seen in training, or why that is not known.
     """
-    cases = evaluate(records, encoder, methods, run, further=further)
+    cases = evaluate(records, encoder, methods, run, further=further, protocols=protocols)
     metrics = run.finish(cases, split)
     terminal = console()
     print_report(terminal, metrics, cases, method=shown)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from easyedit_dualedit.data.binding import BINDING, Binding, missing_fields
+from easyedit_dualedit.data.binding import FIELDS as BINDING_FIELDS
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.answers import exact_match
 from easyedit_dualedit.model.inputs import Query
 
 FIELDS = (
@@ -70,6 +73,8 @@ class Record:
     """What the questions about pictures were put into."""
     folder: Path | None = None
     """What the names of the pictures were relative to; None for pictures from elsewhere."""
+    binding: Binding | None = None
+    """Whether the edit changed a picture's answer or a thing; the emoji model's records have it."""
 
     @property
     def queries(self) -> tuple[Query, ...]:
@@ -107,7 +112,8 @@ def load_records(
     No picture is opened: queries hold paths.
 
     Args:
-        path: JSON list of objects with the fields of MMEdit, and maybe VLKEB's `port_new`.
+        path: JSON list of objects with the fields of MMEdit, maybe VLKEB's `port_new`, and maybe
+            `binding`.
         images: folder that the picture names in the file are relative to.
         template: what a picture's question is put into, such as "{} The answer is:".
         limit: how many records to use.
@@ -202,7 +208,8 @@ def _problems(index: int, item: Any, images: Path | None) -> list[str]:
             problems.append(f"record {index}, field {field}: {problem}")
         elif field in PICTURES and images is not None and not _is_file(images / item[field]):
             problems.append(f"record {index}, field {field}: no picture at {images / item[field]}")
-    return problems + _problems_of_portability(index, item.get(PORTABILITY, []))
+    problems += _problems_of_portability(index, item.get(PORTABILITY, []))
+    return problems + _problems_of_binding(index, item.get(BINDING, {}))
 
 
 def _problems_of_portability(index: int, entries: Any) -> list[str]:
@@ -221,6 +228,21 @@ def _problems_of_portability(index: int, entries: Any) -> list[str]:
             problem = _problem_of_text(entry[field])
             if problem:
                 problems.append(f"{place}[{number}].{field}: {problem}")
+    return problems
+
+
+def _problems_of_binding(index: int, fields: Any) -> list[str]:
+    place = f"record {index}, field {BINDING}"
+    if not isinstance(fields, dict):
+        return [f"{place}: {fields!r} is no object"]
+    problems = [f"{place} has no field {field}" for field in missing_fields(fields)]
+    for field in BINDING_FIELDS:
+        problem = _problem_of_text(fields[field]) if field in fields else None
+        if problem:
+            problems.append(f"{place}.{field}: {problem}")
+    old, new = fields.get("picture_old"), fields.get("picture_new")
+    if not problems and old is not None and exact_match(old, str(new)):
+        problems.append(f"{place}: picture_old and picture_new are one answer, {old!r}")
     return problems
 
 
@@ -260,4 +282,7 @@ def _record(index: int, item: dict[str, Any], images: Path, template: str) -> Re
         ),
         template=template,
         folder=images,
+        binding=(
+            Binding.of(item[BINDING], images / picture, template) if item.get(BINDING) else None
+        ),
     )

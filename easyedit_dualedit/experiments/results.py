@@ -19,12 +19,11 @@ from easyedit_dualedit.experiments.benchmark_folder import (
 )
 from easyedit_dualedit.files import read_json
 from easyedit_dualedit.measure.intervals import interval, paired_difference
-from easyedit_dualedit.measure.metrics import AVERAGE
-from easyedit_dualedit.measure.protocols import PROTOCOLS
+from easyedit_dualedit.measure.metrics import AVERAGE, means
+from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS, PROTOCOLS
 from easyedit_dualedit.measure.run import SETTINGS_FILE
 from easyedit_dualedit.measure.target_split import TargetSplit, told
 
-_NO_AVERAGE = ("portability",)
 _FIRST = "generate"
 
 
@@ -98,16 +97,16 @@ def missing(folder: Path, names: Sequence[str], indices: Sequence[int]) -> dict[
 def intervals(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return protocol -> metric -> mean, low, high and n, in percent.
 
-    The average is that of a protocol's metrics, case by case. A case without a protocol, such as a
-    record without questions of portability, does not count in it.
+    The average is that of a protocol's metrics, case by case. A case without a protocol or metric,
+    such as a record without questions of portability, does not count in it.
     """
     numbers: dict[str, dict[str, Any]] = {}
     for protocol in PROTOCOLS:
         values = [case["values"][protocol] for case in cases if protocol in case["values"]]
         if not values:
             continue
-        metrics = {name: interval([value[name] for value in values]) for name in values[0]}
-        if protocol not in _NO_AVERAGE:
+        metrics = means(values)
+        if protocol not in OF_SOME_RECORDS:
             metrics[AVERAGE] = interval(_averages(cases, protocol))
         numbers[protocol] = {name: metric.to_dict() for name, metric in metrics.items()}
     return numbers
@@ -123,10 +122,15 @@ def compared(averages: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str,
         `protocol`, `best`, `runner_up`, `difference` (mean, low and high of `paired_difference`),
         `against`: the same difference to every other method, and `rival`: the best method that is
         no variant of `best` (variants share the name up to the comma), None if there is none. None
-        without two methods to compare. The unedited model is no method.
+        without two methods to compare, or a protocol that has an average. The unedited model is no
+        method.
     """
     done = [name for name in averages if name != UNEDITED]
-    protocols = [name for name in PROTOCOLS if done and name in averages[done[0]]]
+    protocols = [
+        name
+        for name in PROTOCOLS
+        if done and name in averages[done[0]] and name not in OF_SOME_RECORDS
+    ]
     if len(done) < 2 or not protocols:
         return None
     protocol = _FIRST if _FIRST in protocols else protocols[0]

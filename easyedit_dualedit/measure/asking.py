@@ -168,11 +168,16 @@ class Asker:
         every = []
         for record, questions in enumerate(self._questions):
             queries = {name: edited.asked(query) for name, query in questions.every.items()}
-            limits = {name: answer_limit(self._encoder, query) for name, query in queries.items()}
+            limits = {name: self._limit(questions, name, queries[name]) for name in queries}
             if self._together:
                 limits = dict.fromkeys(limits, max(limits.values()))
             every += [_Asked(record, name, queries[name], limits[name]) for name in queries]
         return every
+
+    def _limit(self, questions: Questions, name: str, query: Query) -> int:
+        """Return how many tokens a free answer may have, to tell any answer that is looked for."""
+        old = replace(query, target=questions.old.get(name, query.target))
+        return max(answer_limit(self._encoder, query), answer_limit(self._encoder, old))
 
     def _is_forced(self, one: _Asked) -> bool:
         """Return whether the answer to a question is fed in."""

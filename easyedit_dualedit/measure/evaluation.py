@@ -11,7 +11,7 @@ from tqdm import tqdm
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.measure.asking import Asker, Replies
 from easyedit_dualedit.measure.contender import Edited
-from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, ProtocolName
 from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.measure.scores import score
@@ -30,6 +30,7 @@ def evaluate(
     run: Run,
     *,
     further: Mapping[int, Mapping[str, Query]] | None = None,
+    protocols: Sequence[ProtocolName] = (),
     batch_size: int = 10,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -44,6 +45,7 @@ def evaluate(
         run: where cases are stored.
         further: more queries of each record, by its index, and by what they measure: the same
             kinds for each. All are compared with the unedited model, as locality is.
+        protocols: measured beside `EVALUATION_PROTOCOLS`, of `OF_SOME_RECORDS`.
         batch_size: records whose queries share a forward; each still sees its own edit alone.
         progress: whether to show a bar.
 
@@ -56,7 +58,9 @@ def evaluate(
             # The same batches however often a run was stopped: rounding depends on them.
             chosen = records[start : start + batch_size]
             if any(cases[record.index] is None for record in chosen):
-                made = evaluate_together(chosen, encoder, makers, further=further)
+                made = evaluate_together(
+                    chosen, encoder, makers, further=further, protocols=protocols
+                )
                 for record, case in zip(chosen, made, strict=True):
                     if cases[record.index] is None:
                         run.store(record.index, case)
@@ -71,13 +75,14 @@ def evaluate_together(
     makers: Mapping[str, EditMaker],
     *,
     further: Mapping[int, Mapping[str, Query]] | None = None,
+    protocols: Sequence[ProtocolName] = (),
 ) -> list[dict[str, Any]]:
     """Return the cases of records whose queries share a batch; see `evaluate`.
 
     Locality compares with the unedited model as it is asked in the same batch, so a closed gate
     gives agreement bit for bit.
     """
-    questions = [
+    own = [
         Questions(
             {
                 **dict(zip(METRICS, record.queries, strict=True)),
@@ -86,24 +91,69 @@ def evaluate_together(
         )
         for record in records
     ]
-    asker = Asker(encoder, questions, EVALUATION_PROTOCOLS, together=True)
+    edits = {name: [make(record) for record in records] for name, make in makers.items()}
+    cases = [
+        {"index": record.index, **case}
+        for record, case in zip(
+            records, _cases(own, encoder, edits, EVALUATION_PROTOCOLS), strict=True
+        )
+    ]
+    for protocol in protocols:
+        _add_protocol(cases, records, encoder, edits, protocol)
+    return cases
+
+
+def _cases(
+    questions: Sequence[Questions],
+    encoder: Encoder,
+    edits: Mapping[str, Sequence[EditedModel | None]],
+    protocols: Sequence[ProtocolName],
+) -> list[dict[str, Any]]:
+    """Return what each record's models say to its questions, equally many for each record.
+
+    Args:
+        questions: about each record.
+        encoder: of the model.
+        edits: of each method the edited model of each record; None is the unedited one.
+        protocols: which are measured.
+    """
+    asker = Asker(encoder, questions, protocols, together=True)
     before = asker.ask(Edited(encoder.backbone.model, 0))
     cases: list[dict[str, Any]] = [
-        {
-            "index": record.index,
-            "queries": asked.to_dict(),
-            "before": plain.texts,
-            "methods": {},
-        }
-        for record, asked, plain in zip(records, questions, before, strict=True)
+        {"queries": asked.to_dict(), "before": plain.texts, "methods": {}}
+        for asked, plain in zip(questions, before, strict=True)
     ]
-    for name, make in makers.items():
-        after = _asked_side_by_side(asker, [make(record) for record in records], questions)
+    for name, models in edits.items():
+        after = _asked_side_by_side(asker, models, questions)
         after = before if after is None else after
         for case, asked, plain, edited in zip(cases, questions, before, after, strict=True):
-            values = score(asked, plain, edited, encoder, EVALUATION_PROTOCOLS)
+            values = score(asked, plain, edited, encoder, protocols)
             case["methods"][name] = {"values": values, **edited.to_dict()}
     return cases
+
+
+def _add_protocol(
+    cases: Sequence[dict[str, Any]],
+    records: Sequence[Record],
+    encoder: Encoder,
+    edits: Mapping[str, Sequence[EditedModel | None]],
+    protocol: ProtocolName,
+) -> None:
+    """Add to the cases of records what those of them say that have a protocol's questions.
+
+    Rows are dealt out evenly, so records share a batch with those that are asked as much.
+    """
+    every = [Questions.of_some(record, (protocol,)) for record in records]
+    for count in sorted({len(questions.every) for questions in every} - {0}):
+        places = [place for place, asked in enumerate(every) if len(asked.every) == count]
+        chosen = {name: [models[place] for place in places] for name, models in edits.items()}
+        made = _cases([every[place] for place in places], encoder, chosen, (protocol,))
+        for place, more in zip(places, made, strict=True):
+            for part in ("queries", "before"):
+                cases[place][part].update(more[part])
+            for name, outcome in more["methods"].items():
+                for part, values in outcome.items():
+                    cases[place]["methods"][name][part].update(values)
 
 
 def _asked_side_by_side(

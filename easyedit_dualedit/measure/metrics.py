@@ -95,3 +95,9 @@ def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
             intervals[name] = interval(family)
             intervals |= {kind: interval([case[kind] for case in cases]) for kind in kinds}
     return intervals
+
+
+def means(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
+    """Return the interval of each metric over the cases that have it, in their order of metrics."""
+    names = dict.fromkeys(name for case in cases for name in case)
+    return {name: interval([case[name] for case in cases if name in case]) for name in names}

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-ProtocolName = Literal["generate", "visedit", "easyedit", "specificity", "portability"]
+ProtocolName = Literal["generate", "visedit", "easyedit", "specificity", "portability", "binding"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 """In the order in which tables show them."""
 
 EVALUATION_PROTOCOLS: tuple[ProtocolName, ...] = ("visedit", "generate")
 """Those of `evaluate`, the demo and the ablation, in the order of their files."""
+
+OF_SOME_RECORDS: tuple[ProtocolName, ...] = ("portability", "binding")
+"""Those whose questions only some records have: each number counts the records that have its own.
+They have no average."""
 
 EXPLANATIONS: Mapping[str, str] = {
     "generate": (
@@ -35,6 +39,14 @@ EXPLANATIONS: Mapping[str, str] = {
     "portability": (
         "Questions whose answers follow from the edit, without repeating it: exact match of free"
         " greedy answers, and token accuracy with the target fed in."
+    ),
+    "binding": (
+        "After an edit that gives a picture another thing's name, under free greedy answers. Text"
+        " untouched: the same answer before and after to a question about the true thing without a"
+        " picture. Picture old, new, neither: another question about the same thing in the picture"
+        " is answered as of the true thing (the old binding persists), as of the new one (the new"
+        " binding generalises), or otherwise; the row of the unedited model is the yardstick."
+        " Beside untouched: the same answer to a question about what else is in the picture."
     ),
 }
 """What the numbers of each protocol are."""

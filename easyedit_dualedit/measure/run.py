@@ -11,8 +11,8 @@ from typing import Any
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.files import read_json, write_json
-from easyedit_dualedit.measure.metrics import summary
-from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
+from easyedit_dualedit.measure.metrics import means, summary
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, OF_SOME_RECORDS
 from easyedit_dualedit.measure.target_split import TargetSplit, told
 
 SETTINGS_FILE = "run.json"
@@ -86,8 +86,8 @@ class Run:
 
         Returns:
             `{"methods": {name: {"protocols": {protocol: {metric: {mean, low, high, n}}}}}}`, in
-            percent; with a split also `targets` (see `target_split.told`), and for each method
-            `by_target` (see `TargetSplit.means`).
+            percent, of protocols that the cases have; with a split also `targets` (see
+            `target_split.told`), and for each method `by_target` (see `TargetSplit.means`).
         """
         methods: dict[str, Any] = {}
         for name in cases[0]["methods"]:
@@ -97,6 +97,11 @@ class Run:
                 protocols[protocol] = {
                     metric: mean.to_dict() for metric, mean in summary(values).items()
                 }
+            for protocol in OF_SOME_RECORDS:
+                some = [case["methods"][name]["values"].get(protocol) for case in cases]
+                if any(some):
+                    found = means([values for values in some if values])
+                    protocols[protocol] = {metric: mean.to_dict() for metric, mean in found.items()}
             methods[name] = {"protocols": protocols}
             if isinstance(split, TargetSplit):
                 methods[name]["by_target"] = split.means(

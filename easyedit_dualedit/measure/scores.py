@@ -4,6 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.measure.asking import Replies
+from easyedit_dualedit.measure.binding import (
+    BESIDE,
+    BESIDE_UNTOUCHED,
+    PICTURE,
+    PICTURE_NEITHER,
+    PICTURE_NEW,
+    PICTURE_OLD,
+    TEXT,
+    TEXT_UNTOUCHED,
+)
 from easyedit_dualedit.measure.metrics import agreement, likeliest_agreement
 from easyedit_dualedit.measure.protocols import ProtocolName
 from easyedit_dualedit.measure.questions import Questions
@@ -92,6 +102,23 @@ def _portability(
     return {"exact_match": sum(exact) / len(exact), "token_accuracy": sum(forced) / len(forced)}
 
 
+def _binding(
+    questions: Questions, before: Replies, after: Replies, _encoder: Encoder
+) -> dict[str, float]:
+    values = {}
+    if TEXT in questions.bound:
+        values[TEXT_UNTOUCHED] = _same_text(before, after, TEXT)
+    if PICTURE in questions.bound:
+        said = after.to[PICTURE].text or ""
+        is_old = exact_match(said, questions.old[PICTURE])
+        is_new = _exact(after, PICTURE, questions.bound[PICTURE])
+        values |= {PICTURE_OLD: is_old, PICTURE_NEW: is_new}
+        values[PICTURE_NEITHER] = 1.0 - is_old - is_new
+    if BESIDE in questions.bound:
+        values[BESIDE_UNTOUCHED] = _same_text(before, after, BESIDE)
+    return values
+
+
 _SCORE_OF: Mapping[
     ProtocolName, Callable[[Questions, Replies, Replies, Encoder], dict[str, float]]
 ] = {
@@ -100,6 +127,7 @@ _SCORE_OF: Mapping[
     "easyedit": _easyedit,
     "specificity": _specificity,
     "portability": _portability,
+    "binding": _binding,
 }
 
 

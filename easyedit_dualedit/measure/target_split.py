@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.training_targets import TrainingTargets
+from easyedit_dualedit.measure.binding import SHARES
 from easyedit_dualedit.measure.intervals import interval
 from easyedit_dualedit.measure.protocols import PROTOCOLS
 
@@ -16,8 +17,13 @@ GROUPS = ("seen", "unseen", "new_word")
 """Edits with a target seen as a whole in training, never so seen, and, of the latter, with a word
 that no target of training has."""
 
-SPLIT_METRICS = METRICS[:3]
-"""Metrics whose answer is the target."""
+SPLIT_METRICS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("generate", "visedit", "easyedit"), METRICS[:3]),
+    "specificity": (),
+    "portability": ("exact_match", "token_accuracy"),
+    "binding": SHARES,
+}
+"""Protocol -> its metrics whose answer is the target, or follows from it."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,17 @@ class TargetSplit:
                     for index in getattr(self, group)
                     if protocol in values.get(index, {})
                 ]
-                metrics = [name for name in SPLIT_METRICS if rows and name in rows[0]]
+                found = {
+                    name: [row[name] for row in rows if name in row]
+                    for name in SPLIT_METRICS[protocol]
+                }
+                metrics = {
+                    name: interval(numbers_of).to_dict()
+                    for name, numbers_of in found.items()
+                    if numbers_of
+                }
                 if metrics:
-                    numbers.setdefault(protocol, {})[group] = {
-                        name: interval([row[name] for row in rows]).to_dict() for name in metrics
-                    }
+                    numbers.setdefault(protocol, {})[group] = metrics
         return numbers
 
 

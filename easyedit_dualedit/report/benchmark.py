@@ -1,10 +1,10 @@
 """The benchmark's results as tables: for a terminal, in Markdown, in CSV."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from easyedit_dualedit.measure.metrics import AVERAGE
-from easyedit_dualedit.measure.protocols import EXPLANATIONS, PROTOCOLS
+from easyedit_dualedit.measure.protocols import EXPLANATIONS, OF_SOME_RECORDS, PROTOCOLS
 from easyedit_dualedit.report.table import Column, Table, mean_and_interval, numbers, texts
 from easyedit_dualedit.report.target_split import split_line, split_rows, split_table
 
@@ -22,7 +22,10 @@ def headline(metrics: Mapping[str, Any]) -> str:
     """Return in one sentence which method has the highest average, and by how much."""
     comparison = metrics.get("comparison")
     if not comparison:
-        return "Fewer than two methods were measured, so there is nothing to compare."
+        return (
+            "Fewer than two methods were measured, or none under a protocol with an average, so"
+            " there is nothing to compare."
+        )
     best, protocol = comparison["best"], comparison["protocol"]
     mean = metrics["methods"][best]["protocols"][protocol][AVERAGE]["mean"]
     sentence = (
@@ -45,10 +48,13 @@ def measured_protocols(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def protocol_table(metrics: Mapping[str, Any], protocol: str) -> Table:
-    """Return the table of one protocol: a row for each method, failed ones with their reason."""
+    """Return the table of one protocol: a row for each method, failed ones with their reason.
+
+    Where only some records have its questions, a metric's title says how many.
+    """
     columns = _metrics_of(metrics, protocol)
     return Table(
-        [Column("method", widest=48), *numbers(*(name.replace("_", "\n") for name in columns))],
+        [Column("method", widest=48), *numbers(*_titles(protocol, columns))],
         [
             [_label(name, method), *_cells(method, protocol, columns)]
             for name, method in metrics["methods"].items()
@@ -125,19 +131,27 @@ def _cost(key: str, value: float | None) -> str:
 
 
 def _label(name: str, method: Mapping[str, Any]) -> str:
-    label = f"{name} (reads the label)" if method["reads_label"] else name
-    return f"{label}; failed: {method['error']}" if method["error"] else label
+    label = f"{name} (reads the label)" if method.get("reads_label") else name
+    return f"{label}; failed: {method['error']}" if method.get("error") else label
 
 
-def _metrics_of(metrics: Mapping[str, Any], protocol: str) -> list[str]:
+def _metrics_of(metrics: Mapping[str, Any], protocol: str) -> dict[str, int]:
+    """Return how many records each metric of a protocol counts."""
     for method in metrics["methods"].values():
         if protocol in method["protocols"]:
-            return list(method["protocols"][protocol])
-    return []
+            return {name: value["n"] for name, value in method["protocols"][protocol].items()}
+    return {}
 
 
-def _cells(method: Mapping[str, Any], protocol: str, columns: Sequence[str]) -> list[str]:
-    if method["error"]:
+def _titles(protocol: str, columns: Mapping[str, int]) -> list[str]:
+    titles = {name: name.replace("_", "\n") for name in columns}
+    if protocol not in OF_SOME_RECORDS:
+        return list(titles.values())
+    return [f"{title}\n({columns[name]:,} edits)" for name, title in titles.items()]
+
+
+def _cells(method: Mapping[str, Any], protocol: str, columns: Collection[str]) -> list[str]:
+    if method.get("error"):
         return ["failed"] * len(columns)
     values = method["protocols"].get(protocol, {})
     return [

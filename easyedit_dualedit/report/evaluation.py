@@ -8,8 +8,9 @@ from rich.text import Text
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.metrics import AVERAGE
-from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, OF_SOME_RECORDS
 from easyedit_dualedit.measure.specificity import FAMILIES
+from easyedit_dualedit.report.benchmark import measured_protocols, protocol_table
 from easyedit_dualedit.report.table import Table, mean_and_interval, numbers, texts
 from easyedit_dualedit.report.target_split import split_line, split_table
 
@@ -76,7 +77,10 @@ def print_report(
         console.print(explanation, style="dim")
     if "RI" in next(iter(metrics["methods"].values()))["protocols"]["generate"]:
         console.print(_SPECIFICITY, style="dim")
-    for protocol in reversed(EVALUATION_PROTOCOLS):
+    further = [name for name in measured_protocols(metrics) if name in OF_SOME_RECORDS]
+    for protocol in further:
+        console.print(protocol_table(metrics, protocol).for_terminal())
+    for protocol in (*reversed(EVALUATION_PROTOCOLS), *further):
         split = split_table(metrics, protocol)
         if split is not None:
             console.print(split.for_terminal())

@@ -47,18 +47,23 @@ def split_table(metrics: Mapping[str, Any], protocol: str) -> Table | None:
     """
     rows: list[list[str]] = []
     lines = []
+    columns = SPLIT_METRICS.get(protocol, ())
     for group in shown_groups(metrics):
         before = len(rows)
         for name, method in metrics["methods"].items():
             values = method.get("by_target", {}).get(protocol, {}).get(group)
             if values:
                 count = max(value["n"] for value in values.values())
-                rows.append([GROUP_NAMES[group], f"{count:,}", name, *_cells(values)])
+                cells = [
+                    mean_and_interval(values[metric]) if metric in values else "not measured"
+                    for metric in columns
+                ]
+                rows.append([GROUP_NAMES[group], f"{count:,}", name, *cells])
         if len(rows) > before:
             lines.append(len(rows) - 1)
     if not rows:
         return None
-    titles = [metric.replace("_", "\n") for metric in SPLIT_METRICS]
+    titles = [metric.replace("_", "\n") for metric in columns]
     return Table(
         [*texts("target"), *numbers("edits"), *texts("method"), *numbers(*titles)],
         rows,
@@ -74,11 +79,4 @@ def split_rows(name: str, method: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         for protocol, groups in method.get("by_target", {}).items()
         for group, values in groups.items()
         for metric, value in values.items()
-    ]
-
-
-def _cells(values: Mapping[str, Mapping[str, float]]) -> list[str]:
-    return [
-        mean_and_interval(values[metric]) if metric in values else "not measured"
-        for metric in SPLIT_METRICS
     ]

@@ -14,6 +14,7 @@ import torch
 import yaml
 from easyedit_fixtures import needs_master
 from forked import started
+from tiny_data import BOUND
 from tiny_models import tiny_llava_onevision
 from workplace import Workplace
 
@@ -303,6 +304,30 @@ def test_portability_is_measured_where_the_data_has_it(work: Workplace, call: An
     found = metrics_of(run_of(work))["methods"][DUALEDIT]["protocols"]
     assert set(found) == {"portability"}
     assert found["portability"]["exact_match"]["n"] == 3
+
+
+def test_binding_is_measured_for_every_method_where_the_data_has_it(work: Workplace, call: Any):
+    refused = call(benchmark(work, "--protocols", "binding", methods=METHODS[1:]))
+    assert "none of the 4 records has the field binding" in refused.error
+
+    def bound(items: list[Any]) -> None:
+        items[0]["binding"] = BOUND
+        items[2]["binding"] = {name: BOUND[name] for name in ("text_q", "text_a")}
+
+    work.rewrite(bound)
+    called = call(benchmark(work, "--protocols", "binding", methods=METHODS[1:]))
+    assert called.code == 0, called.err
+    metrics = metrics_of(run_of(work))
+    for method in metrics["methods"].values():
+        found = method["protocols"]["binding"]
+        assert (found["text_untouched"]["n"], found["beside_untouched"]["n"]) == (2, 1)
+        shares = [found[name]["mean"] for name in ("picture_old", "picture_new", "picture_neither")]
+        assert sum(shares) == 100
+    for text in ((run_of(work) / "results.md").read_text(), " ".join(called.out.split())):
+        assert "old binding persists" in text
+    assert "picture old (1 edits)" in (run_of(work) / "results.md").read_text()
+    page = (run_of(work) / "results.html").read_text()
+    assert "picture: old answer" in page and BOUND["beside_q"] in page
 
 
 def test_names_of_methods_are_arguments():

@@ -139,6 +139,11 @@ def test_portability_counts_the_cases_that_have_it_and_has_no_average():
     assert found["generate"]["reliability"]["n"] == 2
 
 
+def test_nothing_is_compared_where_no_protocol_has_an_average():
+    averages = {name: {"binding": [1.0, 0.0], "portability": [1.0]} for name in ("A", "B")}
+    assert compared(averages) is None
+
+
 def test_costs_are_beside_those_of_the_unedited_model(run: Path):
     found = costs(run, NAMES, range(10))
     assert found["Good"]["forward_overhead"] == pytest.approx(2.5)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_data import write_data
+from tiny_data import BOUND, write_data
 from tiny_editors import trained_editor
 from tiny_models import TinyModel, tiny_llava
 from torch import Tensor
 
+from easyedit_dualedit.data.binding import Binding
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.experiments.dualedit_rows import AdaptedEditor
 from easyedit_dualedit.measure.asking import Asker
@@ -211,3 +212,21 @@ def test_asking_leaves_gradients_and_the_model_alone(record: Record):
     asked(encoder, record, Edited(llava.model, 0))
     assert all(torch.equal(value, before[name]) for name, value in llava.model.state_dict().items())
     assert all(value.grad is None for value in llava.model.parameters())
+
+
+def test_an_answer_may_be_as_long_as_that_of_the_true_thing(
+    llava: TinyModel, record: Record, monkeypatch: pytest.MonkeyPatch
+):
+    encoder = Encoder(Backbone.of(llava.model), llava.processor)
+    bound = replace(record, binding=Binding.of(BOUND, record.request.image, "{}"))
+    limits: dict[str, int] = {}
+
+    def noted(_model: Any, encoder: Encoder, batch: Any, given: list[int]) -> list[str]:
+        limits[encoder.tokenizer.decode(batch.inputs["input_ids"][0])] = given[0]
+        return ["" for _ in given]
+
+    monkeypatch.setattr("easyedit_dualedit.measure.asking.greedy_answers", noted)
+    Asker(encoder, [Questions.of(bound, ("binding",))], ("binding",)).ask(Edited(llava.model, 0))
+    (limit,) = (limit for text, limit in limits.items() if BOUND["picture_q"] in text)
+    old, new = (len(encoder.target_ids(BOUND[name])) for name in ("picture_old", "picture_new"))
+    assert limit >= old > new

@@ -2,23 +2,28 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_data import write_data
+from tiny_data import BOUND, write_data
 from tiny_editors import tiny_config, trained_editor
 from tiny_models import TinyModel, tiny_llava
 
+from easyedit_dualedit.data.binding import Binding
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.measure.asking import Asker
+from easyedit_dualedit.measure.contender import Edited
 from easyedit_dualedit.measure.evaluation import evaluate, evaluate_together
 from easyedit_dualedit.measure.metrics import LOCALITY
-from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
+from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, OF_SOME_RECORDS
+from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
+from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
@@ -278,6 +283,47 @@ def test_the_numbers_of_a_run_have_the_documented_form_and_are_means_of_its_case
                 assert value["mean"] == pytest.approx(mean)
                 assert value["low"] <= value["mean"] <= value["high"]
                 assert value["n"] == len(records)
+
+
+def test_what_only_some_records_have_is_asked_as_of_each_alone(
+    llava: TinyModel, records: list[Record]
+):
+    bound = Binding.of(BOUND, records[0].request.image, "{}")
+    ported = records[1].request
+    records = [
+        replace(records[0], binding=bound, portability=(ported,)),
+        replace(records[1], portability=(ported, ported)),
+        records[2],
+        replace(records[3], binding=replace(bound, text=None, picture=None, picture_old=None)),
+    ]
+    editor = trained_editor(llava, gate="open")
+    together = evaluate_together(
+        records, editor.encoder, methods_of(editor), protocols=OF_SOME_RECORDS
+    )
+    asked = {
+        place: Questions.of_some(record, OF_SOME_RECORDS) for place, record in enumerate(records)
+    }
+    assert [len(questions.every) for questions in asked.values()] == [4, 2, 0, 1]
+    for place, case in enumerate(together):
+        names = [*METRICS, *asked[place].every]
+        assert list(case["queries"]) == list(case["before"]) == names
+        outcome = case["methods"]["edited"]
+        assert list(outcome["answers"]) == list(outcome["gate"]) == names
+        assert case["methods"]["unedited"]["answers"] == case["before"]
+        measured = set(outcome["values"]) - set(EVALUATION_PROTOCOLS)
+        some = {"portability": asked[place].ported, "binding": asked[place].bound}
+        assert measured == {protocol for protocol, questions in some.items() if questions}
+        if not measured:
+            continue
+        asker = Asker(editor.encoder, [asked[place]], OF_SOME_RECORDS)
+        (before,) = asker.ask(Edited(llava.model, 0))
+        (after,) = asker.ask(Edited.by_dualedit(edit_of(editor, records[place])))
+        for name, text in after.texts.items():
+            assert outcome["answers"][name].startswith(text or "")
+        values = score(asked[place], before, after, editor.encoder, OF_SOME_RECORDS)
+        assert {name: outcome["values"][name] for name in measured} == values
+    # Each record's own edit answers: with the open gate they differ.
+    assert together[0]["methods"]["edited"]["answers"] != together[0]["before"]
 
 
 def counted(

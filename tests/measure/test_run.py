@@ -240,3 +240,18 @@ def test_numbers_are_split_by_what_was_seen_in_training_where_that_is_known(tmp_
     assert absent["targets"] == {"absent": "nobody knows"}
     assert "by_target" not in absent["methods"]["unedited"]
     assert "targets" not in Run(tmp_path, SETTINGS).finish(cases)
+
+
+def test_protocols_of_some_records_count_those_that_have_them(tmp_path: Path):
+    cases = [case_of(1.0) for _ in range(3)]
+    cases[1]["methods"]["unedited"]["values"]["binding"] = {"text_untouched": 1.0}
+    cases[2]["methods"]["unedited"]["values"]["binding"] = {
+        "text_untouched": 0.0,
+        "beside_untouched": 1.0,
+    }
+    found = Run(tmp_path, SETTINGS).finish(cases)["methods"]["unedited"]["protocols"]
+    assert set(found) == {*EVALUATION_PROTOCOLS, "binding"}
+    assert {name: (value["mean"], value["n"]) for name, value in found["binding"].items()} == {
+        "text_untouched": (50.0, 2),
+        "beside_untouched": (100.0, 1),
+    }

@@ -56,6 +56,26 @@ def test_each_group_has_the_numbers_of_its_records_alone(records: list[Record]):
             assert found["generate"][group][metric] == interval(numbers).to_dict()
 
 
+def test_answers_that_follow_from_the_target_are_split_where_a_record_has_them(
+    records: list[Record],
+):
+    split = TargetSplit.of(records, TRAINED, "")
+    shares = {"picture_old": 0.0, "picture_new": 1.0, "picture_neither": 0.0}
+    by_index: dict[int, Any] = {
+        0: {"portability": {"exact_match": 1.0, "token_accuracy": 1.0}},
+        10: {"binding": {"text_untouched": 1.0}},
+        20: {"binding": {"beside_untouched": 1.0}},
+        30: {"binding": {"text_untouched": 1.0, **shares}},
+    }
+    found = split.means(by_index)
+    assert list(found["portability"]) == ["seen"]
+    assert found["portability"]["seen"]["exact_match"]["n"] == 1
+    # The first record of a group may ask less than the others; what compares is not split.
+    assert list(found["binding"]) == ["unseen", "new_word"]
+    assert list(found["binding"]["unseen"]) == list(shares)
+    assert found["binding"]["unseen"]["picture_new"]["n"] == 1
+
+
 def test_groups_without_records_and_metrics_that_were_not_measured_are_left_out(
     records: list[Record],
 ):

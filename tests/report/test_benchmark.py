@@ -128,6 +128,15 @@ def test_protocols_that_nobody_was_measured_under_have_no_table():
     assert measured_protocols(METRICS) == ["generate", "visedit"]
 
 
+def test_where_only_some_records_count_the_titles_say_how_many():
+    values = {"text_untouched": {**interval(99.0), "n": 7}, "picture_old": interval(20.0)}
+    some = {**METRICS["methods"]["Good"], "protocols": {"binding": values}}
+    table = protocol_table({**METRICS, "methods": {"Good": some}}, "binding")
+    titles = [column.title.replace("\n", " ") for column in table.columns]
+    assert titles == ["method", "text untouched (7 edits)", "picture old (10 edits)"]
+    assert "arXiv" not in table.caption and "old binding persists" in table.caption
+
+
 def split_metrics() -> dict[str, Any]:
     groups = {
         "seen": {"reliability": interval(90.0)},

@@ -125,3 +125,20 @@ def test_targets_seen_in_training_are_told_from_others():
         print_report(console, metrics | {"targets": targets}, [case_of()], method="DualEdit")
         assert told in text.getvalue()
         assert ("never seen as a whole" in text.getvalue()) == ("absent" not in targets)
+
+
+def test_a_protocol_of_some_records_has_a_table_of_its_own_and_is_split():
+    metrics = metrics_of()
+    number = {"mean": 75.0, "low": 60.0, "high": 90.0, "n": 12}
+    for method in metrics["methods"].values():
+        method["protocols"]["binding"] = {"picture_old": number}
+        groups = {"seen": {"picture_old": number}, "unseen": {"picture_old": number}}
+        method["by_target"] = {"binding": groups}
+    metrics["targets"] = {"source": "a test", "seen": 12, "unseen": 12, "new_word": 0}
+    shown = Console(width=200, record=True, file=io.StringIO())
+    print_report(shown, metrics, [case_of()], method="DualEdit")
+    text = " ".join(shown.export_text().split())
+    assert "binding: percent, mean and 95 % interval" in text
+    assert "binding, by whether the target was seen in training" in text
+    assert "(12 edits)" in text
+    assert "portability" not in text

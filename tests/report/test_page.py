@@ -375,6 +375,22 @@ def test_the_best_of_a_column_is_bold_also_if_it_is_a_baseline(tmp_path: Path):
     assert bold == [[], [], ["90.0", "91.0", "92.0", "94.0", "92.0"], ["94.9", "94.0"], []]
 
 
+def test_answers_that_are_told_apart_rank_nobody(tmp_path: Path):
+    metrics = metrics_of()
+    for name, old, untouched in (("DualEdit", 40.0, 90.0), ("FT", 60.0, 95.0)):
+        metrics["methods"][name]["protocols"]["binding"] = {
+            "picture_old": value(old),
+            "text_untouched": value(untouched),
+        }
+    tree = written(tmp_path, metrics)
+    table = tree.one(".//section[@id='protocol-binding']//table")
+    assert [text_of(one) for one in table.iter("strong")] == ["95.0"]
+    (behind,) = (
+        text_of(one) for one in tree.root.findall(".//li") if text_of(one).startswith("binding")
+    )
+    assert "text untouched" in behind and "old answer" not in behind
+
+
 def test_every_table_has_a_caption_and_heads_with_a_scope(tmp_path: Path):
     tree = written(tmp_path)
     tables = tree.root.findall(".//table")
@@ -436,6 +452,12 @@ def test_failures_of_the_favourite_come_first_and_the_rest_is_left_out(tmp_path:
     cases["DualEdit"][8]["values"]["visedit"]["reliability"] = 0.5
     tree = written(tmp_path, cases=cases, most_cases=8)
     assert [case["index"] for case in content_of(tree)["cases"]] == [3, 13, 23, 33, 43, 8, 0, 1]
+    cases["DualEdit"][0]["values"]["binding"] = {"picture_old": 0.0}  # which is no failure
+    again = written(tmp_path, cases=cases, most_cases=8)
+    assert content_of(again)["cases"][-2]["index"] == 0
+    cases["DualEdit"][1]["values"]["binding"] = {"text_untouched": 0.0}
+    again = written(tmp_path, cases=cases, most_cases=8)
+    assert content_of(again)["cases"][-3]["index"] == 1
     said = text_of(tree.one(".//p[@id='embedded']"))
     assert "This page holds 8 of 45 cases" in said
     assert "Those in which DualEdit fails under generate come first." in said
@@ -783,6 +805,32 @@ def test_means_over_several_queries_are_shown_with_each(shown: Shown):
     shown.choose("protocol", "portability")
     verdicts = ["exact match ◐ 50 % right", "token accuracy ✓ right"]
     assert shown.ask(shape) == [["portability 0", *verdicts], ["portability 1", *verdicts]]
+
+
+def test_answers_that_are_told_apart_are_no_failures(shown: Shown):
+    cases = cases_of(2)
+    asked = ("binding_text", "binding_picture")
+    for found in cases.values():
+        for case in found:
+            for key in asked:
+                if case.get("queries"):
+                    case["queries"][key] = {"prompt": "p?", "image": None, "target": "a"}
+                case["answers"][key] = "a"
+            case["values"]["binding"] = {"picture_old": 0.0, "picture_new": 1.0} | {
+                "picture_neither": 0.0,
+                "text_untouched": 1.0,
+            }
+    cases["DualEdit"][1]["values"]["binding"]["text_untouched"] = 0.0
+    written(shown.path.parent, cases=cases)
+    shown.open("#protocol=binding&failures=1&method=DualEdit")
+    assert shown.count == "1 of 2 cases"
+    shown.open("#protocol=binding")
+    verdicts = "[...document.querySelectorAll('.case .verdict')].map((one) => one.innerText.trim())"
+    assert set(shown.ask(verdicts)) == {
+        "picture: new answer",
+        "text untouched ✓ same",
+        "text untouched ✗ changed",
+    }
 
 
 def test_a_page_without_cases_says_so(shown: Shown):

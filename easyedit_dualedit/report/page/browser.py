@@ -9,13 +9,14 @@ from typing import Any
 
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.measure.specificity import FAMILIES
 from easyedit_dualedit.report.markup import Element, element
 from easyedit_dualedit.report.page.results import Results
 from easyedit_dualedit.report.page.thumbnails import thumbnails
 from easyedit_dualedit.report.page.wording import (
+    ASKED_BY,
     COMPARING,
     ORDER,
+    TELLING,
     UNEDITED,
     counted,
     metric_name,
@@ -91,7 +92,8 @@ def case_section(
         "metrics": {name: metric_name(name) for name in _metrics(cases)},
         "comparing": COMPARING,
         "inScope": IN_SCOPE,
-        "families": FAMILIES,
+        "families": ASKED_BY,
+        "telling": TELLING,
         "pictures": small,
         "cases": cases,
     }
@@ -190,7 +192,9 @@ def _paging(place: str) -> Element:
 
 
 def _fails(values: Mapping[str, Any]) -> bool:
-    return any(value is not None and value < 1 for value in values.values())
+    return any(
+        value is not None and value < 1 for name, value in values.items() if name not in TELLING
+    )
 
 
 def _protocols(results: Results, cases: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -30,7 +30,8 @@
   // ---- cases -------------------------------------------------------------------------------
 
   const isNumber = (value) => typeof value === "number";
-  const hasFailed = (value) => isNumber(value) && value < 1;
+  const hasFailed = (value, metric) =>
+    isNumber(value) && value < 1 && !content.telling.includes(metric);
 
   /** Methods that a filter speaks of: the chosen one, or all that edit. */
   function methodsOf({ method }) {
@@ -42,7 +43,9 @@
 
   function fails(item, { protocol, metric }, name) {
     const values = item.methods[name]?.values[protocol] ?? {};
-    return metric === ALL ? Object.values(values).some(hasFailed) : hasFailed(values[metric]);
+    return metric === ALL
+      ? Object.entries(values).some(([name, value]) => hasFailed(value, name))
+      : hasFailed(values[metric], metric);
   }
 
   /**
@@ -131,6 +134,8 @@
       return make("span", { class: `verdict ${kind}` }, name + text);
     };
     if (!isNumber(value)) return shown("quiet", "no value");
+    // Of answers that are told apart only the one that was given is shown.
+    if (content.telling.includes(metric)) return value >= 1 ? shown("quiet", "") : "";
     const [good, bad] = content.comparing.includes(metric) ? ["same", "changed"] : ["right", "wrong"];
     if (value >= 1) return shown("good", `✓ ${good}`);
     if (value <= 0) return shown("bad", `✗ ${bad}`);
@@ -205,7 +210,9 @@
         if (!own) return cell(name, make("span", { class: "quiet" }, "no case"));
         const shown = cell(name, said(own.answers[key]), ...verdicts(own, of));
         if (own.gate[key]) shown.append(gate(own.gate[key], key));
-        const isFailure = of.some((metric) => hasFailed(own.values[state.protocol]?.[metric]));
+        const isFailure = of.some((metric) =>
+          hasFailed(own.values[state.protocol]?.[metric], metric),
+        );
         shown.classList.toggle("failure", isFailure);
         return shown;
       });

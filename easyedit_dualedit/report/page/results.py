@@ -6,7 +6,14 @@ from typing import Any
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.protocols import PROTOCOLS
-from easyedit_dualedit.report.page.wording import FAVOURITE, ORDER, UNEDITED, number, ordered
+from easyedit_dualedit.report.page.wording import (
+    FAVOURITE,
+    ORDER,
+    TELLING,
+    UNEDITED,
+    number,
+    ordered,
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,12 @@ class Results:
         return number((self.values(name, protocol).get(metric) or {}).get("mean"))
 
     def best(self, protocol: str, metric: str) -> set[str]:
-        """Return the methods with the highest mean, as it is shown; the unedited model is none."""
+        """Return the methods with the highest mean, as it is shown; the unedited model is none.
+
+        None of a metric that ranks nobody.
+        """
+        if metric in TELLING:
+            return set()
         means = {
             name: round(mean, 1)
             for name in self.methods

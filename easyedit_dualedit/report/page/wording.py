@@ -1,9 +1,11 @@
 """How the page calls things, and how it writes numbers."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from easyedit_dualedit.data.records import METRICS
+from easyedit_dualedit.measure.binding import ASKED, BESIDE, PICTURE, SHARES, TEXT, UNTOUCHED
 from easyedit_dualedit.measure.metrics import AVERAGE, LOCALITY
 from easyedit_dualedit.measure.specificity import FAMILIES, KINDS
 
@@ -18,12 +20,27 @@ _METRICS = {
     "no_image": "edit's question, no picture",
     "similar_text": "sample with the most similar question",
     "similar_image": "sample with the most similar picture",
+    TEXT: "the true thing, without the picture",
+    PICTURE: "another question about the picture",
+    BESIDE: "what else is in the picture",
+    "picture_old": "picture: old answer",
+    "picture_new": "picture: new answer",
+    "picture_neither": "picture: neither answer",
 }
-ORDER = (*METRICS, *FAMILIES, *KINDS, AVERAGE)
+ORDER = (*METRICS, *FAMILIES, *KINDS, *ASKED, AVERAGE)
 """Metrics in the order of the page; others follow."""
 
-COMPARING = (*LOCALITY, *FAMILIES, *KINDS)
+COMPARING = (*LOCALITY, *FAMILIES, *KINDS, *UNTOUCHED)
 """Metrics that ask whether the answer is the same as before the edit, not whether it is right."""
+
+TELLING = SHARES
+"""Metrics that tell answers apart without calling one of them wrong, nor one method ahead."""
+
+ASKED_BY: Mapping[str, tuple[str, ...]] = {
+    **FAMILIES,
+    **{metric: (question,) for metric, question in ASKED.items()},
+}
+"""Metric -> the questions that it is about, where they have other names."""
 
 DASH = "\N{EN DASH}"
 MISSING = "\N{EM DASH}"
