@@ -142,6 +142,11 @@ class FrozenPart:
         """Hold no state in memory any longer."""
         self.states = TensorCache(self.states.budget)
 
+    def forget(self) -> None:
+        """Hold neither states nor features of pictures in memory any longer."""
+        self.forget_states()
+        self.pictures.cache = TensorCache(self.pictures.cache.budget)
+
     def keep_in(self, folder: StateFolder) -> None:
         """Keep states on disk too, and give all of them as the disk does from now on."""
         self._folder = folder

@@ -12,10 +12,11 @@ answer, and so does most of the last layer.
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -28,46 +29,22 @@ from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import PER_TOKEN
 from easyedit_dualedit.model.hooks import LayerEdit
-from easyedit_dualedit.model.inputs import IGNORED, Query
+from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.picture_features import UnknownFeaturesError
 from easyedit_dualedit.train.plain_step import plain_losses
 from easyedit_dualedit.train.processes import Processes
+from easyedit_dualedit.train.row_group import Row, RowGroup, answers
 from easyedit_dualedit.train.shared_rows import UnshareableError
 from easyedit_dualedit.train.state_folder import StateFolder
-from easyedit_dualedit.train.upper_layers import FrozenOutput, UpperLayers, head_of
+from easyedit_dualedit.train.upper_layers import UpperLayers, head_of
 
 logger = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-4
 _SHORTCUTS = ("shares", "trims")
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Rows of one forward: those with pictures, or those without."""
-
-    frozen: FrozenOutput
-    metric: Tensor
-    """Index in METRICS of each row, long [b]."""
-    record: Tensor
-    """Index of the record of each row, long [b]."""
-    queries: Sequence[Query]
-    ends: Sequence[bool]
-    metrics: Sequence[str]
-    """Metric of each row."""
-
-    def rows(self, metrics: Sequence[str]) -> list[int]:
-        """Return the rows of some metrics."""
-        return [row for row, metric in enumerate(self.metrics) if metric in metrics]
-
-
-class _Row(NamedTuple):
-    metric: str
-    record: int
-    query: Query
 
 
 class TrainingStep:
@@ -120,6 +97,21 @@ class TrainingStep:
         with torch.autocast(self._editor.backbone.device.type, torch.bfloat16):
             return self._losses(records, config)
 
+    def read_again(self, records: Sequence[Record], config: TrainingConfig) -> None:
+        """Keep of a batch what `losses` would keep, so that a continued training goes on alike.
+
+        States differ in the last bits with the rows that they are computed beside.
+        """
+        casts = torch.autocast(
+            self._editor.backbone.device.type, torch.bfloat16, enabled=config.autocast != "none"
+        )
+        with casts, suppress(UnsupportedModelError, UnknownFeaturesError):  # `losses` tells them
+            self._groups(records, _metrics(config), config)
+
+    def forget(self) -> None:
+        """Keep nothing in memory of the steps so far."""
+        self.frozen.forget()
+
     def _losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
         self.frozen.recomputes = config.checkpoint_activations
         self.frozen.compiles = config.compile_layers
@@ -135,8 +127,7 @@ class TrainingStep:
         weights = {metric: float(getattr(config, f"{metric}_weight")) for metric in METRICS}
         wanted = [metric for metric in METRICS if weights[metric]]
         locality = [metric for metric in wanted if metric not in IN_SCOPE]
-        metrics = ["reliability", *(m for m in wanted if m != "reliability")]
-        groups = self._groups(records, metrics, config)
+        groups = self._groups(records, _metrics(config), config)
         projected = self._project(groups)
         head = head_of(self._editor.backbone.model)
         device = groups[0].frozen.states.device
@@ -149,7 +140,7 @@ class TrainingStep:
             if not rows:
                 continue
             upper = group.frozen.take(rows)
-            at, expected, metric = _answers(group, upper.rows)
+            at, expected, metric = answers(group, upper.rows)
             hidden = upper.final_states(at, self._changes(group, upper, projected))
             logits = head(hidden).float()
             losses = functional.cross_entropy(logits, expected, reduction="none")
@@ -159,7 +150,7 @@ class TrainingStep:
                 kept = torch.isin(metric, outside)
                 with torch.no_grad():
                     unedited = group.frozen.take(others)
-                    plain = head(unedited.final_states(_answers(group, unedited.rows)[0]))
+                    plain = head(unedited.final_states(answers(group, unedited.rows)[0]))
                     before = functional.log_softmax(plain.float(), -1)
                 after = functional.log_softmax(logits[kept], -1)
                 divergence = (before.exp() * (before - after)).sum(-1)
@@ -172,7 +163,7 @@ class TrainingStep:
 
     def _groups(
         self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
-    ) -> list[_Group]:
+    ) -> list[RowGroup]:
         """Return the rows of a step, once all shortcuts that the model does not bear are off."""
         folder = None
         if self._folder is not None and not self._is_checked:
@@ -212,9 +203,9 @@ class TrainingStep:
 
     def _read(
         self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
-    ) -> list[_Group]:
+    ) -> list[RowGroup]:
         rows = [
-            _Row(metric, place, query)
+            Row(metric, place, query)
             for metric in metrics
             for place, query in enumerate(metric_queries(records, metric))
         ]
@@ -227,10 +218,10 @@ class TrainingStep:
             device = frozen.states.device
             numbers = torch.tensor([METRICS.index(name) for name in names], device=device)
             record = torch.tensor(places, device=device)
-            groups.append(_Group(frozen, numbers, record, queries, ends, names))
+            groups.append(RowGroup(frozen, numbers, record, queries, ends, names))
         return groups
 
-    def _grouped(self, rows: Sequence[_Row]) -> list[list[_Row]]:
+    def _grouped(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Return the rows of each forward.
 
         Rows that share their beginning are longer than others, which would be padded to them.
@@ -251,12 +242,12 @@ class TrainingStep:
         return [part for part in parts if part]
 
     @torch.no_grad()
-    def _agrees(self, groups: Sequence[_Group]) -> bool:
+    def _agrees(self, groups: Sequence[RowGroup]) -> bool:
         """Return whether the upper layers, run alone, give what the model's own forward gives."""
         head = head_of(self._editor.backbone.model)
         for group in groups:
             upper = group.frozen.take(range(len(group.metrics)))
-            got = head(upper.final_states(_answers(group, upper.rows)[0]))
+            got = head(upper.final_states(answers(group, upper.rows)[0]))
             expected = self._whole(group)
             bound = _TOLERANCE if got.dtype == expected.dtype == torch.float32 else 5e-2
             scale = float(expected.abs().amax())
@@ -264,7 +255,7 @@ class TrainingStep:
                 return False
         return True
 
-    def _whole(self, group: _Group) -> Tensor:
+    def _whole(self, group: RowGroup) -> Tensor:
         """Return the logits of the model's own forward at the answers of a group, [n, v]."""
         encoder = self._editor.encoder
         encoded = encoder.encode(group.queries)
@@ -278,7 +269,7 @@ class TrainingStep:
         chosen: Tensor = logits[:, :-1][batch.labels[:, 1:] != IGNORED]
         return chosen
 
-    def _project(self, groups: Sequence[_Group]) -> dict[Modality, ProjectedEdit]:
+    def _project(self, groups: Sequence[RowGroup]) -> dict[Modality, ProjectedEdit]:
         """Return the edits of the requests of some records, projected, in the records' order."""
         adapters = self._editor.adapters
         layers = {adapters.layer_of[name] for name in adapters.modalities}
@@ -315,7 +306,7 @@ class TrainingStep:
         return projected
 
     def _changes(
-        self, group: _Group, upper: UpperLayers, projected: dict[Modality, ProjectedEdit]
+        self, group: RowGroup, upper: UpperLayers, projected: dict[Modality, ProjectedEdit]
     ) -> dict[int, LayerEdit]:
         adapters, layout = self._editor.adapters, group.frozen.batch.layout
         record = group.record[upper.first]
@@ -337,14 +328,12 @@ class TrainingStep:
         return {adapters.layer_of[n]: partial(change, adapters.layer_of[n]) for n in positions}
 
 
+def _metrics(config: TrainingConfig) -> list[str]:
+    """Return what is read of a record: the request, and what has a weight."""
+    wanted = [metric for metric in METRICS if getattr(config, f"{metric}_weight")]
+    return ["reliability", *(metric for metric in wanted if metric != "reliability")]
+
+
 def _widened(values: Tensor, width: int) -> Tensor:
     """Return values [b, e, d] with zeros, or False, up to a width, [b, width, d]."""
     return functional.pad(values, (0, 0, 0, width - values.shape[1]))
-
-
-def _answers(group: _Group, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where rows predict answer tokens, [r, s], and of each such place token and metric."""
-    following = group.frozen.batch.labels[rows, 1:]
-    answer = following != IGNORED
-    metric = group.metric[rows, None].expand_as(answer)[answer]
-    return functional.pad(answer, (0, 1)), following[answer], metric

@@ -1,7 +1,9 @@
 """Trains the adapters on edit records, then calibrates the gate. The base model stays frozen."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.training_targets import targets_of
-from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_calibration import Calibration
@@ -24,6 +26,13 @@ from easyedit_dualedit.train.step import TrainingStep
 
 CHECKPOINT_EVERY = 200
 """Steps between two checkpoints."""
+
+CHECKPOINT_SECONDS = 30.0
+"""Between two checkpoints of slow steps, too: what a killed training loses at most."""
+
+FORGET_EVERY = 1000
+"""Steps after which frozen states are computed anew, as a continued training computes them anew:
+their last bits depend on the batch in which a query was first seen."""
 
 
 def train(
@@ -44,14 +53,16 @@ def train(
         editor: its adapters are trained; its model is only read.
         records: training records, at least one batch of them.
         config: steps, rates, weights.
-        checkpoint: file to continue from if it exists, written every `CHECKPOINT_EVERY` steps and
-            after the last; the caller removes it once the adapters are saved.
+        checkpoint: file to continue from if it exists, written every `CHECKPOINT_EVERY` steps or
+            `CHECKPOINT_SECONDS`, and after the last; the caller removes it once the adapters are
+            saved. On one machine a continued training gives the bits of an unbroken one.
         progress: whether to show a bar.
 
     Raises:
         DataError: if there are fewer records than a batch takes.
         BackboneError: if no gradient passes through the model's weights.
         ArchiveError: if the checkpoint is damaged or of another run.
+        ConfigError: if the losses are no numbers any longer.
     """
     if len(records) < config.batch_size:
         raise DataError(
@@ -76,7 +87,19 @@ def train(
     processes.agree(editor.adapters.parameters())
     progress = progress and processes.is_first
     training_step = TrainingStep.within(editor, config)
+
+    def batches(step: int) -> Iterator[Sequence[Record]]:
+        """Yield the records of this process in each batch of a step."""
+        for part in range(config.accumulate):
+            place = step * config.accumulate + part
+            indices = batch_indices(place, len(records), config)
+            yield processes.share([records[i] for i in indices])
+
     with undisturbed(editor.backbone.model), _frozen(editor.backbone.model):
+        for step in range(first - first % FORGET_EVERY, first):
+            for batch in batches(step):
+                training_step.read_again(batch, config)
+        stored = time.monotonic()
         bar = tqdm(
             range(first, config.steps),
             initial=first,
@@ -87,20 +110,26 @@ def train(
         )
         for step in bar:
             optimiser.zero_grad(set_to_none=True)
-            for part in range(config.accumulate):
-                place = step * config.accumulate + part
-                chosen = [records[i] for i in batch_indices(place, len(records), config)]
-                losses = training_step.losses(processes.share(chosen), config)
+            if step % FORGET_EVERY == 0:
+                training_step.forget()
+            for batch in batches(step):
+                losses = training_step.losses(batch, config)
                 (losses.total / config.accumulate).backward()  # type: ignore[no-untyped-call]
             processes.add_gradients(editor.adapters.parameters())
             if config.gradient_clip:
                 nn.utils.clip_grad_norm_(editor.adapters.parameters(), config.gradient_clip)
             optimiser.step()
             schedule.step()
-            bar.set_postfix({metric: f"{loss:.3f}" for metric, loss in losses.by_metric.items()})
-            due = (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == config.steps
-            if due and processes.is_first:
+            told = {metric: float(loss) for metric, loss in losses.by_metric.items()}
+            bar.set_postfix({metric: f"{loss:.3f}" for metric, loss in told.items()})
+            _require_numbers(told.values(), f"losses of step {step + 1}", config)
+            is_last = step + 1 == config.steps
+            late = time.monotonic() - stored > CHECKPOINT_SECONDS
+            if processes.is_first and (is_last or late or (step + 1) % CHECKPOINT_EVERY == 0):
                 state.store(step + 1)
+                stored = time.monotonic()
+        extremes = [each.detach().abs().amax() for each in editor.adapters.parameters()]
+        _require_numbers(torch.stack(extremes).tolist(), "trained weights", config)
         calibrations = calibrate(editor, records, config.batch_size)
         if config.gate_steps:
             calibrations["learned"] = train_gate(editor, records, config, progress=progress)
@@ -122,6 +151,14 @@ def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
     return order[place * config.batch_size : (place + 1) * config.batch_size].tolist()
+
+
+def _require_numbers(values: Iterable[float], what: str, config: TrainingConfig) -> None:
+    if not all(map(math.isfinite, values)):
+        raise ConfigError(
+            f"the {what} are no numbers any longer: lower the learning rate (lr, here"
+            f" {config.learning_rate}) or set gradient_clip, and start anew"
+        )
 
 
 @contextlib.contextmanager

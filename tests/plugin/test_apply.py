@@ -189,7 +189,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny: TinyModel, tmp_path: P
     state = described_state(trained_editor(tiny))
     state.pop(next(iter(state)))
     torch.save({"model": state}, tmp_path / "checkpoint")
-    with pytest.raises(ArchiveError, match="do not fit the configuration"):
+    with pytest.raises(ArchiveError, match="do not fit its configuration"):
         apply(tiny.model, tiny.processor, [request()], hparams_of(tmp_path / "checkpoint"))
 
 
