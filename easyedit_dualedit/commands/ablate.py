@@ -41,17 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train and measure variants of the method, and print one table."""
+    from rich.text import Text
+
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import own_records, records_of
     from easyedit_dualedit.commands.runs import settings_of
+    from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.records import load_records
     from easyedit_dualedit.experiments.ablate import ablate, is_done, layer_pairs, variants
     from easyedit_dualedit.files import write_json, write_text
+    from easyedit_dualedit.measure.target_split import told
     from easyedit_dualedit.model.loading import load_model
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
-    from easyedit_dualedit.report.ablation import ablation_csv, ablation_table
+    from easyedit_dualedit.report.ablation import (
+        ablation_csv,
+        ablation_split_table,
+        ablation_table,
+    )
     from easyedit_dualedit.report.plots import plot_ablation, plot_where_possible
+    from easyedit_dualedit.report.target_split import split_line
     from easyedit_dualedit.train.checkpoint import records_digest
 
     folder: Path = arguments.output / arguments.name
@@ -89,20 +98,33 @@ def run(arguments: argparse.Namespace) -> None:
         model=hparams.model_name,
         trained_on=records_digest(records, with_pictures=True),
     )
+    split = split_of(measured, archive=None, training=records)
     done = [
         variant for variant in every if variant not in chosen and is_done(variant, folder, settings)
     ]
     rows = ablate(
-        chosen, model, processor, records, measured, folder, settings, fresh=arguments.fresh
+        chosen,
+        model,
+        processor,
+        records,
+        measured,
+        folder,
+        settings,
+        split=split,
+        fresh=arguments.fresh,
     )
-    rows += ablate(done, model, processor, records, measured, folder, settings)
+    rows += ablate(done, model, processor, records, measured, folder, settings, split=split)
     write_json(folder / "ablation.json", rows)
     write_text(folder / "ablation.csv", ablation_csv(rows))
-    table = ablation_table(rows)
-    write_text(folder / "ablation.md", table.markdown())
+    tables = [ablation_table(rows), *filter(None, [ablation_split_table(rows, told(split))])]
+    line = split_line({"targets": told(split)})
+    parts = [*(table.markdown() for table in tables), f"{line}\n"]
+    write_text(folder / "ablation.md", "\n".join(parts))
     plot_where_possible(plot_ablation, rows, folder / "ablation.png")
     shown = console()
-    shown.print(table.for_terminal())
+    for table in tables:
+        shown.print(table.for_terminal())
+    shown.print(Text(line))
     shown.print(f"written: {folder / 'ablation.json'}, .csv, .md and .png beside it")
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easyedit_dualedit import __version__
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_run, count
+from easyedit_dualedit.commands.arguments import (
+    EDIT_HPARAMS,
+    add_run,
+    add_training_records,
+    count,
+)
 from easyedit_dualedit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help="only these (default: all there are)"
     )
+    add_training_records(parser)
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="also write the report here, plots beside it"
     )
@@ -57,6 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.many_methods import measure, methods_of, sized_methods
     from easyedit_dualedit.commands.many_report import GATE_FILE, write_reports
     from easyedit_dualedit.commands.records import is_testbed
+    from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
     from easyedit_dualedit.experiments.many_edits import UneditedAnswers, groups_of, untouched
     from easyedit_dualedit.files import digest_of, read_json, write_json
@@ -92,6 +99,10 @@ def run(arguments: argparse.Namespace) -> None:
     # Below the folder that `fresh` removes, so that nothing of an earlier run is taken for new.
     cases = folder / CASES_FOLDER
     groups = groups_of(records, counts)
+    edited = {record.index: record for group in groups for record in group.records}
+    split = split_of(
+        list(edited.values()), archive=hparams.archive, file=arguments.training_records
+    )
     sized = groups_of(records, [min(_SIZES_AT, counts[-1])])
     methods = methods_of(hparams, folder, arguments.methods)
     unedited = UneditedAnswers(editor.backbone.model, editor.encoder, Run(cases / "unedited", {}))
@@ -112,7 +123,8 @@ def run(arguments: argparse.Namespace) -> None:
         gate["costs"] = routing_costs(editor, routed, among)
         write_json(cases / GATE_FILE, gate)
     machine = f"{platform.machine()}, {torch.get_num_threads()} thread"
-    write_reports(folder, groups, sized, {**settings, "machine": machine}, arguments.report)
+    about = {**settings, "machine": machine}
+    write_reports(folder, groups, sized, about, arguments.report, split)
 
 
 def _records(

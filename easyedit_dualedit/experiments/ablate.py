@@ -20,6 +20,7 @@ from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
+from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
 from easyedit_dualedit.method.config import DualEditConfig, GateConfig, GateKind, SignalPositions
 from easyedit_dualedit.method.editor import DualEditor
@@ -100,6 +101,7 @@ def ablate(
     folder: Path,
     settings: Mapping[str, Any],
     *,
+    split: TargetSplit | str | None = None,
     fresh: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -115,11 +117,13 @@ def ablate(
         measured: to measure on.
         folder: each variant has a folder in it.
         settings: plain values that decide the results, besides the variant itself.
+        split: which targets were seen in the training, or why that is not known.
         fresh: train and measure anew what is in the folder.
         progress: whether to show bars.
 
     Returns:
-        `variant`, `gate`, `text_layer`, `vision_layer` and the `protocols` of the metrics.
+        `variant`, `gate`, `text_layer`, `vision_layer`, the `protocols` of the metrics and, if
+        there is a split, `by_target` (see `TargetSplit.means`).
 
     Raises:
         ConfigError: if two variants have one name, or a folder holds other settings.
@@ -146,14 +150,14 @@ def ablate(
         editor = _trained(variant, model, processor, records, run.folder, gates, progress=progress)
         makers: dict[str, EditMaker] = {kind: _with_gate(editor, kind) for kind in variant.gates}
         cases = evaluate(measured, editor.encoder, makers, run, progress=progress)
-        metrics = run.finish(cases)["methods"]
+        metrics = run.finish(cases, split)["methods"]
         rows += [
             {
                 "variant": variant.name,
                 "gate": kind,
                 "text_layer": variant.config.text_layer,
                 "vision_layer": variant.config.vision_layer,
-                "protocols": metrics[kind]["protocols"],
+                **metrics[kind],
             }
             for kind in variant.gates
         ]

@@ -23,6 +23,7 @@ from easyedit_dualedit.measure.contender import Edited
 from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.measure.scores import score
+from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.packing import Precision
@@ -158,13 +159,21 @@ def measure_group(
             bar.update()
 
 
-def point_of(folder: Path, groups: Sequence[Group]) -> dict[str, Any] | None:
+def point_of(
+    folder: Path, groups: Sequence[Group], split: TargetSplit | str | None = None
+) -> dict[str, Any] | None:
     """Return the means over the cases of groups of one number of edits; None if some lack.
+
+    Args:
+        folder: of the method's cases.
+        groups: edits.
+        split: which targets were seen in training, or why that is not known.
 
     Returns:
         `edits`, `asked` (records), the five metrics and `average` in percent, `open` (metric ->
         share of queries for which the gate opened, in percent, of methods with a gate),
-        `bytes_per_edit`, and `refused`, the share of edits that could not be made, in percent.
+        `bytes_per_edit`, `refused`, the share of edits that could not be made, in percent, and, if
+        there is a split, `by_target` (see `TargetSplit.means`).
     """
     cases = []
     for group in groups:
@@ -180,7 +189,12 @@ def point_of(folder: Path, groups: Sequence[Group]) -> dict[str, Any] | None:
             metric: 100 * fmean(case["gate"][metric]["open"] for case in cases)
             for metric in METRICS
         }
+    parted = {}
+    if isinstance(split, TargetSplit):
+        by_index = {case["index"]: {PROTOCOL: case["values"]} for case in cases}
+        parted["by_target"] = split.means(by_index)
     return {
+        **parted,
         "edits": groups[0].count,
         "asked": len(cases),
         **values,

@@ -5,7 +5,9 @@ from typing import Any
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.data.scope import HARD, IN_SCOPE, SCOPE
+from easyedit_dualedit.experiments.many_edits import PROTOCOL
 from easyedit_dualedit.report.table import Table, numbers
+from easyedit_dualedit.report.target_split import split_line, split_table
 
 _TIMED = {
     "seconds": lambda value: "-" if value is None else f"{1e6 * value:.0f}",
@@ -37,6 +39,7 @@ def report_of(metrics: Mapping[str, Any], *, plots: bool = True) -> str:
         "## Quality",
         _quality(metrics["points"]),
         "![Average of the five metrics by number of edits](many_edits.png)" if plots else "",
+        *_split(metrics),
         "EasyEdit's methods run with the hyperparameters that it ships for a 7B model, as in"
         " [results.md](results.md); a row that is missing could not be run.",
         '"% failed" are edits at which a method raised an error; the next one was made then.',
@@ -75,6 +78,25 @@ def _quality(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return _markdown(
         ["method", "edits", "asked", *metrics, "average", "kB an edit", "% failed"], rows
     )
+
+
+def many_split_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return the table by targets seen in training: a row for each group, method and number.
+
+    None where that is not known, or all targets are alike.
+    """
+    points = {
+        f"{name}, {point['edits']:,} edits": point
+        for name, found in metrics["points"].items()
+        for point in found
+    }
+    return split_table({"methods": points, "targets": metrics.get("targets")}, PROTOCOL)
+
+
+def _split(metrics: Mapping[str, Any]) -> list[str]:
+    line, table = split_line(metrics), many_split_table(metrics)
+    shown = [] if table is None else [table.markdown().rstrip()]
+    return ["## Targets seen in training, and others", line, *shown] if line else []
 
 
 def _gate(rates: Mapping[str, Mapping[str, float]]) -> str:

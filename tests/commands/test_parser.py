@@ -706,7 +706,9 @@ def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any
     rows = json.loads((folder / "ablation.json").read_text())
     assert [row["variant"] for row in rows][:2] == ["layers 0 and 1"] * 2 and len(rows) == 7
     assert "both adapters" in done.out
-    assert (folder / "ablation.csv").is_file() and (folder / "ablation.md").is_file()
+    assert (folder / "ablation.csv").is_file()
+    told = "Of 2 targets, 2 were seen as a whole in training (known from the records trained on)."
+    assert told in (folder / "ablation.md").read_text() and told in " ".join(done.out.split())
     # What was done under other settings is no row of this table, and stops only its own variant.
     slower = work.hparams(**SHORT | {"lr": 0.001})
     done = call(work.ablate("--variants", "--pairs", "0,2", hparams=slower))

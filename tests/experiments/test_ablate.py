@@ -23,6 +23,7 @@ from easyedit_dualedit.experiments.ablate import (
     variants,
 )
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
+from easyedit_dualedit.measure.target_split import GROUPS, TargetSplit
 from easyedit_dualedit.report import plots
 
 CONFIG = tiny_config(gate={"kind": "learned"})
@@ -103,6 +104,24 @@ def test_rows_hold_every_gate_of_every_variant(
         assert set(row["protocols"]) == set(EVALUATION_PROTOCOLS)
         assert row["protocols"]["generate"]["reliability"]["n"] == 2
         assert set(row["protocols"]["generate"]) >= set(COLUMNS)
+
+
+def test_rows_are_split_by_what_was_seen_in_training(
+    llava: TinyModel, records: list[Record], tmp_path: Path
+):
+    chosen = layer_pairs(CONFIG, TRAINING, [(1, 2)])
+    split = TargetSplit("a test", (records[0].index,), (records[1].index,), ())
+    row = ablate(
+        *(chosen, llava.model, llava.processor, records, records[:2], tmp_path, {}),
+        split=split,
+        progress=False,
+    )[0]
+    counts = {
+        group: row["by_target"]["generate"][group]["reliability"]["n"] for group in GROUPS[:2]
+    }
+    assert counts == {"seen": 1, "unseen": 1}
+    # The split decides no result: the same variant goes on without one.
+    assert "by_target" not in run(chosen, llava, records, tmp_path)[0]
 
 
 def test_a_variant_is_trained_once_and_a_gate_once_per_text_layer(

@@ -22,6 +22,7 @@ from easyedit_dualedit.experiments.many_edits import (
     untouched,
 )
 from easyedit_dualedit.measure.run import Run
+from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.report.many_edits import report_of
 
@@ -74,6 +75,31 @@ def test_edits_are_asked_after_all_of_them_and_cases_are_kept(
     assert measured(editor, group, tmp_path / "run") == first, "nothing is edited again"
 
 
+def test_a_point_is_split_by_targets_seen_in_training(
+    editor: DualEditor, records: list[Record], tmp_path: Path
+):
+    groups = groups_of(records, (4,))[:2]
+    for group in groups:
+        measured(editor, group, tmp_path)
+    split = TargetSplit("a test", (0, 1, 6), (2, 3, 4, 5, 7, 11), (11,))
+    point = point_of(tmp_path, groups, split)
+    assert point is not None
+    found = point["by_target"]["generate"]
+    # Record 11 is in neither group.
+    assert {group: values["reliability"]["n"] for group, values in found.items()} == {
+        "seen": 3,
+        "unseen": 5,
+    }
+    seen = [
+        json.loads(path.read_text())["values"]["text_generality"]
+        for path in tmp_path.glob("00004-*/cases/*.json")
+        if int(path.stem) in split.seen
+    ]
+    assert found["seen"]["text_generality"]["mean"] == pytest.approx(100 * sum(seen) / 3)
+    without = point_of(tmp_path, groups, "nobody knows")
+    assert without is not None and "by_target" not in without
+
+
 def test_a_gate_that_stays_closed_changes_no_bit(editor: DualEditor, records: list[Record]):
     found = untouched(editor, records, "int8")
     assert found["closed"] > 0
@@ -121,8 +147,27 @@ def test_the_command_writes_a_report_and_continues(work: Workplace, call: Any):
     assert sizes == sorted(sizes, reverse=True) and sizes[2] < 0.6 * sizes[0]
     report = (folder / "many_edits.md").read_text()
     assert report == report_of(metrics, plots="](many_edits.png)" in report)
-    for heading in ("Quality", "Bits", "What routing costs", "Quality against size"):
+    # The adapters know their targets: all of these were seen.
+    assert metrics["targets"]["seen"] == 8 and metrics["targets"]["unseen"] == 0
+    told = "Of 8 targets, 8 were seen as a whole in training (known from the adapters in"
+    assert told in report and told in " ".join(called.out.split())
+    for heading in (
+        "Quality",
+        "Targets seen in training, and others",
+        "Bits",
+        "What routing costs",
+        "Quality against size",
+    ):
         assert f"## {heading}\n" in report
+    items = json.loads(work.data.read_text(encoding="utf-8"))
+    some = work.folder / "some.json"
+    some.write_text(json.dumps(items[:2]), encoding="utf-8")
+    parted = call(command(work, "--training-records", some))
+    assert parted.code == 0, parted.err
+    assert (
+        "| never seen as a whole | 4 | DualEdit, 1 edits |"
+        in (folder / "many_edits.md").read_text()
+    )
     again = call(command(work))
     assert again.code == 0
     assert json.loads((folder / "metrics.json").read_text()) == metrics
