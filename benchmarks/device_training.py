@@ -22,8 +22,8 @@ from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.config import TrainingConfig
-from easyedit_dualedit.train.gate_trainer import collect
 from easyedit_dualedit.train.plain_step import plain_losses
+from easyedit_dualedit.train.scope_states import collect
 from easyedit_dualedit.train.step import TrainingStep
 from easyedit_dualedit.train.trainer import train
 

@@ -17,7 +17,8 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.stored_edit import Provenance, StoredEdit
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.inputs import TokenLayout
-from easyedit_dualedit.train.gate_trainer import ScopeStates, collect, gate_states
+from easyedit_dualedit.train.gate_reading import read_gate_states
+from easyedit_dualedit.train.scope_states import ScopeStates, collect
 
 _NOWHERE = Provenance("", "", "", ())
 REPEATS = 300
@@ -74,8 +75,9 @@ def routing_costs(
         raise DataError(
             f"{max(counts)} edits to route among need as many records, not {len(records)}"
         )
-    states, _, pictures = gate_states(editor, [record.request for record in records[: max(counts)]])
-    keys = editor.gate.key(states, pictures)
+    read = read_gate_states(editor, [record.request for record in records[: max(counts)]])
+    read = read.of(0, max(counts))
+    keys = editor.gate.key(read.gate, read.vision)
     cases = [(name, count) for name in _ASKED for count in counts]
     decisions = {case: _decisions(editor, records, keys, *case) for case in cases}
     batch = editor.encoder.encode([records[0].request], with_target=False)

@@ -21,7 +21,7 @@ from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
 from easyedit_dualedit.plugin.ports.model import is_port
 from easyedit_dualedit.plugin.samples import METRIC_OF, records_in, records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
-from easyedit_dualedit.train.gate_trainer import GATE_RECORDS, calibrate, train_gate
+from easyedit_dualedit.train.gate_trainer import make_gate, records_for_gate
 from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.train.step import TrainingStep
 
@@ -96,11 +96,10 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
         editor = self.model.editor
         base = self.model.model
         to_picture = picture_of if isinstance(base, LegacyModel) or is_port(base) else None
-        count = min(len(self.train_set), GATE_RECORDS)
-        records = records_of([self.train_set[index] for index in range(count)], to_picture)
-        calibrate(editor, records, self.config.batch_size)
-        if self.weights.gate_steps:
-            train_gate(editor, records, self.weights, progress=not self.config.silent)
+        config = self.config.training_config()  # EasyEdit has counted max_iters by now
+        places = records_for_gate(range(len(self.train_set)), config)
+        records = records_of([self.train_set[index] for index in places], to_picture)
+        make_gate(editor, records, config, progress=not self.config.silent)
         # What training sees would only calibrate the gate again, on fewer records.
         self.model.scope = ScopeRecord(capacity=0)
 

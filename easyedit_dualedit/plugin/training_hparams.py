@@ -15,6 +15,7 @@ _LEFT_TO_PRESET = (
     "augment_targets",
     "end_of_answer",
     "gate_steps",
+    "gate_records",
 )
 
 
@@ -67,6 +68,9 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     """Whether to learn to stop after the answer; None leaves it to the preset."""
     gate_steps: int | None = None
     """Steps of training the `learned` gate in `DualEditTrainer`; None leaves it to the preset."""
+    gate_records: int | None = None
+    """Records that teach the gate; None means as many as the adapters are trained on, at least 500.
+    """
     schedule: str = "constant"
     """Of the learning rate: constant or one-cycle; EasyEdit's trainers keep it constant."""
     autocast: str = "none"

@@ -19,7 +19,8 @@ from easyedit_dualedit.train.config import TrainingConfig
 logger = logging.getLogger(__name__)
 
 _TEACHES_NOTHING = (
-    *("gate_steps", "feature_cache_bytes", "state_cache_bytes", "state_cache_folder"),
+    *("gate_steps", "gate_records"),
+    *("feature_cache_bytes", "state_cache_bytes", "state_cache_folder"),
     *("checkpoint_activations", "compile_layers"),  # the latter stands in earlier files
 )
 """Settings of a training that are not about what the adapters learn, but for rounding."""

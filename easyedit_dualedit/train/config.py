@@ -53,6 +53,9 @@ class TrainingConfig:
     """Whether the loss also asks for the end-of-turn token after the target."""
     gate_steps: int = 1500
     """Optimiser steps of the `learned` gate, after the adapters; 0 leaves it untrained."""
+    gate_records: int | None = None
+    """Records that teach the gate, the first of all; None means as many as the adapters were
+    trained on, at least 500."""
     accumulate: int = 1
     """Batches whose gradients one optimiser step averages."""
     autocast: Literal["none", "bfloat16"] = "none"
@@ -97,6 +100,11 @@ class TrainingConfig:
         for name in ("seed", "gate_steps", "feature_cache_bytes", "state_cache_bytes"):
             if not is_whole(getattr(self, name), 0):
                 problems.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
+        if self.gate_records is not None and not is_whole(self.gate_records, 1):
+            problems.append(
+                f"gate_records = {self.gate_records!r}: a whole number, 1 or above, or null for as"
+                " many as the adapters are trained on"
+            )
         folder = self.state_cache_folder
         if folder is not None and not (isinstance(folder, str) and folder.strip()):
             problems.append(f"state_cache_folder = {folder!r}: a folder as text, or null for none")

@@ -128,7 +128,7 @@ class FrozenPart:
         self.pictures = PictureFeatures(encoder, budget)
         self.states = TensorCache(state_budget)
         self._folder: StateFolder | None = None
-        self._prompts = TokenisedPrompts(encoder)
+        self.prompts = TokenisedPrompts(encoder)
         self.shares = True
         """Whether rows that begin alike are laid into one."""
         self.trims = True
@@ -151,7 +151,7 @@ class FrozenPart:
         """Keep states on disk too, and give all of them as the disk does from now on."""
         self._folder = folder
         self.forget_states()
-        self._prompts = TokenisedPrompts(self._encoder, names=True)
+        self.prompts = TokenisedPrompts(self._encoder, names=True)
 
     @torch.no_grad()
     def run(
@@ -159,6 +159,7 @@ class FrozenPart:
         queries: Sequence[Query],
         ends: Sequence[bool],
         owners: Sequence[Hashable] | None = None,
+        prepared: dict[Hashable, PreparedQuery] | None = None,
     ) -> FrozenOutput:
         """Return what the layer gives for some queries, all with pictures or all without.
 
@@ -167,6 +168,7 @@ class FrozenPart:
             ends: whether a row's answer ends with the end-of-turn token.
             owners: rows of one owner are edited alike, so that they may share what they have in
                 common; None means no two rows are.
+            prepared: what `prompts` has tokenised already, with pixels that are not read yet.
 
         Raises:
             DataError: as `Encoder.encode`.
@@ -176,9 +178,9 @@ class FrozenPart:
         # Under autocast features and states are others.
         casts = torch.is_autocast_enabled(backbone.device.type)
         pictures = [(key_of(query), casts) for query in queries]
-        prepared: dict[Hashable, PreparedQuery] = {}
+        prepared = {} if prepared is None else prepared
         prompts = [
-            self._prompts.get(*pair, prepared) for pair in zip(queries, pictures, strict=True)
+            self.prompts.get(*pair, prepared) for pair in zip(queries, pictures, strict=True)
         ]
         tokens = [prompt.tokens for prompt in prompts]
         merged = {n: torch.cat([p.small[n] for p in prompts]) for n in prompts[0].small}

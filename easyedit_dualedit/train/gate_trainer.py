@@ -1,40 +1,30 @@
 """Calibrates the gate on training records, and trains the projection of the `learned` kind.
 
 No target token takes part in what a gate learns: neither the last prompt token nor the image tokens
-can depend on what comes after them. Training asks what a memory of many edits asks: which of all
-the edits of a large batch is meant, or none.
+can depend on what comes after them.
 """
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from tqdm import tqdm
 
 from easyedit_dualedit.data.records import METRICS, Record, metric_queries
-from easyedit_dualedit.data.scope import (
-    IN_SCOPE,
-    OTHER_IMAGE,
-    OTHER_QUESTION,
-    SCOPE,
-    partners_of,
-    scope_queries,
-)
+from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import EDIT_COUNTS, GateProjection, vision_mean
+from easyedit_dualedit.method.gate import EDIT_COUNTS
 from easyedit_dualedit.method.gate_calibration import Calibration, ScopeSample, set_thresholds
-from easyedit_dualedit.model.answers import first_answer_tokens
-from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.gate_fit import fit_projection
+from easyedit_dualedit.train.gate_reading import GateStates, read_gate_states
 from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
-from easyedit_dualedit.train.held_out import divided, unshared
+from easyedit_dualedit.train.held_out import Division, divided, unshared
+from easyedit_dualedit.train.scope_states import ScopeQueries, ScopeStates
 
 logger = logging.getLogger(__name__)
 
@@ -47,59 +37,66 @@ GATE_RECORDS = 6000
 HELD_OUT = 1000
 """Records that the thresholds of a `learned` gate are chosen on, at most, and a sixth of all."""
 
-_BATCH = 1024
-"""Edits that a query is told apart from in one step."""
-_LEARNING_RATE = 2e-3
-_WARM_UP = 0.1
-_LARGEST_NORM = 1.0
-_FIRST_SCALE = 20.0
-_FIRST_NONE = 0.7
 _FEWEST = 4
 _REQUEST = METRICS[0]
 
+Item = TypeVar("Item")
 
-@dataclass(frozen=True)
-class ScopeStates:
-    """Gate states of the queries of some records, and which of them may teach.
 
-    Shapes: n records, d hidden size.
+def make_gate(
+    editor: DualEditor,
+    records: Sequence[Record],
+    config: TrainingConfig,
+    *,
+    progress: bool = True,
+) -> dict[GateKind, Calibration]:
+    """Calibrate every kind of gate, train the `learned` one, and return how each does.
+
+    All queries of both are read together, so that a picture that several show is read once. It is
+    what `calibrate` and then `train_gate` do, but for rounding.
+
+    Args:
+        editor: its gate is made anew; its adapters take no part.
+        records: the first of them teach, as many as `records_for_gate` says.
+        config: of the training; without `gate_steps` nothing is trained.
+        progress: whether to show bars.
+
+    Raises:
+        CalibrationError: if there are no records, or too few to hold any out.
     """
+    records = records_for_gate(records, config)
+    chosen = _for_calibration(records)
+    teaching = _Teaching.of(records, config) if config.gate_steps else None
+    queries = _calibration_queries(chosen)
+    first = [False] * len(queries)
+    if teaching is not None:
+        queries, first = queries + teaching.queries, first + teaching.first
+    read = _read(editor, queries, first, config, progress)
+    start = len(METRICS) * len(chosen)
+    calibrations = _calibrate(editor, read.of(0, start), len(chosen))
+    if teaching is not None:
+        states = teaching.states(read.of(start, len(queries)))
+        calibrations["learned"] = _trained(editor, *states, config, progress=progress)
+    return calibrations
 
-    gate: Mapping[str, Tensor]
-    """Kind of query -> states of the last prompt tokens, [n, d]."""
-    vision: Mapping[str, Tensor]
-    """Kind of query -> means of the image tokens, [n, d]; zeros without a picture."""
-    counts: dict[str, Tensor]
-    """Kind of query -> True where it surely is in or out of scope, bool [n]."""
-    partners: Tensor
-    """Place of the record whose picture `other_image` shows, long [n], -1 if it is not there: its
-    edit may rightly answer."""
 
-    def __len__(self) -> int:
-        """Return the number of records."""
-        return len(self.partners)
+def records_for_gate(records: Sequence[Item], config: TrainingConfig) -> Sequence[Item]:
+    """Return the records that teach a gate: the first `gate_records`.
 
-    def select(self, rows: Tensor) -> "ScopeStates":
-        """Return the states of some records, of which each is there once.
-
-        Args:
-            rows: places of the records, on any device, long [r].
-        """
-        rows = rows.to(self.partners.device)
-        place = torch.full((len(self),), -1, device=rows.device)
-        place[rows] = torch.arange(len(rows), device=rows.device)
-        partners = self.partners[rows]
-        return ScopeStates(
-            {kind: states[rows] for kind, states in self.gate.items()},
-            {kind: states[rows] for kind, states in self.vision.items()},
-            {kind: mask[rows] for kind, mask in self.counts.items()},
-            torch.where(partners >= 0, place[partners.clamp(min=0)], -1),
-        )
+    Unless that is set they are as many as the adapters were trained on, at least
+    `CALIBRATION_RECORDS`: to read one takes less time than a training step of one. They are never
+    more than `GATE_RECORDS`.
+    """
+    count = config.gate_records
+    if count is None:
+        trained_on = config.steps * config.accumulate * config.batch_size
+        count = max(CALIBRATION_RECORDS, trained_on)
+    return records[: min(count, GATE_RECORDS)]
 
 
 @torch.no_grad()
 def calibrate(
-    editor: DualEditor, records: Sequence[Record], batch_size: int = 16
+    editor: DualEditor, records: Sequence[Record], *, autocast: str = "none"
 ) -> dict[GateKind, Calibration]:
     """Calibrate the kinds that compare states as they are; return how each does on the records.
 
@@ -109,26 +106,10 @@ def calibrate(
     Raises:
         CalibrationError: if there are no records.
     """
-    if not records:
-        raise CalibrationError("no records to calibrate the gate on; give at least one")
-    chosen = records[:CALIBRATION_RECORDS]
-    gate, last = {}, {}
-    for metric in METRICS:
-        gate[metric], last[metric], _ = gate_states(
-            editor, metric_queries(chosen, metric), batch_size
-        )
-    count = len(METRICS)
-    in_scope = torch.tensor([metric in IN_SCOPE for metric in METRICS])
-    return set_thresholds(
-        editor.gate,
-        ScopeSample(
-            query_gate=torch.cat([gate[metric] for metric in METRICS]),
-            query_last=torch.cat([last[metric] for metric in METRICS]),
-            edit_gate=gate["reliability"].repeat(count, 1),
-            edit_last=last["reliability"].repeat(count, 1),
-            in_scope=in_scope.repeat_interleave(len(chosen)).to(gate["reliability"].device),
-        ),
-    )
+    chosen = _for_calibration(records)
+    queries = _calibration_queries(chosen)
+    read = read_gate_states(editor, queries, autocast=autocast)
+    return _calibrate(editor, read.of(0, len(queries)), len(chosen))
 
 
 def train_gate(
@@ -144,148 +125,113 @@ def train_gate(
     for many come from it, and the rates that are returned, which are those for one edit. Neither
     their pictures nor their questions teach, as far as the data allow; see `held_out`.
 
+    Args:
+        editor: whose gate.
+        records: as many of them are used as `records_for_gate` says.
+        config: of the training.
+        progress: whether to show bars.
+
     Raises:
         CalibrationError: if there are too few records to hold any out.
     """
-    if len(records) < _FEWEST:
-        raise CalibrationError(
-            f"{len(records)} records are too few to train a gate on; give at least {_FEWEST}, or"
-            " set gate_steps to 0"
-        )
-    records = records[:GATE_RECORDS]
-    held_out = max(1, min(HELD_OUT, len(records) // 6))
-    division = divided(records, held_out)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        teaching = collect(editor, division.teaching, seed=config.seed, progress=progress)
-        apart = collect(editor, division.held_out, seed=config.seed, progress=progress)
-        for kind in (metric for metric in METRICS if metric not in IN_SCOPE):
-            queries = (
-                metric_queries(part, kind) for part in (division.teaching, division.held_out)
-            )
-            used = unshared(*queries)
-            for states, mask in zip((teaching, apart), used, strict=True):
-                states.counts[kind] = torch.tensor(mask, device=states.partners.device)
-        _fit(editor, teaching, config, progress=progress)
-    return _calibrate_projection(editor, apart)
+    teaching = _Teaching.of(records_for_gate(records, config), config)
+    read = _read(editor, teaching.queries, teaching.first, config, progress)
+    return _trained(editor, *teaching.states(read), config, progress=progress)
+
+
+def _read(
+    editor: DualEditor,
+    queries: Sequence[Query],
+    first: Sequence[bool],
+    config: TrainingConfig,
+    progress: bool,
+) -> GateStates:
+    return read_gate_states(
+        editor, queries, first=first, autocast=config.autocast, progress=progress
+    )
+
+
+def _for_calibration(records: Sequence[Record]) -> Sequence[Record]:
+    if not records:
+        raise CalibrationError("no records to calibrate the gate on; give at least one")
+    return records[:CALIBRATION_RECORDS]
+
+
+def _calibration_queries(records: Sequence[Record]) -> list[Query]:
+    """Return the queries of records, metric after metric."""
+    return [query for metric in METRICS for query in metric_queries(records, metric)]
 
 
 @torch.no_grad()
-def collect(
-    editor: DualEditor,
-    records: Sequence[Record],
-    *,
-    seed: int = 0,
-    batch_size: int = 32,
-    progress: bool = True,
-) -> ScopeStates:
-    """Return the gate states of every kind of query of `SCOPE`.
-
-    Another record's question may mean the same as the edit's own. It counts as out of scope only
-    where the unedited model begins to answer it otherwise.
-    """
-    queries = scope_queries(records, seed=seed)
-    gate, vision = {}, {}
-    for kind in tqdm(SCOPE, desc="reading states", unit="kind", disable=not progress):
-        gate[kind], _, vision[kind] = gate_states(editor, queries[kind], batch_size)
-    everywhere = torch.ones(len(records), dtype=torch.bool, device=gate["reliability"].device)
-    counts = dict.fromkeys(SCOPE, everywhere)
-    own = first_answer_tokens(editor.encoder, queries["reliability"], batch_size)
-    other = first_answer_tokens(editor.encoder, queries[OTHER_QUESTION], batch_size)
-    partners = torch.tensor(partners_of(len(records), seed=seed), device=everywhere.device)
-    # A record that is alone has no other to take a picture or a question from.
-    has_partner = partners != torch.arange(len(records), device=partners.device)
-    counts[OTHER_IMAGE] = has_partner
-    counts[OTHER_QUESTION] = (own != other).to(everywhere.device) & has_partner
-    return ScopeStates(gate, vision, counts, partners)
-
-
-def gate_states(
-    editor: DualEditor, queries: Sequence[Query], batch_size: int = 32
-) -> tuple[Tensor, ...]:
-    """Return states of last prompt tokens, of last tokens, and means of image tokens, [n, d].
-
-    They lie where the gate does, whichever device the layer is on.
-    """
-    layer, device = editor.config.text_layer, editor.gate.mean.device
-    batches: list[tuple[Tensor, ...]] = []
-    for start in range(0, len(queries), batch_size):
-        batch = editor.encoder.encode(queries[start : start + batch_size])
-        backbone = editor.backbone
-        with undisturbed(backbone.model), record(backbone.layers, [layer], stop=True) as seen:
-            backbone.model(**batch.inputs, use_cache=False)
-        hidden = seen[layer].float()
-        rows = torch.arange(batch.size, device=hidden.device)
-        batches.append(
-            (
-                hidden[rows, batch.layout.gate.to(hidden.device)],
-                hidden[rows, batch.layout.last.to(hidden.device)],
-                vision_mean(hidden, batch.layout.vision),
-            )
-        )
-    return tuple(torch.cat(parts).to(device) for parts in zip(*batches, strict=True))
-
-
-def _fit(
-    editor: DualEditor, states: ScopeStates, config: TrainingConfig, *, progress: bool
-) -> None:
-    projection = editor.gate.projection
-    projection.reset()  # so that the result depends on the seed alone
-    device = editor.gate.mean.device
-    scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE), device=device))
-    none = nn.Parameter(torch.tensor(_FIRST_NONE, device=device))
-    optimiser = torch.optim.Adam([*projection.parameters(), scale, none], lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: _pace(step, config.gate_steps)
+def _calibrate(editor: DualEditor, read: GateStates, count: int) -> dict[GateKind, Calibration]:
+    """Calibrate on what was read of the `_calibration_queries` of so many records."""
+    request = read.of(0, count)  # the first metric
+    times = len(METRICS)
+    in_scope = torch.tensor([metric in IN_SCOPE for metric in METRICS])
+    return set_thresholds(
+        editor.gate,
+        ScopeSample(
+            query_gate=read.gate,
+            query_last=read.last,
+            edit_gate=request.gate.repeat(times, 1),
+            edit_last=request.last.repeat(times, 1),
+            in_scope=in_scope.repeat_interleave(count).to(read.gate.device),
+        ),
     )
-    steps = tqdm(range(config.gate_steps), desc="gate", unit="step", disable=not progress)
-    for _ in steps:
-        rows = torch.randperm(len(states))[:_BATCH]
-        loss = _routing_loss(projection, states.select(rows), scale.exp(), none)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(projection.parameters(), _LARGEST_NORM)
-        optimiser.step()
-        schedule.step()
-        steps.set_postfix(loss=f"{float(loss.detach()):.4f}")
 
 
-def _routing_loss(
-    projection: GateProjection, batch: ScopeStates, scale: Tensor, none: Tensor
-) -> Tensor:
-    """Return the mean cross-entropy of finding a query's own edit among all of a batch, or none.
+@dataclass(frozen=True)
+class _Teaching:
+    """Which queries teach a `learned` gate, and which choose its thresholds."""
 
-    The logits of a query are its scaled cosines to every edit, and one learned number that stands
-    for none of them.
-    """
-    edits = projection(batch.gate[_REQUEST], batch.vision[_REQUEST])
-    count = len(edits)
-    rows = torch.arange(count, device=edits.device)
-    losses = []
-    for kind in SCOPE:
-        own = kind == _REQUEST
-        queries = edits if own else projection(batch.gate[kind], batch.vision[kind])
-        logits = scale * (queries @ edits.T)  # [n, n]
-        if kind in IN_SCOPE and not own:
-            # Which query is meant by an edit, too.
-            losses.append(functional.cross_entropy(logits.T, rows) / 2)
-        if kind == OTHER_IMAGE:
-            shown = batch.partners
-            logits = logits.masked_fill((rows == shown[:, None]), -math.inf)
-        logits = torch.cat([logits, (scale * none).expand(count, 1)], 1)
-        label = rows if kind in IN_SCOPE else torch.full_like(rows, count)
-        loss = functional.cross_entropy(logits, label, reduction="none")[batch.counts[kind]]
-        if len(loss):
-            losses.append(loss.mean())
-    return torch.stack(losses).sum() / len(SCOPE)
+    division: Division
+    taught: ScopeQueries
+    apart: ScopeQueries
+
+    @classmethod
+    def of(cls, records: Sequence[Record], config: TrainingConfig) -> "_Teaching":
+        if len(records) < _FEWEST:
+            raise CalibrationError(
+                f"{len(records)} records are too few to train a gate on; give at least {_FEWEST},"
+                " or set gate_steps to 0"
+            )
+        division = divided(records, max(1, min(HELD_OUT, len(records) // 6)))
+        parts = (division.teaching, division.held_out)
+        return cls(division, *(ScopeQueries.of(part, seed=config.seed) for part in parts))
+
+    @property
+    def queries(self) -> list[Query]:
+        return self.taught.queries + self.apart.queries
+
+    @property
+    def first(self) -> list[bool]:
+        return self.taught.first + self.apart.first
+
+    def states(self, read: GateStates) -> tuple[ScopeStates, ScopeStates]:
+        """Return the states that teach and those held out, of what was read of `queries`."""
+        middle = len(self.taught.queries)
+        taught = self.taught.states(read.of(0, middle))
+        apart = self.apart.states(read.of(middle, len(read.row)))
+        for kind in (metric for metric in METRICS if metric not in IN_SCOPE):
+            parts = (self.division.teaching, self.division.held_out)
+            used = unshared(*(metric_queries(part, kind) for part in parts))
+            for states, mask in zip((taught, apart), used, strict=True):
+                states.counts[kind] = torch.tensor(mask, device=states.partners.device)
+        return taught, apart
 
 
-def _pace(step: int, steps: int) -> float:
-    """Return the share of the step size: up in a line, then down along a cosine."""
-    warm = max(1, int(_WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def _trained(
+    editor: DualEditor,
+    taught: ScopeStates,
+    apart: ScopeStates,
+    config: TrainingConfig,
+    *,
+    progress: bool,
+) -> Calibration:
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        fit_projection(editor, taught, config, progress=progress)
+    return _calibrate_projection(editor, apart)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.train.checkpoint import Checkpoint
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.drawn_targets import with_drawn_targets
-from easyedit_dualedit.train.gate_trainer import calibrate, train_gate
+from easyedit_dualedit.train.gate_trainer import make_gate
 from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.step import TrainingStep
 
@@ -130,9 +130,7 @@ def train(
                 stored = time.monotonic()
         extremes = [each.detach().abs().amax() for each in editor.adapters.parameters()]
         _require_numbers(torch.stack(extremes).tolist(), "trained weights", config)
-        calibrations = calibrate(editor, records, config.batch_size)
-        if config.gate_steps:
-            calibrations["learned"] = train_gate(editor, records, config, progress=progress)
+        calibrations = make_gate(editor, records, config, progress=progress)
         # Each has made the same from the same states, but for the last bits on another device.
         processes.agree(editor.gate.state_dict().values())
     known = editor.training_targets or ()

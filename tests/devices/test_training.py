@@ -18,9 +18,10 @@ from easyedit_dualedit.experiments.finetuning_rows import (
 )
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.train.config import TrainingConfig
-from easyedit_dualedit.train.gate_trainer import calibrate, collect, train_gate
+from easyedit_dualedit.train.gate_trainer import calibrate, train_gate
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.plain_step import plain_losses
+from easyedit_dualedit.train.scope_states import collect
 from easyedit_dualedit.train.step import TrainingStep
 from easyedit_dualedit.train.trainer import train
 

@@ -19,8 +19,9 @@ from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import GateProjection
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train import gate_trainer
-from easyedit_dualedit.train.gate_trainer import ScopeStates, collect, train_gate
+from easyedit_dualedit.train import gate_fit, gate_trainer
+from easyedit_dualedit.train.gate_trainer import calibrate, make_gate, records_for_gate, train_gate
+from easyedit_dualedit.train.scope_states import ScopeQueries, ScopeStates, collect
 
 
 @pytest.fixture
@@ -87,14 +88,17 @@ def test_what_is_held_out_is_not_taught(
         changes = {"request": own[0], "image_rephrase": own[1], "image_locality": locality}
         shared.append(replace(record, **changes))
     taught: list[ScopeStates] = []
-    monkeypatch.setattr(gate_trainer, "_fit", lambda _e, states, _c, **_k: taught.append(states))
+    monkeypatch.setattr(
+        gate_trainer, "fit_projection", lambda _e, states, _c, **_k: taught.append(states)
+    )
     collected: list[list[Record]] = []
+    real = ScopeQueries.of
 
-    def collecting(editor: DualEditor, part: list[Record], **options: object) -> ScopeStates:
+    def noting(part: list[Record], **options: int) -> ScopeQueries:
         collected.append(part)
-        return collect(editor, part, **options)  # type: ignore[arg-type]
+        return real(part, **options)
 
-    monkeypatch.setattr(gate_trainer, "collect", collecting)
+    monkeypatch.setattr(ScopeQueries, "of", noting)
     train_gate(editor_of(llava), shared, fast(), progress=False)
     teaching, held_out = collected
     assert len(held_out) == 4 and len(teaching) == 20
@@ -116,7 +120,7 @@ def test_the_loss_is_that_of_finding_the_own_edit_or_none():
     everywhere = torch.ones(count, dtype=torch.bool)
     counts = {kind: everywhere for kind in SCOPE} | {OTHER_QUESTION: torch.arange(count) % 2 == 0}
     batch = ScopeStates(states, states, counts, partners)
-    got = gate_trainer._routing_loss(
+    got = gate_fit._routing_loss(
         lambda gate, _vision: gate,  # type: ignore[arg-type]
         batch,
         torch.tensor(scale),
@@ -145,14 +149,41 @@ def test_a_question_that_is_answered_alike_does_not_teach(
     llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "easyedit_dualedit.train.gate_trainer.first_answer_tokens",
-        lambda _encoder, queries, _size: torch.arange(len(queries)) * 0,
+        "easyedit_dualedit.train.gate_reading._first_tokens",
+        lambda rows, _logits: torch.zeros(len(rows), dtype=torch.long),
     )
     states = collect(editor_of(llava), records, progress=False)
     assert not bool(states.counts[OTHER_QUESTION].any())
     assert all(bool(states.counts[kind].all()) for kind in SCOPE if kind != OTHER_QUESTION)
     alone = collect(editor_of(llava), records[:1], progress=False)
     assert not bool(alone.counts[OTHER_IMAGE].any()), "it would show its own picture"
+
+
+def test_a_gate_that_is_made_at_once_is_that_of_both_stages(
+    llava: TinyModel, records: list[Record]
+):
+    editors = [editor_of(llava) for _ in range(2)]
+    config = fast(gate_steps=5)
+    apart = calibrate(editors[0], records)
+    apart["learned"] = train_gate(editors[0], records, config, progress=False)
+    at_once = make_gate(editors[1], records, config, progress=False)
+    assert list(at_once) == list(apart)
+    for kind, each in apart.items():
+        assert at_once[kind].threshold == pytest.approx(each.threshold, abs=2e-3)
+    states = [editor.gate.state_dict() for editor in editors]
+    assert all(torch.allclose(states[1][n], v, atol=2e-3) for n, v in states[0].items())
+    calibrated = make_gate(editor_of(llava), records, fast(gate_steps=0), progress=False)
+    assert "learned" not in calibrated
+
+
+def test_as_many_records_teach_as_the_adapters_were_trained_on():
+    records = range(10_000)
+    trained = fast(steps=100, batch_size=8, accumulate=2)
+    assert records_for_gate(records, trained) == range(1600)
+    assert records_for_gate(records, fast(steps=1)) == range(500)
+    assert records_for_gate(range(30), trained) == range(30)
+    assert records_for_gate(records, replace(trained, gate_records=7)) == range(7)
+    assert records_for_gate(records, replace(trained, steps=10_000)) == range(6000)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

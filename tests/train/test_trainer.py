@@ -17,9 +17,10 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model import layer_swaps
 from easyedit_dualedit.train import trainer
 from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.gate_trainer import calibrate
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.step import TrainingStep
-from easyedit_dualedit.train.trainer import batch_indices, calibrate, train
+from easyedit_dualedit.train.trainer import batch_indices, train
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +303,9 @@ def test_a_checkpoint_of_another_run_is_refused(
     llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setattr(trainer, "calibrate", lambda *_: pytest.fail("stop before calibration"))
+    monkeypatch.setattr(
+        trainer, "make_gate", lambda *_, **_k: pytest.fail("stop before calibration")
+    )
     checkpoint = tmp_path / "training.pt"
     with pytest.raises(BaseException, match="stop before"):
         train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
