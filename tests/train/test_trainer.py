@@ -325,11 +325,11 @@ def test_a_failed_gate_stage_costs_no_adapters(
 ):
     checkpoint = tmp_path / "training.pt"
     trained = editor_of(llava)
-    real = trainer.train_gate
-    monkeypatch.setattr(trainer, "train_gate", lambda *_, **__: 1 / 0)
+    real = trainer.make_gate
+    monkeypatch.setattr(trainer, "make_gate", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(trained, records, fast(steps=2, gate_steps=3), checkpoint=checkpoint, progress=False)
-    monkeypatch.setattr(trainer, "train_gate", real)
+    monkeypatch.setattr(trainer, "make_gate", real)
     monkeypatch.setattr(TrainingStep, "losses", lambda *_: pytest.fail("they are trained"))
     # What the adapters do not depend on may be another now.
     others = {
