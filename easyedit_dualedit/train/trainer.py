@@ -130,11 +130,44 @@ def train(
                 stored = time.monotonic()
         extremes = [each.detach().abs().amax() for each in editor.adapters.parameters()]
         _require_numbers(torch.stack(extremes).tolist(), "trained weights", config)
-        calibrations = make_gate(editor, records, config, progress=progress)
-        # Each has made the same from the same states, but for the last bits on another device.
-        processes.agree(editor.gate.state_dict().values())
+        calibrations = _gate_stage(editor, records, config, progress=progress)
     known = editor.training_targets or ()
     editor.training_targets = tuple(sorted({*known, *targets_of(records)}))
+    return calibrations
+
+
+def remake_gate(
+    editor: DualEditor,
+    records: Sequence[Record],
+    config: TrainingConfig,
+    *,
+    progress: bool = True,
+) -> dict[GateKind, Calibration]:
+    """Make the gate of trained adapters anew, and return how it does; the adapters stay.
+
+    With the records and the configuration of their training it is the gate that they had then.
+
+    Args:
+        editor: its gate is trained in place.
+        records: training records.
+        config: of the training; steps and batch size only say how many records teach the gate.
+        progress: whether to show bars.
+
+    Raises:
+        CalibrationError: if there are no records, or too few to hold any out.
+    """
+    tokenizer = editor.encoder.tokenizer
+    records = with_drawn_targets(records, config.augment_targets, tokenizer, config.seed)
+    progress = progress and Processes.current().is_first
+    return _gate_stage(editor, records, config, progress=progress)
+
+
+def _gate_stage(
+    editor: DualEditor, records: Sequence[Record], config: TrainingConfig, *, progress: bool
+) -> dict[GateKind, Calibration]:
+    calibrations = make_gate(editor, records, config, progress=progress)
+    # Each has made the same from the same states, but for the last bits on another device.
+    Processes.current().agree(editor.gate.state_dict().values())
     return calibrations
 
 
