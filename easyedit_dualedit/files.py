@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.errors import DataError, shortened
+from easyedit_dualedit.storage.parsing import json_in
 
 
 def digest_of(path: Path) -> str:
@@ -39,8 +40,27 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a zero in a name is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot write {shortened(path)}: {reason}") from error
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder; what others write now stays."""
+    for part in folder.glob("*.part"):
+        owner = part.name.removesuffix(".part").rpartition(".")[2]
+        if owner.isdigit() and not _is_running(int(owner)):
+            part.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True  # somebody else's
+    except (OSError, OverflowError):
+        return False
+    return process != os.getpid()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,12 +87,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         DataError: if the file is damaged or holds something else.
     """
-    if not path.is_file():
-        return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); remove it to have it made again") from error
+        if not path.is_file():
+            return None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    value = json_in(path, "remove it to have it made again")
     if not isinstance(value, dict):
         raise DataError(f"{path} holds no case; remove it to have it made again")
     return value

@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.runs import measure_and_print, settings_of
     from easyedit_dualedit.commands.trained_targets import split_of
+    from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
     from easyedit_dualedit.measure.questions import digest_of_some, require_questions
     from easyedit_dualedit.measure.run import Run
@@ -71,7 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.output / arguments.name
     hparams = read_hparams(arguments, DualEditMultimodalHparams)
     records, others = _read(arguments, hparams.model_name, folder / "data")
-    # Before the model is loaded, so that a mistake in the file is told at once.
+    # Before the model is loaded, so that a mistake in a file is told at once.
+    pictures = PictureFiles.opened([*records, *others])
     require_questions(records, arguments.protocols)
     protocols = [protocol for protocol in OF_SOME_RECORDS if protocol in arguments.protocols]
     split = split_of(records, archive=hparams.archive, file=arguments.training_records)
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         {"archive": Path(hparams.archive or "")},
         **(asked if protocols else {}),
         hparams={key: value for key, value in hparams.to_dict().items() if value is not None},
-        others=records_digest(others, with_pictures=True) if arguments.specificity else None,
+        others=records_digest(others) if arguments.specificity else None,
     )
     stored = Run(folder, settings, fresh=arguments.fresh)
     further = None

@@ -21,7 +21,9 @@ from easyedit_dualedit.commands import (
     merge,
     train,
 )
-from easyedit_dualedit.errors import DualEditError
+from easyedit_dualedit.errors import DualEditError, shortened
+
+logger = logging.getLogger(__name__)
 
 _COMMANDS = {
     "demo": demo,
@@ -38,6 +40,16 @@ _COMMANDS = {
     "emoji": emoji,
 }
 """Command -> its module, in the order of the help; the first is the default."""
+
+_CONTINUES = "the same command continues where it stopped"
+_INTERRUPTED = {
+    "train": "the same command continues from the last checkpoint, at most half a minute ago",
+    "edits": "the edits saved so far stay; the same command adds those that are missing",
+    "edit": "nothing was to be kept",
+    "chat": "nothing was to be kept",
+    "merge": "nothing was changed in what is merged; give the same command again",
+}
+"""What an interrupted command leaves, where it is not `_CONTINUES`."""
 
 _EPILOG = """\
 examples:
@@ -71,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0, 2 for a user's mistake (told in one line), 130 if interrupted."""
+    """Return the exit code: 0, 2 if it failed (told in one line), 130 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     verbose = [item for item in arguments if item == "--verbose"]
@@ -84,10 +96,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         _COMMANDS[parsed.command].run(parsed)
-    except DualEditError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command continues where it stopped\n")
+        sys.stderr.write(f"interrupted; {_INTERRUPTED.get(parsed.command, _CONTINUES)}\n")
         return 130
+    except BrokenPipeError:  # whoever read the output has read enough
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+    except Exception as error:
+        logger.info("where the command ended", exc_info=True)
+        sys.stderr.write(f"error: {_told(error)}\n")
+        return 2
     return 0
+
+
+def _told(error: Exception) -> str:
+    """Return in one line what went wrong, and what to do."""
+    line = " ".join(str(error).split())
+    if isinstance(error, DualEditError):
+        return line
+    if isinstance(error, OSError) and error.strerror:
+        about = f"{error.filename}: " if error.filename is not None else ""
+        return shortened(f"{about}{error.strerror}", 400)
+    if isinstance(error, MemoryError) or "out of memory" in line or "not enough memory" in line:
+        return f"the memory is used up ({shortened(line)}); give fewer or smaller inputs"
+    return (
+        f"{type(error).__name__}: {shortened(line)}; this input is not known to fail so: --verbose"
+        " shows where, please report it"
+    )

@@ -38,7 +38,7 @@ def settings_of(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "records": len(records),
-        "data": records_digest(records, with_pictures=True),
+        "data": records_digest(records),
         "methods": list(methods),
         "archives": digests,
         **more,

@@ -1,9 +1,6 @@
 """Edit records in the JSON formats of MMEdit and VLKEB, validated whole before anything runs."""
 
-import codecs
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from easyedit_dualedit.data.binding import FIELDS as BINDING_FIELDS
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.answers import exact_match
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.storage.parsing import json_in
 
 FIELDS = (
     "src",
@@ -158,14 +156,7 @@ def read_items(path: Path, *, limit: int | None = None) -> list[Any]:
     Raises:
         DataError: if the file cannot be read, or holds no list of at least one record.
     """
-    try:
-        content = path.read_bytes()
-        # Windows' editors put a byte order mark in front.
-        items = json.loads(content.decode("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give a JSON file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}{_remedy(content)}") from error
+    items = json_in(path, "give a JSON file of records", wrong="is not JSON")
     if not isinstance(items, list) or not items:
         raise DataError(f"{path} must hold a list of at least one record, as MMEdit's files do")
     if limit is not None and limit < 1:
@@ -177,17 +168,6 @@ def metric_queries(records: Sequence[Record], metric: str) -> list[Query]:
     """Return one kind of query of each record."""
     place = METRICS.index(metric)
     return [record.queries[place] for record in records]
-
-
-def _remedy(content: bytes) -> str:
-    """Return what to do with a file that is no JSON but nearly."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "; it is UTF-16: save it as UTF-8"
-    first, _, rest = content.strip().partition(b"\n")
-    with suppress(ValueError, RecursionError):
-        if isinstance(json.loads(first), dict) and rest:
-            return "; it is JSON lines, a record a line: put all into one list, [..., ...]"
-    return ""
 
 
 def _problems_in(items: Sequence[Any], images: Path | None) -> list[str]:

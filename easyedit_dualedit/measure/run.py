@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.files import read_json, write_json
+from easyedit_dualedit.errors import ConfigError, DataError
+from easyedit_dualedit.files import clear_parts, read_json, write_json
 from easyedit_dualedit.measure.metrics import means, summary
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, OF_SOME_RECORDS
 from easyedit_dualedit.measure.target_split import TargetSplit, told
@@ -18,23 +18,36 @@ from easyedit_dualedit.measure.target_split import TargetSplit, told
 SETTINGS_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 CASES_FOLDER = "cases"
+_SHOWN = "pictures"
 
 
 class Run:
     """The folder of one evaluation run."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, fresh: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        shown: Mapping[int, str] | None = None,
+    ):
         """Open or continue the run in a folder.
 
         Args:
             folder: made if it is not there.
             settings: plain values that decide the results; a run continues only under the same.
             fresh: remove the results of an earlier run first.
+            shown: digest of the pictures that a case shows, by its index: a case that was stored
+                with other pictures is made again.
 
         Raises:
             ConfigError: if the folder holds a run with other settings, or something else.
         """
         self.folder = folder
+        self._shown = dict(shown or {})
+        for place in (folder, folder / CASES_FOLDER):
+            clear_parts(place)
         if fresh and (folder / SETTINGS_FILE).is_file():
             # The settings go last: as long as they are there, the folder is known to be a run.
             shutil.rmtree(folder / CASES_FOLDER, ignore_errors=True)
@@ -67,12 +80,24 @@ class Run:
         return stored is not None and stored == json.loads(json.dumps(settings))
 
     def case(self, index: int) -> dict[str, Any] | None:
-        """Return a case that was stored earlier, or None."""
-        return read_json(self._case_path(index))
+        """Return a case that was stored earlier; None if there is none, or its pictures changed.
+
+        Raises:
+            DataError: if its file is damaged.
+        """
+        path = self._case_path(index)
+        case = read_json(path)
+        if case is None:
+            return None
+        if case.get("index", index) != index or not case.keys() - {"index", _SHOWN}:
+            raise DataError(f"{path} is damaged (it holds no case); remove it to have it made again")
+        shown = case.pop(_SHOWN, None)
+        return case if shown in (None, self._shown.get(index, shown)) else None
 
     def store(self, index: int, case: Mapping[str, Any]) -> None:
         """Write one case."""
-        write_json(self._case_path(index), case)
+        shown = {_SHOWN: self._shown[index]} if index in self._shown else {}
+        write_json(self._case_path(index), {**case, **shown})
 
     def finish(
         self, cases: Sequence[Mapping[str, Any]], split: TargetSplit | str | None = None

@@ -22,7 +22,7 @@ from easyedit_dualedit.plugin.values import (
     dtype_from,
     model_path,
 )
-from easyedit_dualedit.settings import as_number, read_yaml, unknown_keys
+from easyedit_dualedit.settings import as_number, is_seed, read_yaml, type_problems, unknown_keys
 
 _METHOD_KEYS = (
     "width",
@@ -144,6 +144,9 @@ class DualEditMultimodalHparams:
             for key, value in values.items()
             if key in known
         }
+        problems += type_problems(given, {f.name: f.type for f in dataclasses.fields(cls)})
+        if problems:
+            raise ConfigError("; ".join(problems))
         if "model_name" not in given:
             problems.append(f"{source} has no model_name; give the path or hub id of the model")
             given["model_name"] = "unknown"
@@ -204,6 +207,8 @@ class DualEditMultimodalHparams:
                 setattr(self, key, convert(getattr(self, key)))
             except ValueError as error:
                 problems.append(str(error))
+        if not is_seed(self.seed):
+            problems.append(f"seed = {self.seed!r}: a whole number from 0 to {2**32 - 1}")
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
             problems.append(
                 f"quantization = {self.quantization!r}: one of {', '.join(QUANTIZATIONS)}, or null"

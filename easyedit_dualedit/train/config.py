@@ -14,11 +14,15 @@ from easyedit_dualedit.method.config import PRESETS
 from easyedit_dualedit.settings import (
     as_number,
     is_number,
+    is_seed,
     is_whole,
     not_one_of,
     raise_if,
     unknown_keys,
 )
+
+_FASTEST = 1000.0
+"""Learning rate beyond which nothing is learned, and single precision overflows."""
 
 CACHE_BYTES = 2**30
 """Bytes that a training keeps between steps, of picture features and of states each."""
@@ -82,8 +86,10 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "accumulate"):
             if not is_whole(getattr(self, name), 1):
                 problems.append(f"{name} = {getattr(self, name)!r}: a whole number, 1 or above")
-        if not is_number(self.learning_rate, 0.0, math.inf) or self.learning_rate == 0:
-            problems.append(f"learning_rate = {self.learning_rate!r}: a number above 0")
+        if not is_number(self.learning_rate, 0.0, _FASTEST) or self.learning_rate == 0:
+            problems.append(
+                f"learning_rate = {self.learning_rate!r}: a number above 0, at most {_FASTEST}"
+            )
         names = [f.name for f in dataclasses.fields(self) if f.name.endswith("_weight")]
         for name in [*names, "gradient_clip"]:
             if not is_number(getattr(self, name), 0.0, math.inf):
@@ -97,7 +103,9 @@ class TrainingConfig:
         for name in ("checkpoint_activations", "compile_layers"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"{name} = {getattr(self, name)!r}: true or false")
-        for name in ("seed", "gate_steps", "feature_cache_bytes", "state_cache_bytes"):
+        if not is_seed(self.seed):
+            problems.append(f"seed = {self.seed!r}: a whole number from 0 to {2**32 - 1}")
+        for name in ("gate_steps", "feature_cache_bytes", "state_cache_bytes"):
             if not is_whole(getattr(self, name), 0):
                 problems.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
         if self.gate_records is not None and not is_whole(self.gate_records, 1):
