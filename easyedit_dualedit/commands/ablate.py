@@ -46,8 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import own_records, records_of
-    from easyedit_dualedit.commands.runs import settings_of
+    from easyedit_dualedit.commands.runs import alone_in, settings_of
     from easyedit_dualedit.commands.trained_targets import split_of
+    from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.records import load_records
     from easyedit_dualedit.experiments.ablate import ablate, is_done, layer_pairs, variants
     from easyedit_dualedit.files import write_json, write_text
@@ -88,32 +89,47 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.measured,
             arguments.images,
             template=arguments.template,
+            allow_outside=arguments.allow_outside,
             limit=arguments.count,
         )
+    pictures = PictureFiles.opened([*records, *measured])
     model, processor = load_model(hparams.model_name, **hparams.placement)
     settings = settings_of(
         measured,
         {},
         {},
         model=hparams.model_name,
-        trained_on=records_digest(records, with_pictures=True),
+        trained_on=records_digest(records),
     )
     split = split_of(measured, archive=None, training=records)
     done = [
         variant for variant in every if variant not in chosen and is_done(variant, folder, settings)
     ]
-    rows = ablate(
-        chosen,
-        model,
-        processor,
-        records,
-        measured,
-        folder,
-        settings,
-        split=split,
-        fresh=arguments.fresh,
-    )
-    rows += ablate(done, model, processor, records, measured, folder, settings, split=split)
+    shown_by = pictures.shown_by(measured)
+    with alone_in(folder):
+        rows = ablate(
+            chosen,
+            model,
+            processor,
+            records,
+            measured,
+            folder,
+            settings,
+            split=split,
+            fresh=arguments.fresh,
+            shown=shown_by,
+        )
+        rows += ablate(
+            done,
+            model,
+            processor,
+            records,
+            measured,
+            folder,
+            settings,
+            split=split,
+            shown=shown_by,
+        )
     write_json(folder / "ablation.json", rows)
     write_text(folder / "ablation.csv", ablation_csv(rows))
     tables = [ablation_table(rows), *filter(None, [ablation_split_table(rows, told(split))])]

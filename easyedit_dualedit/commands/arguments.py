@@ -31,6 +31,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder that its picture names are relative to",
     )
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="take names of pictures that are absolute or lead out of --images",
+    )
     parser.add_argument("--limit", type=count, help="use only the first records")
     parser.add_argument(
         "--template",

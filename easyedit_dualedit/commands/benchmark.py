@@ -14,7 +14,7 @@ from easyedit_dualedit.commands.arguments import (
     add_training_records,
     count,
 )
-from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.measure.protocols import PROTOCOLS, ProtocolName
 from easyedit_dualedit.settings import parse_value
 
@@ -85,7 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import is_testbed
+    from easyedit_dualedit.commands.runs import alone_in
     from easyedit_dualedit.commands.trained_targets import split_of
+    from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.quirks import quirks
     from easyedit_dualedit.experiments.benchmark import run_benchmark
     from easyedit_dualedit.experiments.plan import Plan
@@ -109,6 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(1)
     data = read_data(arguments, hparams.model_name, folder / "data")
     protocols = _protocols(data.evaluated, arguments.protocols)
+    pictures = PictureFiles.opened([*data.evaluated, *data.training])
     contenders = chosen_rows(hparams, arguments.methods, settings)
     backbone = BackboneConfig.read(hparams.backbone)
 
@@ -120,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
         "version": __version__,
         "versions": _versions(),
         "model": hparams.model_name,
-        "data": records_digest(data.evaluated, with_pictures=True),
+        "data": records_digest(data.evaluated),
         "records": len(data.evaluated),
         "trained_on": records_digest(data.training) if data.training else None,
         "protocols": protocols,
@@ -131,54 +134,61 @@ def run(arguments: argparse.Namespace) -> None:
         "seed": hparams.seed,
     }
     # A changed configuration is refused before anything is loaded or trained.
-    Run(folder, common, fresh=arguments.fresh)
-    plan = Plan(
-        hparams.model_name,
-        load,
-        data.evaluated,
-        protocols,
-        data.training,
-        data.close_queries(load, backbone, folder) if "specificity" in protocols else {},
-        data.images,
-        hparams.device,
-        backbone,
-        settings,
-        hparams.seed,
-        arguments.shard,
-    )
-    leaks = data.audit()
-    split = split_of(
-        data.evaluated,
-        archive=adapters_of(hparams),
-        file=arguments.training_records,
-        training=data.training,
-    )
-    about = {
-        "title": arguments.title or f"{data.name}, {Path(hparams.model_name).name}",
-        "data": data.described(),
-        "audit": leaks.to_dict() if leaks is not None else None,
-        "quirks": quirks(data.evaluated),
-        "targets": split.to_dict() if isinstance(split, TargetSplit) else {"absent": split},
-        "settings": {**common, "given": {name: dict(value) for name, value in settings.items()}},
-        "versions": common["versions"],
-        "seed": hparams.seed,
-        "indices": [record.index for record in data.evaluated],
-        "order": [contender.name for contender in contenders],
-        "contenders": {
-            contender.name: {
-                "reads_label": contender.reads_label,
-                "remarks": list(contender.remarks),
-            }
-            for contender in contenders
-        },
-    }
-    keep_plan(folder, about)
-    shown = console()
-    if leaks is not None:
-        shown.print(audit_table(leaks).for_terminal())
-    run_benchmark(plan, contenders, folder)
-    add_seconds(folder, time.perf_counter() - began)
-    write_reports(folder, shown, data.images)
+    place, parts = arguments.shard
+    with alone_in(folder, part=f"-{place}-of-{parts}" if parts > 1 else ""):
+        Run(folder, common, fresh=arguments.fresh)
+        close = data.close_queries(load, backbone, folder) if "specificity" in protocols else {}
+        plan = Plan(
+            hparams.model_name,
+            load,
+            data.evaluated,
+            protocols,
+            data.training,
+            close,
+            data.images,
+            hparams.device,
+            backbone,
+            settings,
+            hparams.seed,
+            pictures.shown_by(data.evaluated, close),
+            arguments.shard,
+        )
+        leaks = data.audit()
+        split = split_of(
+            data.evaluated,
+            archive=adapters_of(hparams),
+            file=arguments.training_records,
+            training=data.training,
+        )
+        given = {name: dict(value) for name, value in settings.items()}
+        about = {
+            "title": arguments.title or f"{data.name}, {Path(hparams.model_name).name}",
+            "data": data.described(),
+            "audit": leaks.to_dict() if leaks is not None else None,
+            "quirks": quirks(data.evaluated),
+            "targets": split.to_dict() if isinstance(split, TargetSplit) else {"absent": split},
+            "settings": {**common, "given": given},
+            "versions": common["versions"],
+            "seed": hparams.seed,
+            "indices": [record.index for record in data.evaluated],
+            "order": [contender.name for contender in contenders],
+            "contenders": {
+                contender.name: {
+                    "reads_label": contender.reads_label,
+                    "remarks": list(contender.remarks),
+                }
+                for contender in contenders
+            },
+        }
+        keep_plan(folder, about)
+        shown = console()
+        if leaks is not None:
+            shown.print(audit_table(leaks).for_terminal())
+        run_benchmark(plan, contenders, folder)
+        add_seconds(folder, time.perf_counter() - began)
+        write_reports(folder, shown, data.images)
+    _require_named(folder, arguments.methods or [])
+    _require_named(folder, arguments.methods or [])
 
 
 def _protocols(
@@ -191,6 +201,22 @@ def _protocols(
         return asked_protocols(records, PROTOCOLS)
     require_questions(records, wanted)
     return [protocol for protocol in PROTOCOLS if protocol in wanted]
+
+
+def _require_named(folder: Path, names: Sequence[str]) -> None:
+    """Refuse to call it a success where a method failed that was asked for by name.
+
+    Raises:
+        DataError: naming them.
+    """
+    from easyedit_dualedit.experiments.benchmark_folder import failure
+
+    failures = {name: failure(folder, name) for name in names}
+    told = [f"{name} failed ({error})" for name, error in failures.items() if error is not None]
+    if told:
+        raise DataError(
+            f"{'; '.join(told)}; the other rows are written, the same command tries again"
+        )
 
 
 def _given(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -62,7 +62,7 @@ class BenchmarkData:
         if self.evaluated_file is None or self.training_file is None:
             return audit(self.evaluated, self.training)
         evaluated, training = (
-            load_records(path, self.images, check_pictures=False)
+            load_records(path, self.images, check_pictures=False, allow_outside=True)
             for path in (self.evaluated_file, self.training_file)
         )
         return audit(evaluated, training)
@@ -124,12 +124,18 @@ def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> Benchm
             draw_stand_ins(picture_names(path, limit=limit), images)
     if images is None:
         raise ConfigError("--data needs --images, or --stand-ins to try it without the pictures")
-    template = arguments.template
-    evaluated = load_records(arguments.data, images, template=template, limit=arguments.limit)
+    template, outside = arguments.template, arguments.allow_outside
+    evaluated = load_records(
+        arguments.data, images, template=template, limit=arguments.limit, allow_outside=outside
+    )
     training = []
     if arguments.train is not None:
         training = load_records(
-            arguments.train, images, template=template, limit=arguments.train_limit
+            arguments.train,
+            images,
+            template=template,
+            limit=arguments.train_limit,
+            allow_outside=outside,
         )
     return BenchmarkData(evaluated, training, images, arguments.data, arguments.train)
 

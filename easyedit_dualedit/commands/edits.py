@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adding.add_argument("--target", help="answer that the model should give")
     adding.add_argument("--data", type=Path, help="instead, the edits of a file in MMEdit's format")
     adding.add_argument("--images", type=Path, help="folder that its pictures are relative to")
+    adding.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="take names of pictures that are absolute or lead out of --images",
+    )
     adding.add_argument("--limit", type=count, help="use only the first records")
 
     listing = actions.add_parser("list", help="show the edits")
@@ -201,6 +206,7 @@ def _apply(arguments: argparse.Namespace) -> None:
 
 
 def _requests(arguments: argparse.Namespace) -> "list[Query]":
+    from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.records import load_records
     from easyedit_dualedit.model.inputs import Query
 
@@ -208,7 +214,13 @@ def _requests(arguments: argparse.Namespace) -> "list[Query]":
     if arguments.data is not None:
         if any(value is not None for value in one) or arguments.images is None:
             raise ConfigError("--data goes with --images, and without --prompt and --target")
-        records = load_records(arguments.data, arguments.images, limit=arguments.limit)
+        records = load_records(
+            arguments.data,
+            arguments.images,
+            limit=arguments.limit,
+            allow_outside=arguments.allow_outside,
+        )
+        PictureFiles.opened(records)
         return [record.request for record in records]
     if any(value is None for value in one):
         raise ConfigError("give --prompt and --target, or --data and --images")

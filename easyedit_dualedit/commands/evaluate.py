@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Edit every record of a file, measure all of its queries and print the table."""
     from easyedit_dualedit.commands.editors import editor_of
     from easyedit_dualedit.commands.hparams import read_hparams
-    from easyedit_dualedit.commands.runs import measure_and_print, settings_of
+    from easyedit_dualedit.commands.runs import alone_in, measure_and_print, settings_of
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
@@ -92,22 +92,24 @@ def run(arguments: argparse.Namespace) -> None:
         hparams={key: value for key, value in hparams.to_dict().items() if value is not None},
         others=records_digest(others) if arguments.specificity else None,
     )
-    stored = Run(folder, settings, fresh=arguments.fresh)
     further = None
     if arguments.specificity:
         queries = specificity_queries(records, others, editor.encoder)
         further = {record.index: more for record, more in zip(records, queries, strict=True)}
     shown = list(methods)[1]
-    measure_and_print(
-        stored,
-        records,
-        editor.encoder,
-        methods,
-        shown,
-        further,
-        protocols=protocols,
-        split=split,
-    )
+    of_pictures = pictures.shown_by(records, further)
+    with alone_in(folder):
+        stored = Run(folder, settings, fresh=arguments.fresh, shown=of_pictures)
+        measure_and_print(
+            stored,
+            records,
+            editor.encoder,
+            methods,
+            shown,
+            further,
+            protocols=protocols,
+            split=split,
+        )
 
 
 def _read(
@@ -126,7 +128,12 @@ def _read(
         return records, own_records(model, folder, "train") if arguments.specificity else []
     if arguments.others is None:
         return records, records
-    others = load_records(arguments.others, arguments.images, template=arguments.template)
+    others = load_records(
+        arguments.others,
+        arguments.images,
+        template=arguments.template,
+        allow_outside=arguments.allow_outside,
+    )
     return records, others
 
 

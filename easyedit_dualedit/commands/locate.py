@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams, values_of
     from easyedit_dualedit.commands.records import records_of
-    from easyedit_dualedit.commands.runs import settings_of
+    from easyedit_dualedit.commands.runs import alone_in, settings_of
+    from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.layer_probe import LocateConfig
     from easyedit_dualedit.experiments.locate import locate, write_hparams
     from easyedit_dualedit.files import write_json, write_text
@@ -72,13 +73,16 @@ def run(arguments: argparse.Namespace) -> None:
     records = records_of(arguments, hparams.model_name, folder / "data", "train")
     if arguments.data is None and arguments.limit is None:
         records = records[:_OWN_RECORDS]
+    pictures = PictureFiles.opened(records)
     model, processor = load_model(hparams.model_name, **hparams.placement)
     encoder = Encoder(Backbone.of(model, BackboneConfig.read(hparams.backbone)), processor)
     config.chosen(len(encoder.backbone.layers))
     probing = {key: value for key, value in dataclasses.asdict(config).items() if key != "share"}
     settings = settings_of(records, {}, {}, model=hparams.model_name, probing=probing)
-    stored = Run(folder, settings, fresh=arguments.fresh)
-    effects = locate(records, encoder, config, stored)
+    with alone_in(folder):
+        shown_by = pictures.shown_by(records)
+        stored = Run(folder, settings, fresh=arguments.fresh, shown=shown_by)
+        effects = locate(records, encoder, config, stored)
     write_json(folder / "locate.json", effects)
     write_text(folder / "locate.csv", layers_csv(effects))
     values = values_of(arguments, DualEditMultimodalTrainingHparams)

@@ -63,7 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.many_methods import measure, methods_of, sized_methods
     from easyedit_dualedit.commands.many_report import GATE_FILE, write_reports
     from easyedit_dualedit.commands.records import is_testbed
+    from easyedit_dualedit.commands.runs import alone_in
     from easyedit_dualedit.commands.trained_targets import split_of
+    from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
     from easyedit_dualedit.experiments.many_edits import UneditedAnswers, groups_of, untouched
     from easyedit_dualedit.files import digest_of, read_json, write_json
@@ -83,48 +85,57 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if is_testbed(hparams.model_name):
         torch.set_num_threads(1)  # it is too small to gain from a second one
+    pictures = PictureFiles.opened(records)
     editor = editor_of(hparams)
     settings = {
         "version": __version__,
         "model": hparams.model_name,
         "archive": digest_of(Path(str(hparams.archive))) if hparams.archive else None,
-        "data": records_digest(records, with_pictures=True),
+        "data": records_digest(records),
         "records": len(records),
         "precision": DEFAULT_PRECISION,
         "easyedit": easyedit_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    Run(folder, settings, fresh=arguments.fresh)
-    # Below the folder that `fresh` removes, so that nothing of an earlier run is taken for new.
-    cases = folder / CASES_FOLDER
-    groups = groups_of(records, counts)
-    edited = {record.index: record for group in groups for record in group.records}
-    split = split_of(
-        list(edited.values()), archive=hparams.archive, file=arguments.training_records
-    )
-    sized = groups_of(records, [min(_SIZES_AT, counts[-1])])
-    methods = methods_of(hparams, folder, arguments.methods)
-    unedited = UneditedAnswers(editor.backbone.model, editor.encoder, Run(cases / "unedited", {}))
-    for name, make in methods.items():
-        measure(name, make(), groups, unedited, editor.encoder, cases)
-    for name, method in sized_methods(editor).items():
-        measure(name, method, sized, unedited, editor.encoder, cases)
-    gate = read_json(cases / GATE_FILE) or {}
-    if "rates" not in gate:
-        gate["rates"] = routing_rates(editor, records, [n for n in counts if n <= len(records)])
-        write_json(cases / GATE_FILE, gate)
-    if "untouched" not in gate:
-        gate["untouched"] = dict(untouched(editor, records[: counts[-1]], DEFAULT_PRECISION))
-        write_json(cases / GATE_FILE, gate)
-    if "costs" not in gate:
-        routed = _routed(arguments, hparams.model_name, records, folder / "routed")
-        among = [number for number in _ROUTED_COUNTS if number <= len(routed)]
-        gate["costs"] = routing_costs(editor, routed, among)
-        write_json(cases / GATE_FILE, gate)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} thread"
-    about = {**settings, "machine": machine}
-    write_reports(folder, groups, sized, about, arguments.report, split)
+    with alone_in(folder):
+        Run(folder, settings, fresh=arguments.fresh)
+        # Below the folder that `fresh` removes, so that nothing of an earlier run is taken for new.
+        cases = folder / CASES_FOLDER
+        shown_by = pictures.shown_by(records)
+        groups = groups_of(records, counts)
+        edited = {record.index: record for group in groups for record in group.records}
+        split = split_of(
+            list(edited.values()), archive=hparams.archive, file=arguments.training_records
+        )
+        sized = groups_of(records, [min(_SIZES_AT, counts[-1])])
+        methods = methods_of(hparams, folder, arguments.methods)
+        unedited = UneditedAnswers(
+            editor.backbone.model, editor.encoder, Run(cases / "unedited", {}, shown=shown_by)
+        )
+        for name, make in methods.items():
+            measure(name, make(), groups, unedited, editor.encoder, cases, pictures)
+        for name, method in sized_methods(editor).items():
+            measure(name, method, sized, unedited, editor.encoder, cases, pictures)
+        gate = read_json(cases / GATE_FILE) or {}
+        (shown,) = set(pictures.shown_by(records, together=True).values())
+        if gate.get("pictures", shown) != shown:
+            gate = {}
+        gate["pictures"] = shown
+        if "rates" not in gate:
+            gate["rates"] = routing_rates(editor, records, [n for n in counts if n <= len(records)])
+            write_json(cases / GATE_FILE, gate)
+        if "untouched" not in gate:
+            gate["untouched"] = dict(untouched(editor, records[: counts[-1]], DEFAULT_PRECISION))
+            write_json(cases / GATE_FILE, gate)
+        if "costs" not in gate:
+            routed = _routed(arguments, hparams.model_name, records, folder / "routed")
+            among = [number for number in _ROUTED_COUNTS if number <= len(routed)]
+            gate["costs"] = routing_costs(editor, routed, among)
+            write_json(cases / GATE_FILE, gate)
+        machine = f"{platform.machine()}, {torch.get_num_threads()} thread"
+        about = {**settings, "machine": machine}
+        write_reports(folder, groups, sized, about, arguments.report, split)
 
 
 def _records(
@@ -139,7 +150,13 @@ def _records(
     if arguments.images is None:
         raise ConfigError("--data needs --images")
     limit = arguments.limit
-    return load_records(arguments.data, arguments.images, template=arguments.template, limit=limit)
+    return load_records(
+        arguments.data,
+        arguments.images,
+        template=arguments.template,
+        allow_outside=arguments.allow_outside,
+        limit=limit,
+    )
 
 
 def _routed(

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from easyedit_dualedit.commands.editors import editor_of
+from easyedit_dualedit.data.picture_files import PictureFiles
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.experiments.benchmark_folder import slug
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
@@ -85,10 +86,15 @@ def measure(
     unedited: UneditedAnswers,
     encoder: Any,
     folder: Path,
+    pictures: PictureFiles,
 ) -> None:
-    """Measure a method on groups of edits; what is stored in the folder is not measured again."""
+    """Measure a method on groups of edits; what is stored in the folder is not measured again.
+
+    A case depends on all edits of its group, and so on all their pictures.
+    """
     total = 2 * sum(len(group.records) for group in groups)
     with tqdm(total=total, desc=name, unit="step") as bar:
         for group in groups:
-            run = Run(folder / slug(name) / group.name, {})
+            shown = pictures.shown_by(group.records, together=True)
+            run = Run(folder / slug(name) / group.name, {}, shown=shown)
             measure_group(method, group, unedited, encoder, run, bar=bar)

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"interrupted; {_INTERRUPTED.get(parsed.command, _CONTINUES)}\n")
         return 130
     except BrokenPipeError:  # whoever read the output has read enough
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what is left goes nowhere)
         return 0
     except Exception as error:
         logger.info("where the command ended", exc_info=True)

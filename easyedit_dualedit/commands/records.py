@@ -26,7 +26,11 @@ def records_of(
         # Drawn whole and then cut, so that the same folder serves every --limit.
         return own_records(model, folder, split)[: arguments.limit]
     return load_records(
-        arguments.data, arguments.images, template=arguments.template, limit=arguments.limit
+        arguments.data,
+        arguments.images,
+        template=arguments.template,
+        allow_outside=arguments.allow_outside,
+        limit=arguments.limit,
     )
 
 

@@ -1,6 +1,7 @@
 """Runs of commands: what decides their results, and one that measures edits and prints them."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands.console import console
 from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.files import digest_of
 from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
 from easyedit_dualedit.measure.protocols import ProtocolName
@@ -18,7 +20,32 @@ from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.report.evaluation import print_report
+from easyedit_dualedit.storage.folder_lock import LOCK_FILE, locked
 from easyedit_dualedit.train.checkpoint import records_digest
+
+_PATIENCE = 120.0
+"""Seconds; another run may take hours."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, *, part: str = "") -> Iterator[None]:
+    """Hold a run's folder: no other process measures into it meanwhile.
+
+    Args:
+        folder: made if it is not there.
+        part: of the run, where several processes take one each.
+
+    Raises:
+        DataError: if the folder cannot be written.
+        LockError: if another process is at work in it and does not end soon.
+    """
+    try:
+        with locked(folder, name=f"{LOCK_FILE}{part}", patience=_PATIENCE):
+            yield
+    except OSError as error:
+        if error.filename is None or Path(error.filename).parent != folder.absolute():
+            raise
+        raise DataError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def settings_of(

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +41,21 @@ def run(arguments: argparse.Namespace) -> None:
     """Train the adapters of a model and save them."""
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import records_of
+    from easyedit_dualedit.commands.runs import alone_in
+    from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
     # Beside the adapters, which are all that their folder is to hold.
     drawn = arguments.output.with_name(f"{arguments.output.name}-data")
     records = records_of(arguments, hparams.model_name, drawn, "train")
+    PictureFiles.opened(records)
     make = remake_gate_and_save if arguments.gate_only else train_and_save
-    make(hparams, records, arguments.output, arguments.steps)
+    _require_writable(arguments.output)
+    # Processes of one group train into one folder; the first is the one that writes.
+    is_first = os.environ.get("RANK", "0") == "0"
+    with alone_in(arguments.output) if is_first else nullcontext():
+        make(hparams, records, arguments.output, arguments.steps)
 
 
 def train_and_save(

@@ -102,6 +102,7 @@ def load_records(
     template: str = "{}",
     limit: int | None = None,
     check_pictures: bool = True,
+    allow_outside: bool = False,
 ) -> list[Record]:
     """Return the records of a file, the first `limit` of them if given.
 
@@ -118,6 +119,7 @@ def load_records(
         check_pictures: whether every picture has to be there. Without, records can be read for
             what their texts and names say, as an audit does; asking a model about a picture that
             is not there raises DataError then.
+        allow_outside: whether names of pictures may be absolute, or lead out of `images`.
 
     Raises:
         DataError: naming the bad records by index and field, the first few and the number of the
@@ -127,6 +129,8 @@ def load_records(
         raise DataError(f"template = {template!r} has no {{}} to put the question in; add one")
     items = read_items(path, limit=limit)
     problems = _problems_in(items, images if check_pictures else None)
+    if not allow_outside:
+        problems += _outside(items)
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise DataError(f"{path}: " + "; ".join(problems[:_SHOWN]) + more)
@@ -234,6 +238,21 @@ def _problem_of_text(value: Any, *, may_be_blank: bool = False) -> str | None:
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
         return f"{value!r} is no valid Unicode text"
     return None
+
+
+def _outside(items: Sequence[Any]) -> list[str]:
+    """Return a line for each name of a picture that leads out of the folder of the pictures."""
+    lines = []
+    for index, item in enumerate(items):
+        names = [item.get(field) for field in PICTURES] if isinstance(item, dict) else []
+        for field, name in zip(PICTURES, names, strict=False):
+            path = Path(name) if isinstance(name, str) else Path()
+            if path.is_absolute() or ".." in path.parts:
+                lines.append(
+                    f"record {index}, field {field}: {name!r} leads out of the folder of the"
+                    " pictures; --allow-outside takes such names"
+                )
+    return lines
 
 
 def _is_file(path: Path) -> bool:

@@ -103,6 +103,7 @@ def ablate(
     *,
     split: TargetSplit | str | None = None,
     fresh: bool = False,
+    shown: Mapping[int, str] | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train and measure variants; return one row for each variant and gate.
@@ -119,6 +120,7 @@ def ablate(
         settings: plain values that decide the results, besides the variant itself.
         split: which targets were seen in the training, or why that is not known.
         fresh: train and measure anew what is in the folder.
+        shown: digest of the pictures of each record measured, by its index; see `Run`.
         progress: whether to show bars.
 
     Returns:
@@ -136,7 +138,9 @@ def ablate(
     for variant in chosen:
         DualEditor(model, processor, variant.config)
     runs = {
-        variant.name: Run(folder / variant.folder, _settings_of(variant, settings), fresh=fresh)
+        variant.name: Run(
+            folder / variant.folder, _settings_of(variant, settings), fresh=fresh, shown=shown
+        )
         for variant in chosen
     }
     if fresh:

@@ -66,10 +66,12 @@ def run_benchmark(
         raise ConfigError(f"methods {sorted(names)}: each may be named once, {UNEDITED} not at all")
     # All settings are compared before anything is measured.
     runs = {
-        contender.name: Run(method_folder(folder, contender.name), plan.settings_of(contender))
+        contender.name: Run(
+            method_folder(folder, contender.name), plan.settings_of(contender), shown=plan.shown
+        )
         for contender in contenders
     }
-    unedited = Run(method_folder(folder, UNEDITED), {"name": UNEDITED})
+    unedited = Run(method_folder(folder, UNEDITED), {"name": UNEDITED}, shown=plan.shown)
     total = len(plan.share) * (len(contenders) + 1)
     with tqdm(total=total, unit="case", disable=not progress) as bar:
         benchmark = _Benchmark(plan, folder, UneditedModel(plan), bar, progress)

@@ -33,6 +33,8 @@ class Plan:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Hyperparameters given for a method, by its slug."""
     seed: int = 0
+    shown: Mapping[int, str] | None = None
+    """Digest of the pictures that a record's case shows, by its index; see `Run`."""
     shard: tuple[int, int] = (0, 1)
     """Which of how many parts of the records this process takes."""
 

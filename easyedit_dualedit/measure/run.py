@@ -90,7 +90,9 @@ class Run:
         if case is None:
             return None
         if case.get("index", index) != index or not case.keys() - {"index", _SHOWN}:
-            raise DataError(f"{path} is damaged (it holds no case); remove it to have it made again")
+            raise DataError(
+                f"{path} is damaged (it holds no case); remove it to have it made again"
+            )
         shown = case.pop(_SHOWN, None)
         return case if shown in (None, self._shown.get(index, shown)) else None
 

@@ -1,10 +1,12 @@
 """Saved adapters: a folder with `config.json` and `adapters.safetensors`; nothing is pickled."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import ArchiveError
@@ -18,6 +20,8 @@ from easyedit_dualedit.storage.tensor_check import Expected, problems, told
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 FORMAT = 1
+DESCRIPTION = "description"
+"""Key under which a trainer's checkpoint says, as bytes of JSON, what its adapters belong to."""
 
 _FILES = DescribedTensors(
     "adapters",
@@ -65,11 +69,13 @@ class Archive:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Return the archive in a folder.
+        """Return the archive in a folder, or in a checkpoint of EasyEdit's trainer.
 
         Raises:
             ArchiveError: if it is missing, damaged or of another format.
         """
+        if folder.is_file():
+            return cls._of_checkpoint(folder)
         values, tensors = _FILES.read(folder)
         path = folder / CONFIG_FILE
         with parsing(path, "save it again", ArchiveError):
@@ -90,6 +96,30 @@ class Archive:
             ArchiveError: if they do not fit, or are no numbers.
         """
         fill(module, self.tensors, source)
+
+    @classmethod
+    def _of_checkpoint(cls, path: Path) -> Self:
+        remedy = "set archive to what training wrote"
+        with parsing(path, remedy, ArchiveError, wrong="cannot be read as a checkpoint"):
+            # Tensors alone: nothing in the file is run.
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        weights = values.get("model") if isinstance(values, dict) else None
+        if not (
+            isinstance(weights, dict)
+            and DESCRIPTION in weights
+            and all(isinstance(each, Tensor) for each in weights.values())
+        ):
+            raise ArchiveError(
+                f"{path} is no checkpoint of DualEdit: it has no adapters under 'model'; set"
+                " archive to one that EasyEdit's trainer wrote with alg: DualEdit"
+            )
+        with parsing(path, "train again", ArchiveError):
+            told = json.loads(bytes(weights[DESCRIPTION].tolist()))
+            fingerprint = ModelFingerprint.from_dict(told)
+            targets = targets_in(told)
+            config = archived_config(told["config"], str(path))
+        tensors = {key: value for key, value in weights.items() if key != DESCRIPTION}
+        return cls(config, fingerprint, tensors, targets)
 
     def require_model(self, backbone: Backbone, source: Path) -> None:
         """Check that the adapters were trained on this model.

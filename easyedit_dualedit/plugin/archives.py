@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from easyedit_dualedit.errors import ArchiveError, DualEditError
 from easyedit_dualedit.method.archive import (
     CONFIG_FILE,
+    DESCRIPTION,
     Archive,
-    archived_config,
     fill,
     targets_in,
 )
@@ -24,10 +24,7 @@ from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
-from easyedit_dualedit.storage.parsing import json_in, parsing
-
-DESCRIPTION = "description"
-"""Key under which a trainer's checkpoint says, as bytes of JSON, what its adapters belong to."""
+from easyedit_dualedit.storage.parsing import json_in
 
 
 def described_state(editor: DualEditor) -> dict[str, Tensor]:
@@ -64,14 +61,12 @@ class TrainedAdapters:
                 " saved adapters or to a checkpoint of EasyEdit's trainer"
             )
         path = Path(source)
-        if path.is_dir():
-            return cls(Archive.load(path), path)
-        if not path.is_file():
+        if not path.exists():
             raise ArchiveError(
                 f"archive = {str(source)!r}, but there is nothing; train adapters, or set archive"
                 " to what training wrote"
             )
-        return cls(_archive_of(_weights_in(path), path), path)
+        return cls(Archive.load(path), path)
 
     def editor(
         self, model: nn.Module, processor: Any, hparams: DualEditMultimodalHparams
@@ -115,33 +110,6 @@ def load_weights(editor: DualEditor, tensors: Mapping[str, Tensor], source: str)
         ArchiveError: if they do not fit.
     """
     fill(editor, {key: value for key, value in tensors.items() if key != DESCRIPTION}, source)
-
-
-def _weights_in(path: Path) -> dict[str, Tensor]:
-    remedy = "set archive to what training wrote"
-    with parsing(path, remedy, ArchiveError, wrong="cannot be read as a checkpoint"):
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    weights = values.get("model") if isinstance(values, dict) else None
-    if not (
-        isinstance(weights, dict)
-        and DESCRIPTION in weights
-        and all(isinstance(each, Tensor) for each in weights.values())
-    ):
-        raise ArchiveError(
-            f"{path} is no checkpoint of DualEdit: it has no adapters under 'model'; set archive to"
-            " one that EasyEdit's trainer wrote with alg: DualEdit"
-        )
-    return weights
-
-
-def _archive_of(weights: Mapping[str, Tensor], path: Path) -> Archive:
-    with parsing(path, "train again", ArchiveError):
-        values = json.loads(bytes(weights[DESCRIPTION].tolist()))
-        fingerprint = ModelFingerprint.from_dict(values)
-        targets = targets_in(values)
-        config = archived_config(values["config"], str(path))
-    tensors = {key: value for key, value in weights.items() if key != DESCRIPTION}
-    return Archive(config, fingerprint, tensors, targets)
 
 
 def _require_agreement(

@@ -440,14 +440,47 @@ def test_other_data_of_the_same_name_is_another_run(work: Workplace, call: Any):
     assert "other settings" in call(work.evaluate("--limit", 1, hparams=hparams)).error
 
 
-def test_other_pictures_of_the_same_name_are_another_run(work: Workplace, call: Any):
+def test_a_truncated_picture_is_told_before_anything_runs_and_mended(
+    work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    hparams = work.hparams(archive=str(work.adapters))
+    command = work.evaluate("--limit", 3, hparams=hparams)
+    path = work.images / json.loads(work.data.read_text(encoding="utf-8"))[2]["image"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    loader = "easyedit_dualedit.commands.editors.load_model"
+    with monkeypatch.context() as patched:
+        patched.setattr(loader, lambda *_, **__: pytest.fail("a model was loaded"))
+        told = call(command).error
+    assert f"{path} cannot be read as a picture" in told and "the same command goes on" in told
+    path.write_bytes(whole)
+    assert call(command).code == 0
+    folder = work.folder / "outputs" / "evaluate" / "cases"
+    before = {case.name: case.stat().st_mtime_ns for case in folder.iterdir()}
+    picture("black", (50, 50)).save(path)
+    assert call(command).code == 0, "a picture is not the run"
+    changed = {
+        case.name for case in folder.iterdir() if case.stat().st_mtime_ns != before[case.name]
+    }
+    shows = {
+        f"{place:05d}.json"
+        for place, item in enumerate(json.loads(work.data.read_text(encoding="utf-8"))[:3])
+        if path.name in (item["image"], item["image_rephrase"], item["m_loc"])
+    }
+    assert changed == shows
+
+
+def test_other_pictures_of_the_same_name_are_measured_anew(work: Workplace, call: Any):
     hparams = work.hparams(archive=str(work.adapters))
     assert call(work.evaluate("--limit", 1, hparams=hparams)).code == 0
+    case = work.folder / "outputs" / "evaluate" / "cases" / "00000.json"
+    before = json.loads(case.read_text(encoding="utf-8"))["pictures"]
     other = work.folder / "other"
     write_data(other)
     picture("black", (50, 50)).save(other / "0.png")
     command = work.evaluate("--limit", 1, "--images", other, hparams=hparams)
-    assert "other settings" in call(command).error
+    assert call(command).code == 0
+    assert json.loads(case.read_text(encoding="utf-8"))["pictures"] != before
 
 
 def test_a_training_that_could_not_be_saved_is_not_lost(

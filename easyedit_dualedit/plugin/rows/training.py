@@ -28,12 +28,15 @@ from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.rows.output import LOG_FILE, own_output
 from easyedit_dualedit.plugin.rows.shipped import ARCHIVE, Shipped
 from easyedit_dualedit.plugin.rows.training_records import Convert, TrainingRecords, item_of
+from easyedit_dualedit.storage.parsing import parsing
 
 _DONE_FILE = "done.json"
+_CONFIGURATIONS = ("easyeditor.", "transformers.")
+"""Packages whose configurations lie beside the tensors."""
 
 TRAINING_REMARKS = (
-    "The archive holds a configuration object, which torch >= 2.6 refuses to load by default; it"
-    " is loaded with weights_only=False, as it was written by this run.",
+    "The archive holds a configuration object, which torch >= 2.6 refuses to load by default; its"
+    " tensors alone are loaded, and the configuration is that of this run.",
     "EasyEdit's trainer saves at validations only and leaves out the last iteration; it is given"
     " one more, and validates once, at the end (it saves whatever the validation says).",
     "EasyEdit puts a space before every answer that it trains on and none before those that it"
@@ -162,17 +165,35 @@ def load_archive(alg: Any, path: Path, device: str) -> None:
     Raises:
         UpstreamError: if it does not fit.
     """
-    # It holds the model's configuration beside tensors, which weights_only refuses.
-    archive = torch.load(path, map_location=device, weights_only=False)
+    archive = tensors_of(path, device)
     try:
         alg.load_state_dict(archive["model"])
-    except (AssertionError, RuntimeError, KeyError) as error:
+    except (AssertionError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         line = " ".join(str(error).split())[:300]
         raise UpstreamError(
             f"{path} does not hold what EasyEdit's {type(alg).__name__} needs ({line}); give an"
             " archive that was trained for this model with the same hyperparameters"
         ) from error
     alg.to(device)
+
+
+class _Inert:
+    """Stands for a configuration that a file names: it holds values, and nothing runs."""
+
+
+def tensors_of(path: Path, device: str) -> dict[str, Any]:
+    """Return what a file of EasyEdit's trainer holds; no code that the file names is run.
+
+    Raises:
+        UpstreamError: if it is damaged, or names more than configurations.
+    """
+    remedy = "give one that EasyEdit's trainer saved"
+    with parsing(path, remedy, UpstreamError, wrong="cannot be read as tensors"):
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        inert: list[Any] = [(_Inert, name) for name in named if name.startswith(_CONFIGURATIONS)]
+        with torch.serialization.safe_globals(inert):
+            values = torch.load(path, map_location=device, weights_only=True)
+        return dict(values)
 
 
 def require_master(host: Host, name: str) -> None:
