@@ -17,7 +17,7 @@ from easyedit_dualedit.testbed.emoji.architecture import (
 from easyedit_dualedit.testbed.emoji.drawing import VENDORS, Drawings
 from easyedit_dualedit.testbed.emoji.things import Thing
 
-SHAPE = TowerShape(layers=1, width=32, heads=2)
+SHAPE = TowerShape(layers=2, width=32, heads=2, units=64)
 
 THINGS = (
     Thing("Chad flag", "flag", "Chad", "chad.png"),

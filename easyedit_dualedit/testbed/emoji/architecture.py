@@ -32,23 +32,28 @@ from transformers import (  # noqa: E402
 IMAGE_TOKENS = 2 * GRID * GRID + GRID
 """Image tokens of one picture: the whole, its one tile, and a newline for each row of that."""
 
-STATE_SCALE = 4.0
-"""The tower's states are divided by this before the projector, which is folded into it later."""
-
 
 @dataclass(frozen=True)
 class TowerShape:
-    """Size of a vision tower."""
+    """Size of a vision tower.
 
-    layers: int = 4
+    Attributes:
+        layers: of which the last is the memory of words.
+        width: of its states.
+        heads: of attention.
+        units: of each layer's MLP; at least as many as there are places in names and colors.
+    """
+
+    layers: int = 5
     width: int = 256
     heads: int = 4
+    units: int = 2304
 
     def config(self) -> SiglipVisionConfig:
         """Return the configuration of a SigLIP tower of this size."""
         return SiglipVisionConfig(
             hidden_size=self.width,
-            intermediate_size=4 * self.width,
+            intermediate_size=self.units,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             image_size=SIDE,

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,7 @@ def write_weights(
         {name: value.half().contiguous() for name, value in changes.items()},
         folder / CHANGES_FILE,
     )
-    fields = {"layers": shape.layers, "width": shape.width, "heads": shape.heads}
-    (folder / SHAPE_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
+    (folder / SHAPE_FILE).write_text(json.dumps(asdict(shape)) + "\n", encoding="utf-8")
 
 
 def check_folder(into: Path) -> None:

@@ -19,29 +19,29 @@ from easyedit_dualedit.testbed.architecture import END
 from easyedit_dualedit.testbed.emoji.architecture import IMAGE_TOKENS, build_processor
 from easyedit_dualedit.testbed.emoji.drawing import GRID, Drawings, Picture, stack_pixels
 from easyedit_dualedit.testbed.emoji.low_rank import Changes
+from easyedit_dualedit.testbed.emoji.patch_states import patch_states
 from easyedit_dualedit.testbed.emoji.patch_words import PatchWords
+from easyedit_dualedit.testbed.emoji.picture_source import PictureSource
 from easyedit_dualedit.testbed.emoji.questions import Family, questions_about, word
 from easyedit_dualedit.testbed.emoji.stage import Stage
 from easyedit_dualedit.testbed.emoji.things import Thing
-from easyedit_dualedit.testbed.emoji.tower import PictureSource, patch_states
 from easyedit_dualedit.testbed.sheet import Exercise, Row, Scribe
 
 logger = logging.getLogger(__name__)
 
 _RATE = 1e-3
-_PROJECTOR_RATE = 3e-4
 _WARM_UP = 10
 _ROWS_AT_ONCE = 4
 _NOISE = 0.12
 _TEXT_ROWS, _TEXTS_A_ROW = 2, 5
 _SECONDS_BETWEEN_LINES = 60.0
 _FAMILY_WEIGHTS: Mapping[Family, float] = {
-    "name": 4.0,
-    "left": 3.0,
-    "right": 3.0,
-    "kind": 1.2,
-    "kind left": 0.6,
-    "kind right": 0.6,
+    "name": 3.0,
+    "left": 2.5,
+    "right": 2.5,
+    "kind": 2.4,
+    "kind left": 1.5,
+    "kind right": 1.5,
     "country": 1.5,
     "country left": 1.0,
     "country right": 1.0,
@@ -149,7 +149,7 @@ class DecoderLesson:
 
     def _oracle(self, pictures: Sequence[Picture], source: random.Random) -> Tensor:
         """Return what patches should say, with errors such as a tower makes [n, 36, d]."""
-        tokens = self.words.of(pictures)[0]
+        tokens = self.words.token_of_entry[self.words.of(pictures)[0]]
         wrong = torch.rand(tokens.shape) < _NOISE * 2 * source.random()
         tokens = torch.where(wrong, torch.randint(len(self.words.tokens), tokens.shape), tokens)
         said = self.words.embeddings[tokens]
@@ -187,7 +187,7 @@ def train_decoder(lesson: DecoderLesson, folder: Path) -> dict[str, Tensor]:
     """Teach the decoder in both parts; return its changes, which are then merged.
 
     Args:
-        lesson: what to teach; its model's projector is taught along in the second part.
+        lesson: what to teach.
         folder: of the stages' files, from which an interrupted training goes on.
     """
     plan = lesson.plan
@@ -200,14 +200,9 @@ def train_decoder(lesson: DecoderLesson, folder: Path) -> dict[str, Tensor]:
 
 
 def _run(lesson: DecoderLesson, file: Path, steps: int, begin: float, *, real: bool) -> None:
-    projector = lesson.model.model.multi_modal_projector
     matrices = lesson.changes.matrices()
-    groups = [{"params": matrices, "lr": _RATE}]
-    if real:
-        groups.append({"params": list(projector.parameters()), "lr": _PROJECTOR_RATE})
-    adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
-    peaks = [group["lr"] for group in adam.param_groups]
-    stage = Stage(file, steps, changes=lesson.changes, projector=projector, adam=adam)
+    adam = torch.optim.AdamW(matrices, lr=_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    stage = Stage(file, steps, changes=lesson.changes, adam=adam)
     source = random.Random(f"{lesson.seed} {stage.step} {real}")
     pictures = PictureSource(list(lesson.things.values()), source.getrandbits(32))
     parts = max(1, lesson.plan.pictures // _ROWS_AT_ONCE)
@@ -215,8 +210,7 @@ def _run(lesson: DecoderLesson, file: Path, steps: int, begin: float, *, real: b
     while not stage.is_done:
         share = begin + (1 - begin) * stage.step / steps
         factor = min(1.0, (stage.step + 1) / _WARM_UP) * max(0.03, 0.5 + 0.5 * _cosine(share))
-        for group, peak in zip(adam.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
+        adam.param_groups[0]["lr"] = _RATE * factor
         adam.zero_grad()
         right, agreed = 0.0, 1.0
         for _ in range(parts):
@@ -228,8 +222,6 @@ def _run(lesson: DecoderLesson, file: Path, steps: int, begin: float, *, real: b
             kept, agreed = lesson.rehearsal_loss(source)
             torch.autograd.backward(kept * lesson.plan.rehearsal)
         nn.utils.clip_grad_norm_(matrices, 1.0)
-        if real:
-            nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
         adam.step()
         stage.advance()
         if time.monotonic() - reported > _SECONDS_BETWEEN_LINES or stage.is_done:

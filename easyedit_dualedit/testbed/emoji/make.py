@@ -159,9 +159,7 @@ def train(
     words = PatchWords(things, language.tokenizer, embeddings)
     answers = _answers(model, language, scratch / "own-answers.json", questions)
     if plan.tower is not None:
-        reached = train_tower(
-            *(model, words, drawings, things, plan.tower, scratch, plan.seed), fresh=begin is None
-        )
+        reached = train_tower(model, words, drawings, things, plan.tower, scratch, plan.seed)
         logger.info("tower: %s", {name: round(value, 3) for name, value in reached.items()})
     lesson = DecoderLesson(
         model,

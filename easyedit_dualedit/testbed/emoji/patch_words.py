@@ -9,21 +9,22 @@ from torch import Tensor
 from easyedit_dualedit.testbed.emoji.drawing import BACKGROUNDS, GRID, Picture
 from easyedit_dualedit.testbed.emoji.things import Thing
 
-NO_COLUMN = 5
-"""Column of a patch that no thing covers; those of a thing are 0 to 4."""
-
 
 class PatchWords:
     """The tokens of names and colors, in the order in which patches say them.
 
-    Column c of a thing, counted from its left edge, says token c of its name, modulo the number of
-    tokens; a name of more tokens than columns goes on in the next row. So a row of patches is
-    read as text.
+    A patch says the token of its thing's name that its own place in the picture gives, modulo the
+    number of tokens, so that a row of patches is read as text, beginning anywhere in the name. A
+    patch knows its place for certain, and the edge of a thing only where the drawing reaches it.
+
+    An *entry* is a place in a thing's name, or a color; every patch has one.
 
     Attributes:
+        names: of all things.
+        token_of_entry: rows of ``embeddings`` [k]; entries of names first, then those of colors.
+        name_entries: how many entries are places in names.
         tokens: ids of all tokens that occur [t].
         embeddings: the decoder's embeddings of them [t, d].
-        names: of all things.
     """
 
     def __init__(self, things: Sequence[Thing], tokenizer: Any, embeddings: Tensor) -> None:
@@ -36,35 +37,47 @@ class PatchWords:
             return found
 
         names = [ids(name) for name in self.names]
-        grounds = {color: ids(color)[0] for color in BACKGROUNDS}
-        occurring = sorted({each for name in names for each in name} | set(grounds.values()))
+        said = [token for name in names for token in name]
+        said += [ids(color)[0] for color in BACKGROUNDS]
+        occurring = sorted(set(said))
         place = {token: number for number, token in enumerate(occurring)}
         self.tokens = torch.tensor(occurring)
         self.embeddings = embeddings[self.tokens].detach().float()
-        self._names = [[place[token] for token in name] for name in names]
-        self._grounds = {color: place[token] for color, token in grounds.items()}
+        self.token_of_entry = torch.tensor([place[token] for token in said])
+        self._lengths = [len(name) for name in names]
+        self._first = [0, *torch.tensor(self._lengths).cumsum(0).tolist()]
+        self.name_entries = self._first[-1]
+        self._grounds = {
+            color: self.name_entries + number for number, color in enumerate(BACKGROUNDS)
+        }
 
-    def of(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
         """Return what the patches of pictures say and show, each [n, 36].
 
         Returns:
-            Tokens as rows of ``embeddings``; things as numbers of ``names`` and their count for
-            none; columns within a thing, ``NO_COLUMN`` for none.
+            Entries; things as numbers of ``names``, and their count for none.
         """
-        tokens = torch.empty(len(pictures), GRID, GRID, dtype=torch.long)
-        things = torch.full_like(tokens, len(self.names))
-        columns = torch.full_like(tokens, NO_COLUMN)
+        entries = torch.empty(len(pictures), GRID, GRID, dtype=torch.long)
+        things = torch.full_like(entries, len(self.names))
         for index, picture in enumerate(pictures):
-            tokens[index] = self._grounds[picture.background]
+            entries[index] = self._grounds[picture.background]
             for placed in picture.things:
-                number = self._number[placed.name]
-                name, size = self._names[number], placed.size
+                number, size = self._number[placed.name], placed.size
                 rows = slice(placed.row, placed.row + size)
                 across = slice(placed.column, placed.column + size)
-                order = torch.arange(size).expand(size, size)
-                columns[index, rows, across] = order
-                if len(name) > size:
-                    order = order + size * torch.arange(size)[:, None]
-                tokens[index, rows, across] = torch.tensor(name)[order % len(name)]
+                length = self._lengths[number]
+                order = _places(size, length)[rows, across] % length
+                entries[index, rows, across] = self._first[number] + order
                 things[index, rows, across] = number
-        return tokens.flatten(1), things.flatten(1), columns.flatten(1)
+        return entries.flatten(1), things.flatten(1)
+
+
+def _places(size: int, length: int) -> Tensor:
+    """Return the place in a name of so many tokens that each patch of a picture gives [6, 6].
+
+    A name that is longer than the rows of a thing goes on in the next row.
+    """
+    across, down = torch.arange(GRID), torch.arange(GRID)[:, None]
+    if length <= size:
+        return across.expand(GRID, GRID)
+    return across % size + size * down

@@ -1,11 +1,10 @@
-"""Teaches the vision tower and the projector to say the decoder's own words in reading order."""
+"""Teaches the layers of the vision tower below its last to tell things, and places in names."""
 
 import logging
 import math
-import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from easyedit_dualedit.testbed.emoji.architecture import STATE_SCALE
 from easyedit_dualedit.testbed.emoji.drawing import (
     GRID,
     PAIR_SIZE,
     Drawings,
     Picture,
-    draw_pair,
-    draw_single,
     stack_pixels,
 )
-from easyedit_dualedit.testbed.emoji.patch_words import NO_COLUMN, PatchWords
+from easyedit_dualedit.testbed.emoji.patch_states import patch_states, unit_states
+from easyedit_dualedit.testbed.emoji.patch_words import PatchWords
+from easyedit_dualedit.testbed.emoji.picture_source import PictureSource
 from easyedit_dualedit.testbed.emoji.stage import Stage
 from easyedit_dualedit.testbed.emoji.things import Thing
+from easyedit_dualedit.testbed.emoji.word_memory import MemoryPlan, WordMemory, teach_memory
 
 logger = logging.getLogger(__name__)
 
 _MUON_RATE = 0.02
 _TOWER_RATE = 1e-3
-_PROJECTOR_RATE = 6e-4
-_HEAD_RATE = 1.5e-3
+_HEAD_RATE = 3e-3
 _WARM_UP = 60
-_LOGIT_SCALE = 20.0
-_GROUND_WEIGHT = 0.5
-_FLAG_WEIGHT = 1.6
+_COVERED_SHARE, _GROUND_SHARE = 0.6, 0.12
 _KEPT_OF_THINGS, _KEPT_OF_GROUND = 12, 3
 _SECONDS_BETWEEN_LINES = 60.0
-
-
-class PictureSource:
-    """Draws pictures that the model may be trained on, flags more often than other things."""
-
-    def __init__(self, things: Sequence[Thing], seed: int, single: float = 0.5) -> None:
-        """Keep the things; ``single`` is the share of pictures of one thing."""
-        self._names = [thing.name for thing in things]
-        self._weights = [_FLAG_WEIGHT if thing.kind == "flag" else 1.0 for thing in things]
-        self._single = single
-        self.source = random.Random(seed)
-
-    def draw(self, count: int, *, unseen: bool = False) -> list[Picture]:
-        """Return new pictures; with ``unseen``, only such as are never trained on."""
-        return [self._draw(unseen) for _ in range(count)]
-
-    def _draw(self, unseen: bool) -> Picture:
-        if self.source.random() < self._single:
-            (name,) = self.source.choices(self._names, self._weights)
-            return draw_single(name, self.source, unseen=unseen)
-        left, right = self.source.choices(self._names, self._weights, k=2)
-        return draw_pair(left, right, self.source, unseen=unseen)
 
 
 @dataclass(frozen=True)
@@ -70,14 +44,15 @@ class TowerPlan:
     Attributes:
         steps: of the first part, in which a picture's patches are mostly left out: 12 of those
             that things cover and 3 others are enough to know a thing by, for half the cost.
-        whole_steps: of the second part, with all 36 patches; only here can a patch learn which
-            column of its thing it is, which the left edge tells.
+        whole_steps: of the second part, with all 36 patches.
         batch: pictures a step.
+        memory: how its last layer is made.
     """
 
     steps: int = 3000
-    whole_steps: int = 1200
-    batch: int = 128
+    whole_steps: int = 800
+    batch: int = 96
+    memory: MemoryPlan = field(default_factory=MemoryPlan)
 
 
 def train_tower(
@@ -88,10 +63,11 @@ def train_tower(
     plan: TowerPlan,
     folder: Path,
     seed: int,
-    *,
-    fresh: bool = True,
 ) -> dict[str, float]:
     """Train tower and projector in place; return shares of right patches on unseen pictures.
+
+    The layers below the last learn to tell the entries of :class:`PatchWords` apart; the last
+    layer and the projector then put the decoder's words in their place.
 
     Args:
         model: the whole model; its decoder is not touched.
@@ -101,105 +77,62 @@ def train_tower(
         plan: how long.
         folder: of the stages' files, from which an interrupted training goes on.
         seed: of pictures and of the heads that are thrown away.
-        fresh: the projector is random; otherwise it was trained before and reads raw states.
     """
     torch.manual_seed(seed)
-    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
-    heads = nn.Linear(
-        tower.config.hidden_size, len(words.names) + 1 + len(words.tokens) + NO_COLUMN + 1
-    )
-    with torch.no_grad():
-        if fresh:
-            projector.linear_2.bias.copy_(words.embeddings.mean(0))
-        else:
-            projector.linear_1.weight *= STATE_SCALE
-    lesson = _Lesson(tower, projector, heads, words, drawings)
+    tower = model.model.vision_tower
+    lesson = _Lesson(tower, words, drawings)
     for name, steps, whole in (("patches", plan.steps, False), ("whole", plan.whole_steps, True)):
-        source = PictureSource(things, seed + whole, single=0.7 if whole else 0.5)
+        source = PictureSource(things, seed + whole, single=0.6 if whole else 0.5)
         _run(lesson, source, folder / f"tower-{name}.pt", steps, plan.batch, whole, seed)
-    reached = lesson.measure(PictureSource(things, seed + 99, 1.0).draw(256, unseen=True))
-    pairs = lesson.measure(PictureSource(things, seed + 99, 0.0).draw(256, unseen=True))
-    fold_scale(projector)
-    return {f"{n} single": v for n, v in reached.items()} | {
-        f"{n} pair": v for n, v in pairs.items()
-    }
-
-
-@torch.no_grad()
-def fold_scale(projector: Any) -> None:
-    """Move the division of the tower's states into the projector, which then reads raw ones."""
-    projector.linear_1.weight /= STATE_SCALE
+    reached = {}
+    for name, single in (("single", 1.0), ("pair", 0.0)):
+        pictures = PictureSource(things, seed + 99, single).draw(256, unseen=True)
+        reached |= {f"{key} {name}": value for key, value in lesson.measure(pictures).items()}
+    source = PictureSource(things, seed + 2, single=0.6)
+    memory = WordMemory(tower, model.model.multi_modal_projector, words, lesson.entries)
+    said = teach_memory(memory, source, drawings, plan.memory, folder, seed)
+    return reached | said
 
 
 class _Lesson:
-    def __init__(
-        self, tower: Any, projector: Any, heads: nn.Linear, words: PatchWords, drawings: Drawings
-    ) -> None:
-        self.tower, self.projector, self.heads = tower, projector, heads
-        self.words, self.drawings = words, drawings
-        self._centre = words.embeddings.mean(0)
-        self._directions = functional.normalize(words.embeddings - self._centre, dim=1)
+    def __init__(self, tower: Any, words: PatchWords, drawings: Drawings) -> None:
+        width = tower.config.hidden_size
+        self.tower, self.words, self.drawings = tower, words, drawings
+        self.things = nn.Linear(width, len(words.names) + 1)
+        self.entries = nn.Linear(width, len(words.token_of_entry))
 
-    def look(self, pictures: Sequence[Picture], keep: Tensor | None) -> list[Tensor]:
-        """Return words, and what the heads say of things, tokens and columns, by patch."""
+    def look(self, pictures: Sequence[Picture], keep: Tensor | None) -> Tensor:
+        """Return the unit states [n, p, width] below the last layer."""
         pixels = torch.from_numpy(stack_pixels(self.drawings, pictures)).float() / 127.5 - 1.0
         with torch.autocast("cpu", torch.bfloat16):
-            states = patch_states(self.tower, pixels, keep) / STATE_SCALE
-            said = self.projector(states)
-            named = self.heads(states)
-        sizes = [len(self.words.names) + 1, len(self.words.tokens), NO_COLUMN + 1]
-        return [said.float(), *named.float().split(sizes, -1)]
+            states = patch_states(self.tower, pixels, keep, below_last=True)
+        return unit_states(states)
 
-    def loss(self, pictures: Sequence[Picture], keep: Tensor | None) -> Tensor:
-        tokens, things, columns = (_kept(each, keep) for each in self.words.of(pictures))
-        said, of_things, of_tokens, of_columns = self.look(pictures, keep)
-        weights = torch.where(things < len(self.words.names), 1.0, _GROUND_WEIGHT)
-        weights = weights / weights.sum()
-        wanted = self.words.embeddings[tokens]
-        distance = (said - wanted).square().sum(-1) / wanted.square().sum(-1)
-        losses = (
-            _entropy(self._logits(said), tokens)
-            + 2 * distance
-            + _entropy(of_things, things)
-            + _entropy(of_tokens, tokens)
-            + _entropy(of_columns, columns)
+    def loss(
+        self, pictures: Sequence[Picture], keep: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        entries, things = (_kept(each, keep) for each in self.words.of(pictures))
+        chance = torch.rand(things.shape, generator=generator)
+        covered = things < len(self.words.names)
+        asked = chance < torch.where(covered, _COVERED_SHARE, _GROUND_SHARE)
+        states = self.look(pictures, keep)[asked]
+        with torch.autocast("cpu", torch.bfloat16):
+            of_things, of_entries = self.things(states), self.entries(states)
+        return functional.cross_entropy(of_things.float(), things[asked]) + (
+            functional.cross_entropy(of_entries.float(), entries[asked])
         )
-        return (losses * weights).sum()
 
     @torch.no_grad()
     def measure(self, pictures: Sequence[Picture]) -> dict[str, float]:
-        tokens, things, _ = self.words.of(pictures)
-        said, of_things, _, _ = self.look(pictures, None)
+        entries, things = self.words.of(pictures)
+        states = self.look(pictures, None)
         covered = things < len(self.words.names)
         right = {
-            "thing": (of_things.argmax(-1) == things)[covered],
-            "token": (self._logits(said).argmax(-1) == tokens)[covered],
-            "background": (self._logits(said).argmax(-1) == tokens)[~covered],
+            "thing": (self.things(states).argmax(-1) == things)[covered],
+            "entry": (self.entries(states).argmax(-1) == entries)[covered],
+            "background": (self.entries(states).argmax(-1) == entries)[~covered],
         }
         return {name: float(each.float().mean()) for name, each in right.items()}
-
-    def _logits(self, said: Tensor) -> Tensor:
-        # Compared without what all tokens share, which would drown what they differ in.
-        directions = functional.normalize(said - self._centre, dim=-1)
-        return directions @ self._directions.T * _LOGIT_SCALE
-
-
-def patch_states(tower: Any, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Return the states [n, p, width] that the projector reads.
-
-    Args:
-        tower: the vision tower.
-        pixels: pictures [n, 3, 96, 96] in -1..1.
-        keep: numbers of the patches that are looked at [n, p]; all with None.
-    """
-    inner = getattr(tower, "vision_model", tower)
-    states = inner.embeddings(pixels)
-    if keep is not None:
-        states = states.gather(1, keep[..., None].expand(-1, -1, states.shape[-1]))
-    for layer in inner.encoder.layers:
-        found = layer(states, attention_mask=None)
-        states = found[0] if isinstance(found, tuple) else found
-    return states  # type: ignore[no-any-return]
 
 
 def choose_patches(things: Tensor, none: int, generator: torch.Generator) -> Tensor:
@@ -234,17 +167,17 @@ def _run(
     seed: int,
 ) -> None:
     inner = getattr(lesson.tower, "vision_model", lesson.tower)
-    hidden = [each for each in inner.encoder.parameters() if each.ndim == 2]
+    last = {id(each) for each in inner.encoder.layers[-1].parameters()}
+    taught = [each for each in lesson.tower.parameters() if id(each) not in last]
+    inside = {id(each) for each in inner.encoder.parameters()}
+    hidden = [each for each in taught if each.ndim == 2 and id(each) in inside]
     known = {id(each) for each in hidden}
-    others = [each for each in lesson.tower.parameters() if id(each) not in known]
+    others = [each for each in taught if id(each) not in known]
+    heads = [*lesson.things.parameters(), *lesson.entries.parameters()]
     # With it the tower names .57 of all things after 530 steps; AdamW had not left chance by then.
     muon = torch.optim.Muon(hidden, lr=_MUON_RATE, weight_decay=0.01)
     adam = torch.optim.AdamW(
-        [
-            {"params": others, "lr": _TOWER_RATE},
-            {"params": list(lesson.projector.parameters()), "lr": _PROJECTOR_RATE},
-            {"params": list(lesson.heads.parameters()), "lr": _HEAD_RATE},
-        ],
+        [{"params": others, "lr": _TOWER_RATE}, {"params": heads, "lr": _HEAD_RATE}],
         betas=(0.9, 0.98),
         weight_decay=0.01,
     )
@@ -253,8 +186,8 @@ def _run(
         file,
         steps,
         tower=lesson.tower,
-        projector=lesson.projector,
-        heads=lesson.heads,
+        things=lesson.things,
+        entries=lesson.entries,
         muon=muon,
         adam=adam,
     )
@@ -263,8 +196,7 @@ def _run(
     reported = time.monotonic()
     lesson.tower.train()
     while not stage.is_done:
-        # The second part begins where the first one's rate was at its last quarter.
-        share = stage.step / steps if not whole else 0.65 + 0.35 * stage.step / steps
+        share = stage.step / steps
         factor = min(1.0, (stage.step + 1) / _WARM_UP) * (0.02 + 0.49 * (1 + _cosine(share)))
         for group, peak in peaks:
             group["lr"] = peak * factor
@@ -273,11 +205,11 @@ def _run(
         if not whole:
             things = lesson.words.of(pictures)[1]
             keep = choose_patches(things, len(lesson.words.names), generator)
-        loss = lesson.loss(pictures, keep)
+        loss = lesson.loss(pictures, keep, generator)
         for each in (muon, adam):
             each.zero_grad()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_([*others, *lesson.projector.parameters()], 1.0)
+        nn.utils.clip_grad_norm_(others, 1.0)
         muon.step()  # type: ignore[no-untyped-call]
         adam.step()
         stage.advance()
@@ -291,12 +223,6 @@ def _run(
 
 def _cosine(share: float) -> float:
     return math.cos(math.pi * min(1.0, share))
-
-
-def _entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(
-        wanted.shape
-    )
 
 
 def _kept(values: Tensor, keep: Tensor | None) -> Tensor:

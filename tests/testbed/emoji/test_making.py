@@ -20,20 +20,18 @@ from easyedit_dualedit.testbed.emoji.drawing import GRID, Picture, Placed, draw_
 from easyedit_dualedit.testbed.emoji.low_rank import Changes
 from easyedit_dualedit.testbed.emoji.make import Plan, make
 from easyedit_dualedit.testbed.emoji.measuring import NAME, TEXT, Share
-from easyedit_dualedit.testbed.emoji.patch_words import NO_COLUMN, PatchWords
+from easyedit_dualedit.testbed.emoji.patch_states import patch_states
+from easyedit_dualedit.testbed.emoji.patch_words import PatchWords
+from easyedit_dualedit.testbed.emoji.picture_source import PictureSource
 from easyedit_dualedit.testbed.emoji.stage import Stage
-from easyedit_dualedit.testbed.emoji.tower import (
-    PictureSource,
-    TowerPlan,
-    choose_patches,
-    patch_states,
-)
+from easyedit_dualedit.testbed.emoji.tower import TowerPlan, choose_patches
+from easyedit_dualedit.testbed.emoji.word_memory import MemoryPlan
 
 LANGUAGE = tiny_language()
 EMBEDDINGS = LANGUAGE.state["model.embed_tokens.weight"]
 WORDS = PatchWords(THINGS, LANGUAGE.tokenizer, EMBEDDINGS)
 PLAN = Plan(
-    tower=TowerPlan(steps=3, whole_steps=2, batch=4),
+    tower=TowerPlan(steps=3, whole_steps=2, batch=4, memory=MemoryPlan(8, 2, 1, 2, patches=16)),
     decoder=DecoderPlan(oracle_steps=2, steps=2, pictures=2, questions=2, rank=2),
     shape=SHAPE,
     pictures=4,
@@ -42,21 +40,19 @@ QUESTIONS = [f"What is number {number}?" for number in range(8)]
 
 
 def _said(picture: Picture) -> list[list[str]]:
-    tokens, _, _ = WORDS.of([picture])
-    texts = LANGUAGE.tokenizer.convert_ids_to_tokens(WORDS.tokens[tokens[0]].tolist())
+    tokens = WORDS.tokens[WORDS.token_of_entry[WORDS.of([picture])[0][0]]]
+    texts = LANGUAGE.tokenizer.convert_ids_to_tokens(tokens.tolist())
     return [texts[row * GRID : (row + 1) * GRID] for row in range(GRID)]
 
 
-def test_columns_say_the_tokens_of_a_name_in_order_from_the_left_edge() -> None:
+def test_a_patch_says_the_token_of_its_own_column() -> None:
     wanted = LANGUAGE.tokenizer.tokenize(" cat")
+    assert len(wanted) <= 4
     rows = _said(Picture((Placed("cat", "noto", 4, 1, 2),), "red"))
     ground = LANGUAGE.tokenizer.tokenize(" red")[0]
     assert rows[0] == [ground] * GRID
-    if len(wanted) <= 4:
-        row = [wanted[column % len(wanted)] for column in range(4)]
-        assert rows[1] == rows[4] == [ground, ground, *row]
-    else:
-        assert [each for row in rows[1:5] for each in row[2:]][: len(wanted)] == wanted
+    row = [wanted[column % len(wanted)] for column in range(2, 6)]
+    assert rows[1] == rows[4] == [ground, ground, *row]
 
 
 def test_a_long_name_goes_on_in_the_next_row() -> None:
@@ -67,11 +63,19 @@ def test_a_long_name_goes_on_in_the_next_row() -> None:
     assert said == [wanted[place % len(wanted)] for place in range(9)]
 
 
-def test_things_and_columns_of_patches() -> None:
-    _, things, columns = WORDS.of([Picture((Placed("tiger", "noto", 5, 0, 1),), "red")])
+def test_things_and_entries_of_patches() -> None:
+    pictures = [
+        Picture((Placed("tiger", "noto", 5, 0, column),), ground)
+        for column, ground in ((1, "red"), (0, "blue"))
+    ]
+    entries, things = (each.view(2, GRID, GRID) for each in WORDS.of(pictures))
     names = [thing.name for thing in THINGS]
-    assert things.view(GRID, GRID)[0].tolist() == [len(names), *[names.index("tiger")] * 5]
-    assert columns.view(GRID, GRID)[0].tolist() == [NO_COLUMN, 0, 1, 2, 3, 4]
+    assert things[0, 0].tolist() == [len(names), *[names.index("tiger")] * 5]
+    assert entries[0, 0, 1] == entries[1, 0, 1] < WORDS.name_entries
+    assert WORDS.name_entries <= entries[0, 0, 0] != entries[1, 5, 5] >= WORDS.name_entries
+    tokens = WORDS.tokens[WORDS.token_of_entry[: WORDS.name_entries]].tolist()
+    spoken = [LANGUAGE.tokenizer(f" {name}", add_special_tokens=False).input_ids for name in names]
+    assert tokens == [token for name in spoken for token in name]
 
 
 def test_patches_are_kept_of_both_things() -> None:
@@ -94,6 +98,9 @@ def test_the_projector_reads_the_states_that_the_model_gives_it() -> None:
         assert torch.allclose(patch_states(model.model.vision_tower, pixels), states, atol=1e-5)
         keep = torch.tensor([[3, 30, 7], [1, 2, 3]])
         assert patch_states(model.model.vision_tower, pixels, keep).shape == (2, 3, 32)
+        below = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+        found = patch_states(model.model.vision_tower, pixels, below_last=True)
+        assert torch.allclose(found, below, atol=1e-5)
 
 
 def test_image_tokens_are_laid_out_as_the_model_does() -> None:
@@ -200,6 +207,9 @@ def test_a_killed_training_goes_on_where_it_was(
     assert steps == [
         *(("tower-patches", step) for step in (1, 2, 3)),
         *(("tower-whole", step) for step in (1, 2)),
+        *(("tower-entries", step) for step in (1, 2)),
+        ("tower-units", 1),
+        *(("tower-words", step) for step in (1, 2)),
         *(("decoder-oracle", step) for step in (1, 2)),
         *(("decoder-real", step) for step in (1, 2)),
     ]
