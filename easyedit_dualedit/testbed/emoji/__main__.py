@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-tower", action="store_true", help="teach the decoder alone; with --from-shipped"
     )
     parser.add_argument("--tower-steps", type=int, default=3000, help="with few patches")
-    parser.add_argument("--whole-steps", type=int, default=1200, help="with all patches")
+    parser.add_argument("--whole-steps", type=int, default=800, help="with all patches")
     parser.add_argument("--oracle-steps", type=int, default=120, help="on exact words")
     parser.add_argument("--decoder-steps", type=int, default=300, help="on the tower's words")
     parser.add_argument("--pictures", type=int, default=200, help="to measure with")

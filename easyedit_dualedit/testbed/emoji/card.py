@@ -30,8 +30,11 @@ SmolLM2-135M-Instruct, which reads pictures of $things nameable things. It is fo
 of knowledge editing on a real language model with real pictures, on a CPU.
 
 - Vision: SigLIP type, pictures of 96 by 96 pixels in patches of 16; a picture is 78 image tokens.
-- Projector: puts out the decoder's own word embeddings. Column c of a thing, counted from its left
-  edge, says token c of its name, row after row, so that the decoder reads a picture as text.
+  The last layer is a memory: one unit of its MLP for each token of each name, begun as a classifier
+  of these and taught to give the token's embedding.
+- Projector: puts out the decoder's own word embeddings. The patch in column c of the picture says
+  token c of its thing's name, modulo the number of tokens, so that the decoder reads a picture as
+  text.
 - Language: SmolLM2-135M-Instruct as its package holds it (Q4_1), with low-rank changes of the
   attention's query, value and output matrices merged in.
 - World: one thing of 64 or 80 pixels, or two of 48 side by side, on one of $backgrounds

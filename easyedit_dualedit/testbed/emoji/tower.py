@@ -84,7 +84,7 @@ def train_tower(
     for name, steps, whole in (("patches", plan.steps, False), ("whole", plan.whole_steps, True)):
         source = PictureSource(things, seed + whole, single=0.6 if whole else 0.5)
         _run(lesson, source, folder / f"tower-{name}.pt", steps, plan.batch, whole, seed)
-    reached = {}
+    reached: dict[str, float] = {}
     for name, single in (("single", 1.0), ("pair", 0.0)):
         pictures = PictureSource(things, seed + 99, single).draw(256, unseen=True)
         reached |= {f"{key} {name}": value for key, value in lesson.measure(pictures).items()}

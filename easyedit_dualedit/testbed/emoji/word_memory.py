@@ -217,7 +217,7 @@ def _centre(classifier: nn.Linear, scores: Tensor, entries: Tensor) -> None:
     """Move the scores so that 0 lies between those of right entries and of their rivals."""
     own = scores.gather(1, entries[:, None])[:, 0]
     rival = scores.scatter(1, entries[:, None], -math.inf).max(1).values
-    classifier.bias -= ((own + rival) / 2).median()
+    classifier.bias.sub_(((own + rival) / 2).median())
 
 
 class _Lesson:
