@@ -22,6 +22,7 @@ from easyedit_dualedit.model.inputs import Query, TokenLayout
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
 from easyedit_dualedit.train.gate_rows import GateBatches, GateRow, RowLength, distinct_rows
 from easyedit_dualedit.train.picture_features import PreparedQuery, UnknownFeaturesError
+from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.shared_rows import UnshareableError
 from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of
 
@@ -121,23 +122,28 @@ class GateReader:
         autocast: str = "none",
         progress: bool = False,
     ) -> GateStates:
-        """Return what a gate reads of queries; see `read_gate_states`."""
+        """Return what a gate reads of queries; see `read_gate_states`.
+
+        Several processes each read a share of the queries, and all get everything.
+        """
         editor = self._editor
         rows, row_of = distinct_rows(queries, first)
-        order: list[int] = []
-        parts: list[tuple[Tensor, ...]] = []
-        batches = GateBatches(rows, self._length, self._batch_tokens)
-        bar = tqdm(total=len(rows), desc="reading states", unit="query", disable=not progress)
+        processes = Processes.current()
+        device, size = editor.gate.mean.device, len(editor.gate.mean)
+        # Rows that another process reads stay 0, and so the sum over all processes is everything.
+        kept = [torch.zeros(len(rows), size, device=device) for _ in range(3)]
+        kept.append(torch.zeros(len(rows), dtype=torch.long, device=device))
+        batches = GateBatches(rows, self._length, self._batch_tokens, processes)
+        total = len(rows) // processes.count
+        bar = tqdm(total=total, desc="reading states", unit="query", disable=not progress)
         with undisturbed(editor.backbone.model), precision(editor, autocast), bar:
             for batch, prepared in batches:
-                parts.append(self._states(batch, prepared))
-                order += [row.place for row in batch]
+                places = torch.tensor([row.place for row in batch], device=device)
+                for values, read in zip(kept, self._states(batch, prepared), strict=True):
+                    values[places] = read.to(values)
                 batches.shares = self.shares
                 bar.update(len(batch))
-        device = editor.gate.mean.device
-        back = torch.tensor(order).argsort().to(device)
-        joined = [torch.cat(values).to(device)[back] for values in zip(*parts, strict=True)]
-        return GateStates.of_each(joined, row_of.to(device))
+        return GateStates.of_each([processes.total(values) for values in kept], row_of.to(device))
 
     def _length(self, row: GateRow, prepared: dict[Hashable, PreparedQuery]) -> RowLength:
         encoder, query = self._editor.encoder, row.query

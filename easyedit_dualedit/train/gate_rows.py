@@ -15,6 +15,7 @@ from torch import Tensor
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.pictures import Picture, picture_key
 from easyedit_dualedit.train.picture_features import PreparedQuery
+from easyedit_dualedit.train.processes import Processes
 
 _LONGEST_SHARED = 512
 """Tokens of a row that questions share, unless one of them alone takes half of that."""
@@ -88,13 +89,20 @@ def distinct_rows(
 class GateBatches:
     """Rows by the forwards that read them."""
 
-    def __init__(self, rows: Sequence[GateRow], measure: Measure, budget: int):
+    def __init__(
+        self,
+        rows: Sequence[GateRow],
+        measure: Measure,
+        budget: int,
+        processes: Processes | None = None,
+    ):
         """Sort rows.
 
         Args:
             rows: distinct ones.
             measure: of a row.
             budget: tokens of a batch, padding included; a row that is longer stands alone.
+            processes: of which this one reads its share; None means that it reads all.
         """
         self._measure = measure
         self._budget = budget
@@ -103,6 +111,8 @@ class GateBatches:
             # Without a picture nothing is shared.
             groups.setdefault(row.pictures or (row.place, None), []).append(row)
         ordered = sorted(groups.values(), key=_expected_length)
+        if processes is not None:
+            ordered = list(processes.share(ordered))
         self._groups = [
             [group for group in ordered if bool(group[0].pictures) == seeing]
             for seeing in (True, False)

@@ -40,9 +40,10 @@ class Processes:
 
     def total(self, values: Tensor) -> Tensor:
         """Return the sum over all processes, without gradient."""
+        if self.count == 1:
+            return values.detach()
         values = values.detach().clone()
-        if self.count > 1:
-            distributed.all_reduce(values)
+        distributed.all_reduce(values)
         return values
 
     def losses(
