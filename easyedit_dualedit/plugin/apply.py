@@ -1,7 +1,8 @@
 """The function that EasyEdit's editor calls to make an edit."""
 
 import copy as copying
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,7 @@ class Session:
             editor = TrainedAdapters.read(hparams.archive).editor(model, processor, hparams)
             _ = editor.gate.threshold  # raises now rather than at the first question
             while len(self._editors) >= _EDITORS:
-                oldest = next(iter(self._editors))
-                self._edits.pop(id(self._editors.pop(oldest)), None)
+                self._drop_one()
             self._editors[key] = editor
         return editor
 
@@ -89,7 +89,30 @@ class Session:
 
     def end_sequences(self) -> None:
         """Forget the edits of all running sequences."""
-        self._edits.clear()
+        self._edits = {}
+
+    @contextmanager
+    def new_sequence(self, *, goes_on: bool) -> Iterator[None]:
+        """Let the edits made within be a sequence of their own, or go on with the running one.
+
+        If something is raised, the running sequences are what they were before.
+        """
+        before = {key: (edits, list(edits)) for key, edits in self._edits.items()}
+        if not goes_on:
+            self.end_sequences()
+        try:
+            yield
+        except BaseException:
+            for edits, held in before.values():
+                edits[:] = held
+            self._edits = {key: edits for key, (edits, _) in before.items()}
+            raise
+
+    def _drop_one(self) -> None:
+        """Drop the oldest editor without a running sequence, or else the oldest."""
+        idle = [key for key, editor in self._editors.items() if not self._edits.get(id(editor))]
+        oldest = (idle or list(self._editors))[0]
+        self._edits.pop(id(self._editors.pop(oldest)), None)
 
 
 class UndoLast(dict[str, Any]):
@@ -183,6 +206,19 @@ def end_sequence(model: nn.Module) -> None:
     """Forget the edits of the model's running sequence, so that the next one starts afresh."""
     base = model.base if isinstance(model, LegacyModel) else model
     Session.of(base).end_sequences()
+
+
+@contextmanager
+def sequence_of_call(model: nn.Module, *, goes_on: bool) -> Iterator[None]:
+    """Let the edits of a model that are made within be one sequence.
+
+    Args:
+        model: as EasyEdit's editor holds it.
+        goes_on: add to the running sequence instead of starting afresh.
+    """
+    base = model.base if isinstance(model, LegacyModel) else model
+    with Session.of(base).new_sequence(goes_on=goes_on):
+        yield
 
 
 def _key_of(hparams: DualEditMultimodalHparams) -> tuple[object, ...]:

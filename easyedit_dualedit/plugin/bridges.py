@@ -15,6 +15,7 @@ from PIL import Image
 from easyedit_dualedit.errors import UpstreamError
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.plugin.edit_calls import with_own_sequence, without_sequences
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.legacy import LegacyModel
 from easyedit_dualedit.plugin.models import (
@@ -43,6 +44,7 @@ def apply_bridges(host: Host, patches: Patches) -> None:
     editor = host.module("editors.multimodal_editor").MultimodalEditor
     patches.wrap(editor, "__init__", functools.partial(_editor_init, host))
     if host.edition == "master":
+        patches.wrap(editor, "edit", with_own_sequence)
         _bridge_master(host, patches)
     else:
         _bridge_release(host, patches, editor)
@@ -68,6 +70,7 @@ def _bridge_release(host: Host, patches: Patches, editor: Any) -> None:
         # the datasets for pictures have none.
         patches.replace(dataset, "collate_gpt_fn", dataset.collate_fn)
         patches.wrap(dataset, "__init__", _asking_as_the_editor_does)
+    patches.wrap(editor, "edit", without_sequences)
     patches.wrap(editor, "edit_dataset", _refusing_edit_dataset)
     patches.wrap(editor, "_prepare_requests", _allowing_no_locality)
 
