@@ -19,6 +19,9 @@ _SHOWN = 5
 _LARGEST = 2**53
 """The largest whole number: every one up to it is a float as well."""
 
+_CLOSE = 0.7
+"""Share of letters in common from which a known key may be what was meant."""
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds.
@@ -78,7 +81,9 @@ def unknown_keys(values: Mapping[str, Any], known: Iterable[str], source: str) -
     if not unknown:
         return []
     close = {
-        match for key in unknown for match in difflib.get_close_matches(key, allowed, cutoff=0.5)
+        match
+        for key in unknown
+        for match in difflib.get_close_matches(key, allowed, n=1, cutoff=_CLOSE)
     }
     suggestion = f"; did you mean {', '.join(sorted(close))}?" if close else ";"
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""

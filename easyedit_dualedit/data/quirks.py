@@ -16,12 +16,11 @@ def quirks(records: Sequence[Record]) -> dict[str, int]:
 
     - the prefix "nq question: " of a text-locality prompt is kept, as every published number has
       it; only the leak audit compares questions without it.
-    - a newline in a target is kept. Around the text it falls to `Encoder.target_ids` like other
-      white space; within it, it is part of the answer.
+    - a newline in a target is kept, and is part of the answer.
     - a newline in a prompt, as where a rephrase lists several wordings, is kept; around the text
       it was removed.
-    - white space around a target is kept for EasyEdit's evaluator, which tokenises it, and removed
-      by `Encoder.target_ids` for everything else, exact match included.
+    - white space around a target is kept: it is part of what an edit says, and its tokens count, as
+      they do for EasyEdit's evaluator. Exact match takes no notice of it.
     - a rephrase equal to its source measures reliability again; it is kept and measured as it is.
     - a target equal to the prediction is an edit to what the data set says the model answers
       already; it is made and measured like any other. Case, white space around, and underscores

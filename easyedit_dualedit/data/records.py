@@ -107,7 +107,7 @@ def load_records(
     """Return the records of a file, the first `limit` of them if given.
 
     White space around prompts and predictions is removed. Targets stay exactly as the file has
-    them, since EasyEdit tokenises them so; `Encoder.target_ids` removes white space around them.
+    them, since EasyEdit tokenises them so.
     No picture is opened: queries hold paths.
 
     Args:

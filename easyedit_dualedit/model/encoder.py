@@ -83,16 +83,17 @@ class Encoder:
         return written_prompt(self.processor, content, self.template)
 
     def target_ids(self, target: str) -> list[int]:
-        """Return the token ids of a target, without special tokens and white space around it.
+        """Return the token ids of a target, without special tokens.
+
+        White space around it is part of it, as it is for EasyEdit's evaluator.
 
         Raises:
             DataError: if it tokenises to nothing.
         """
-        answer = target.strip()
-        text = self._answer_prefix + answer
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        prefix = "" if target[:1].isspace() else self._answer_prefix
+        ids = list(self.tokenizer(prefix + target, add_special_tokens=False)["input_ids"])
         # A blank target's ids would be those of the prefix alone.
-        if not ids or not answer:
+        if not ids or not target.strip():
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
         if not set(self._vision_ids).isdisjoint(ids):
             raise DataError(f"target = {target!r} holds a token of a picture; leave it out")

@@ -30,6 +30,7 @@ from easyedit_dualedit.plugin.models import (
 from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.ports.samples import port_samples_of
 from easyedit_dualedit.plugin.samples import questions_of
+from easyedit_dualedit.plugin.trainer_calls import checking_first, loading_folders
 
 _MODEL_MODULES = ("trainer.models", "trainer.BaseTrainer", "trainer.MultimodalTrainer")
 _DATASETS = (("dataset.vqa", "VQADataset"), ("dataset.coco_caption", "CaptionDataset"))
@@ -43,6 +44,9 @@ def apply_bridges(host: Host, patches: Patches) -> None:
             patches.wrap(host.module(name), "get_model", functools.partial(_get_model, host))
     editor = host.module("editors.multimodal_editor").MultimodalEditor
     patches.wrap(editor, "__init__", functools.partial(_editor_init, host))
+    trainer = host.module("trainer.BaseTrainer")
+    patches.wrap(trainer, "load_archive", loading_folders)
+    patches.wrap(trainer.BaseTrainer, "__init__", functools.partial(checking_first, host))
     if host.edition == "master":
         patches.wrap(editor, "edit", with_own_sequence)
         _bridge_master(host, patches)

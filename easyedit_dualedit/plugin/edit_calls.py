@@ -1,4 +1,4 @@
-"""Calls of EasyEdit's `MultimodalEditor.edit`: which edits a sequence holds, and what is refused."""
+"""Calls of EasyEdit's `MultimodalEditor.edit`: what a sequence holds, and what is refused."""
 
 import functools
 import inspect

@@ -14,6 +14,8 @@ from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.model.loading import QUANTIZATIONS, SPREAD
 from easyedit_dualedit.plugin.hparams_files import find_hparams
+from easyedit_dualedit.plugin.other_methods import OTHER_METHODS, keys_of_others
+from easyedit_dualedit.plugin.trainer_hparams import TrainerHparams
 from easyedit_dualedit.plugin.values import (
     ALG_NAME,
     SHORT_NAMES,
@@ -38,8 +40,10 @@ _METHOD_KEYS = (
 
 
 @dataclass
-class DualEditMultimodalHparams:
+class DualEditMultimodalHparams(TrainerHparams):
     """What `MultimodalEditor` and EasyEdit's datasets read, and what DualEdit itself needs.
+
+    EasyEdit's evaluation hands them to its trainer, which trains nothing then (`eval_only`).
 
     Raises:
         ConfigError: naming every value that is not allowed, on construction.
@@ -70,8 +74,6 @@ class DualEditMultimodalHparams:
     """Spread the model over all devices there are (`device_map="auto"`)."""
     quantization: str | None = None
     """4bit or 8bit: weights of the frozen model in fewer bits, by bitsandbytes."""
-    batch_size: int = 1
-    seed: int = 0
     exact_match: bool = False
     max_length: int = 30
     results_dir: str = "./results"
@@ -84,7 +86,6 @@ class DualEditMultimodalHparams:
     rephrase_image: str = ""
     """Folder that the `image_rephrase` of a record is relative to."""
 
-    preset: str = "default"
     width: int | None = None
     heads: int | None = None
     signal: str | None = None
@@ -137,7 +138,8 @@ class DualEditMultimodalHparams:
             ConfigError: naming every unknown key, missing key and value that is not allowed.
         """
         known = {f.name for f in dataclasses.fields(cls)}
-        problems = unknown_keys(values, known, source)
+        problems = keys_of_others(values, source)
+        problems += unknown_keys(values, known | OTHER_METHODS.keys(), source)
         numbers = {f.name for f in dataclasses.fields(cls) if f.type in (float, float | None)}
         given = {
             key: as_number(value) if key in numbers else value
@@ -227,4 +229,4 @@ class DualEditMultimodalHparams:
                 self.dualedit_config()
             except ConfigError as error:
                 problems.append(str(error))
-        return problems
+        return problems + self.training_problems()

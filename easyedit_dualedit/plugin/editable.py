@@ -13,9 +13,9 @@ from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.model.inputs import IGNORED, Batch
-from easyedit_dualedit.plugin.archives import described_state, load_weights
+from easyedit_dualedit.plugin.archives import TrainedAdapters, described_state, load_weights
 from easyedit_dualedit.plugin.host import find_host
-from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples
 from easyedit_dualedit.plugin.losses import shifted_loss
 from easyedit_dualedit.plugin.models import load_processor
@@ -38,13 +38,15 @@ class DualEditEditable(_EditableModel):  # type: ignore[misc]  # EasyEdit is unt
     def __init__(
         self,
         model: nn.Module,
-        config: DualEditMultimodalTrainingHparams,
+        config: DualEditMultimodalHparams,
         model_constructor: Any,
     ):
-        """Build untrained adapters around `model`, which is frozen.
+        """Build adapters around `model`, which is frozen: untrained, or those to be evaluated.
 
         Raises:
             ConfigError: if the hyperparameters describe no method.
+            ArchiveError: if adapters are to be evaluated that are missing, damaged or of another
+                model.
             BackboneError: if the model or its processor lacks what an editor needs.
             LayerError: if a layer does not exist in the model.
         """
@@ -56,17 +58,17 @@ class DualEditEditable(_EditableModel):  # type: ignore[misc]  # EasyEdit is unt
         # EasyEdit sets an edit_loss_fn in __init__, which a method would not replace; for
         # transformers models it compares each token with the logits of the token itself.
         if isinstance(model, LegacyModel):
-            self.editor = DualEditor(model.base, model.processor, config.dualedit_config())
+            self.editor = _editor_of(model.base, model.processor, config)
             self.samples = LegacySamples(self.editor.encoder)
             self.edit_loss_fn: Any = _LegacyLoss(model.processor.tokenizer)
         elif is_port(model):
             base = PortModel(model)
-            self.editor = DualEditor(base, PortProcessor(base), config.dualedit_config())
+            self.editor = _editor_of(base, PortProcessor(base), config)
             self.samples = PortSamples.of(self.editor)
             self.edit_loss_fn = partial(shifted_loss, _masked_log_probs)
         else:
             processor = load_processor(config.name or config.model_name)
-            self.editor = DualEditor(model, processor, config.dualedit_config())
+            self.editor = _editor_of(model, processor, config)
             self.samples = TransformersSamples(self.editor.encoder)
             self.edit_loss_fn = partial(shifted_loss, _masked_log_probs)
 
@@ -162,6 +164,13 @@ class EditedSamples:
         if self._owner.training:
             self._owner.scope.add(self._owner.editor, batch, self._requests, self._signals)
         return answered(self.edited(layout=batch.layout, **batch.inputs), batch)
+
+
+def _editor_of(model: nn.Module, processor: Any, config: DualEditMultimodalHparams) -> DualEditor:
+    if config.eval_only and config.archive is not None:
+        # Hyperparameters of an edit may leave to the archive which layers the adapters act on.
+        return TrainedAdapters.read(config.archive).editor(model, processor, config)
+    return DualEditor(model, processor, config.dualedit_config())
 
 
 class _LegacyLoss:

@@ -31,6 +31,7 @@ class LegacySamples:
     def __init__(self, encoder: Encoder):
         """Keep the encoder of the model that will answer."""
         self.encoder = encoder
+        self._special = frozenset(encoder.tokenizer.all_special_ids)
 
     def read(self, samples: Mapping[str, Any], *, with_end: bool = False) -> Batch:
         """Return model inputs for sample dictionaries, with their layout and labels.
@@ -46,19 +47,33 @@ class LegacySamples:
         texts: Sequence[str] = samples["text_input"]
         images = samples["image"]
         pictures = [None] * len(texts) if images is None else [picture_of(i) for i in images]
-        answers = [self._answer(label) for label in samples["labels"]]
+        labels = samples["labels"]
+        answers = [self._answer(*row) for row in zip(texts, labels, strict=True)]
         queries = [
             Query(_prompt_of(text, answer), picture, answer)
             for text, picture, answer in zip(texts, pictures, answers, strict=True)
         ]
         return self.encoder.encode(queries)
 
-    def _answer(self, label: str | Tensor) -> str:
+    def _answer(self, text: str, label: str | Tensor) -> str:
+        """Return the answer that a text ends with, white space of the target included."""
         if isinstance(label, str):
-            return label.strip()
+            return label
+        tokenizer = self.encoder.tokenizer
         # The release counts special tokens in, as in "<s> red".
-        text: str = self.encoder.tokenizer.decode(label[label >= 0], skip_special_tokens=True)
-        return text.strip()
+        ids = [token for token in label[label >= 0].tolist() if token not in self._special]
+        answer: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+        core = text.rstrip()
+        if not answer or not core.endswith(answer):
+            return answer
+        # Not every tokenizer decodes the white space that it has read, so the text tells.
+        start = first = len(core) - len(answer)
+        while first and text[first - 1].isspace():
+            first -= 1
+        for begin in range(start, first - 1, -1):
+            if tokenizer(text[begin:], add_special_tokens=False)["input_ids"] == ids:
+                return text[begin:]
+        return text[start:]
 
 
 class LegacyModel(nn.Module):

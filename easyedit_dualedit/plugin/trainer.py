@@ -16,7 +16,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.data.training_targets import normalised_target
 from easyedit_dualedit.plugin.host import find_host
-from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
 from easyedit_dualedit.plugin.ports.model import is_port
 from easyedit_dualedit.plugin.samples import METRIC_OF, records_in, records_of
@@ -56,7 +56,7 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
     calibrated on the queries of the first steps, and a `learned` gate stays untrained.
     """
 
-    def __init__(self, config: DualEditMultimodalTrainingHparams, train_set: Any, val_set: Any):
+    def __init__(self, config: DualEditMultimodalHparams, train_set: Any, val_set: Any):
         """Prepare the training that `config` describes, seeded by it.
 
         Args:

@@ -1,27 +1,14 @@
 """Hyperparameters of training, in the form in which EasyEdit's trainer reads them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.plugin.edit_hparams import DualEditMultimodalHparams
-from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
-
-_LEFT_TO_PRESET = (
-    "text_locality_weight",
-    "image_locality_weight",
-    "augment_targets",
-    "end_of_answer",
-    "gate_steps",
-    "gate_records",
-)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
-    """What `MultimodalTrainer` reads on top; names and meanings are EasyEdit's.
+    """The hyperparameters of an edit with the values of a training where none are given.
 
     Raises:
         ConfigError: naming every value that is not allowed, on construction.
@@ -30,137 +17,4 @@ class DualEditMultimodalTrainingHparams(DualEditMultimodalHparams):
     folder: ClassVar[str] = "TRAINING/DualEdit"
 
     batch_size: int = 4
-    lr: float = 1e-4
-    opt: str = "Adam"
-    lr_lr: float = 1e-4
-    accumulate_bs: int = 1
-    """Batches per optimiser step."""
-    grad_clip: float = 100.0
-    max_iters: int | None = 1000
-    """EasyEdit stops one step earlier."""
-    max_epochs: int | None = None
-    val_batch_size: int = 1
-    val_interval: int = 500
-    val_steps: int = 100
-    log_interval: int = 50
-    eval_log_interval: int = 50
-    early_stop_key: str = "loss/total_edit_val"
-    early_stop_patience: int = 20000
-    model_save_pt: int = 500
-
-    cedit: float = 1.0
-    """Weight of the loss on the text rephrase."""
-    iedit: float = 1.0
-    """Weight of the loss on the image rephrase."""
-    cloc: float = 1.0
-    """Weight of both locality losses."""
-    cbase: float = 1.0
-    cinner: float = 1.0
-    """Weight of the loss on the request itself; `DualEditTrainer` has it, EasyEdit's has not."""
-    text_locality_weight: float | None = None
-    """Weight of text locality in `DualEditTrainer`; None means `cloc`, or 0 in `published`."""
-    image_locality_weight: float | None = None
-
-    augment_targets: float | None = None
-    """Share of the records whose target is drawn from the model's vocabulary; None leaves it to the
-    preset. EasyEdit's own trainer takes no notice."""
-    end_of_answer: bool | None = None
-    """Whether to learn to stop after the answer; None leaves it to the preset."""
-    gate_steps: int | None = None
-    """Steps of training the `learned` gate in `DualEditTrainer`; None leaves it to the preset."""
-    gate_records: int | None = None
-    """Records that teach the gate; None means as many as the adapters are trained on, at least 500.
-    """
-    schedule: str = "constant"
-    """Of the learning rate: constant or one-cycle; EasyEdit's trainers keep it constant."""
-    autocast: str = "none"
-    """bfloat16: the frozen model computes in it; EasyEdit's own trainer takes no notice."""
-    checkpoint_activations: bool = False
-    """Less memory, more time, the same result; EasyEdit's own trainer takes no notice."""
-    compile_layers: bool = False
-    """torch.compile for the layers above the first edit; EasyEdit's own trainer takes no notice."""
-    feature_cache_bytes: int = CACHE_BYTES
-    """Picture features kept between steps; EasyEdit's own trainer keeps none."""
-    state_cache_bytes: int = CACHE_BYTES
-    """States below the first edit kept between steps; EasyEdit's own trainer keeps none."""
-    state_cache_folder: str | None = None
-    """Folder that keeps those states for later runs; EasyEdit's own trainer takes no notice."""
-
-    dropout: float | None = None
-    train_base: bool = False
-    inner_params: list[str] = field(default_factory=list)
-    no_grad_layers: int | None = None
-    half: bool = False
     eval_only: bool = False
-    final_eval: bool = True
-    debug: bool = False
-    save: bool = False
-    silent: bool = False
-    verbose: bool = True
-
-    def training_config(self) -> TrainingConfig:
-        """Return the frozen configuration of the training.
-
-        Raises:
-            ConfigError: naming every value that is not allowed.
-        """
-        values = {
-            # EasyEdit writes into max_iters: its own count from max_epochs, or 0 to evaluate.
-            "steps": max(1, self.max_iters or 1),
-            "batch_size": self.batch_size,
-            "learning_rate": self.lr,
-            "reliability_weight": self.cinner,
-            "text_generality_weight": self.cedit,
-            "image_generality_weight": self.iedit,
-            "image_locality_weight": self.cloc,
-            "text_locality_weight": self.cloc,
-            "gradient_clip": self.grad_clip,
-            "schedule": self.schedule,
-            "seed": self.seed,
-            "accumulate": self.accumulate_bs,
-            "autocast": self.autocast,
-            "checkpoint_activations": self.checkpoint_activations,
-            "compile_layers": self.compile_layers,
-            "feature_cache_bytes": self.feature_cache_bytes,
-            "state_cache_bytes": self.state_cache_bytes,
-            "state_cache_folder": self.state_cache_folder,
-        }
-        if self.preset == "published":
-            del values["text_locality_weight"]
-        for key in _LEFT_TO_PRESET:
-            if getattr(self, key) is not None:
-                values[key] = getattr(self, key)
-        return TrainingConfig.preset(self.preset, **values)
-
-    def _normalise(self) -> list[str]:
-        problems = super()._normalise()
-        if isinstance(self.max_iters, int | None):
-            try:
-                self.training_config()
-            except ConfigError as error:
-                problems.append(str(error))
-        if self.max_iters is None and self.max_epochs is None:
-            problems.append("max_iters and max_epochs are both null; set one")
-        if not isinstance(getattr(torch.optim, str(self.opt), None), type):
-            problems.append(f"opt = {self.opt!r}: the name of an optimiser in torch.optim")
-        counts = ["accumulate_bs", "val_batch_size", "val_interval", "log_interval"]
-        counts += [key for key in ("max_iters", "max_epochs") if getattr(self, key) is not None]
-        for key in counts:
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                problems.append(f"{key} = {value!r}: a whole number, 1 or above")
-        return problems + self._checkpoint_problems()
-
-    def _checkpoint_problems(self) -> list[str]:
-        # EasyEdit saves only when it validates, and its final evaluation loads what it saved.
-        if not self.final_eval or self.eval_only or (self.debug and not self.save):
-            return []
-        numbers = (self.max_iters, self.val_interval)
-        if not all(isinstance(number, int) for number in numbers):
-            return []
-        if self.max_iters is None or self.val_interval < self.max_iters:
-            return []
-        return [
-            f"val_interval = {self.val_interval} with max_iters = {self.max_iters}: EasyEdit would"
-            f" save nothing; set val_interval to at most {self.max_iters - 1}"
-        ]

@@ -106,6 +106,7 @@ def test_easyedit_may_write_into_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"edit_lr": 1, "n_hidden": 1}, "keys of MEND.*DualEdit; leave out edit_lr, n_hidden$"),
         ({"text_lair": 3}, "unknown keys.*text_lair.*did you mean.*text_layer"),
         ({"text_layer": None}, "text_layer and vision_layer are not set"),
         ({"text_layer": -1}, "text_layer = -1"),
@@ -145,6 +146,12 @@ def test_what_is_not_allowed_is_named(
 def test_what_is_not_allowed_in_training_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DualEditMultimodalTrainingHparams.from_dict(settings(**changes))
+
+
+def test_only_what_is_close_is_suggested() -> None:
+    with pytest.raises(ConfigError) as raised:
+        DualEditMultimodalHparams.from_dict(settings(text_lair=3, mlp_depth=2))
+    assert "did you mean text_layer?" in str(raised.value)
 
 
 def test_all_problems_are_reported_together() -> None:

@@ -1,0 +1,125 @@
+"""EasyEdit's trainer with hyperparameters of an edit, and what it refuses before it starts."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from easyedit_fixtures import (
+    HAS_MASTER,
+    Workplace,
+    needs_easyedit,
+    needs_master,
+    needs_release,
+    shared_workplace,
+)
+from easyedit_runs import dataset_of, trained, trainer_of
+
+from easyedit_dualedit.errors import ArchiveError, ConfigError, UpstreamError
+from easyedit_dualedit.plugin import find_host
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.plugin.other_methods import OTHER_METHODS
+
+pytestmark = [needs_easyedit, pytest.mark.usefixtures("host", "elsewhere")]
+
+TRAINERS = ("MultimodalTrainer", "DualEditTrainer")
+
+
+@pytest.fixture
+def workplace() -> Workplace:
+    return shared_workplace("llava")
+
+
+def evaluated(workplace: Workplace, trainer: str, archive: Any, results: Path) -> Any:
+    """Return a trainer that has evaluated adapters with the hyperparameters of an edit."""
+    hparams = DualEditMultimodalHparams.from_dict(
+        workplace.settings(archive=str(archive), results_dir=str(results))
+    )
+    records = dataset_of(workplace, hparams)
+    results.mkdir()
+    made = getattr(find_host().package, trainer)(hparams, records, records)
+    made.run()
+    return made
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_hyperparameters_of_an_edit_evaluate_a_folder_of_adapters(
+    workplace: Workplace, tmp_path: Path, trainer: str
+) -> None:
+    evaluated(workplace, trainer, workplace.adapters, tmp_path / "results")
+    results = json.loads((tmp_path / "results" / "results.json").read_text())["results"]
+    assert 0 <= results["inner/acc_val"] <= 1
+    assert not (tmp_path / "results" / "models" / "DualEdit" / workplace.model.name).exists()
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_they_evaluate_what_a_training_has_saved(
+    workplace: Workplace, tmp_path: Path, trainer: str
+) -> None:
+    first = trained(workplace, tmp_path / "first", trainer)
+    made = evaluated(workplace, trainer, first.save_path, tmp_path / "second")
+    saved = torch.load(first.save_path, weights_only=True)["model"]
+    for name, value in made.model.editor.state_dict().items():
+        torch.testing.assert_close(value, saved[name], rtol=0, atol=0, equal_nan=True)
+    before, after = (
+        json.loads((tmp_path / name / "results.json").read_text())["results"]
+        for name in ("first", "second")
+    )
+    for name in ("inner/acc_val", "edit/acc_val", "loss/loc_val"):
+        assert after[name] == pytest.approx(before[name], abs=1e-6), name
+
+
+def test_an_archive_that_is_not_there_is_named(workplace: Workplace, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="but there is nothing"):
+        evaluated(workplace, "MultimodalTrainer", tmp_path / "none", tmp_path / "results")
+
+
+@needs_master
+def test_every_field_that_easyedit_has_for_mend_is_there_or_only_mends() -> None:
+    theirs = find_host().module("models.mend.mend_multimodal_hparams").MENDMultimodalHparams
+    names = {f.name for f in dataclasses.fields(theirs)}
+    assert names - {f.name for f in dataclasses.fields(DualEditMultimodalHparams)} == {
+        name for name, method in OTHER_METHODS.items() if method == "MEND"
+    }
+
+
+def test_training_does_not_go_on_from_a_folder(workplace: Workplace, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder of adapters.*give a checkpoint"):
+        trained(workplace, tmp_path, "MultimodalTrainer", archive=str(workplace.adapters))
+
+
+@needs_release
+def test_the_release_refuses_batches(workplace: Workplace, tmp_path: Path) -> None:
+    with pytest.raises(UpstreamError, match="batch_size = 2 and val_batch_size = 3.*set batch"):
+        trained(workplace, tmp_path, "MultimodalTrainer", batch_size=2, val_batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_iters": 3, "val_interval": 1, "final_eval": False}, None),
+        ({"max_iters": 3, "val_interval": 2}, None),
+        ({"max_epochs": 1, "val_interval": 4}, "set val_interval to at most 3, or final_eval"),
+    ],
+)
+def test_a_training_that_saves_nothing_is_refused(
+    workplace: Workplace, tmp_path: Path, changes: dict[str, Any], message: str | None
+) -> None:
+    if message is None:
+        trainer_of(workplace, tmp_path, "MultimodalTrainer", **changes)
+        return
+    with pytest.raises(ConfigError, match=message):
+        trainer_of(workplace, tmp_path, "MultimodalTrainer", **changes)
+
+
+def test_a_training_that_rounds_to_no_epoch_is_refused(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    changes = {"max_iters": 2, "val_interval": 1}
+    if HAS_MASTER:  # which makes at least one
+        trainer_of(workplace, tmp_path, "MultimodalTrainer", **changes)
+        return
+    with pytest.raises(ConfigError, match="2 and 4 records round to 0 epochs.*max_iters higher"):
+        trainer_of(workplace, tmp_path, "MultimodalTrainer", **changes)
