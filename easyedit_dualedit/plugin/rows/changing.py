@@ -6,6 +6,7 @@ Each edits a model of its own through EasyEdit's own function, and all of it is 
 import contextlib
 import copy
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,17 +28,15 @@ from easyedit_dualedit.plugin.rows.model_parts import (
     parameter_named,
 )
 from easyedit_dualedit.plugin.rows.output import quiet
-from easyedit_dualedit.plugin.rows.shipped import Shipped, edit_hparams
+from easyedit_dualedit.plugin.rows.shipped import Shipped, edit_hparams, shipped_depth
 from easyedit_dualedit.plugin.rows.unchanged import unchanged
 
 logger = logging.getLogger(__name__)
 
-_REFERENCE_DEPTH = 28
-"""Decoder layers of LLaVA-OneVision-7B, which EasyEdit's hyperparameters name layers of."""
-
 SHIPPED_REMARK = (
-    "Hyperparameters are those that EasyEdit ships for LLaVA-OneVision-7B, with layers and modules"
-    " of the decoder in proportion to this model's depth and as this model names them."
+    "Hyperparameters are those that EasyEdit ships for the model's family, or for"
+    " LLaVA-OneVision-7B where it ships none, with layers and modules of the decoder in proportion"
+    " to this model's depth and as this model names them."
 )
 PUT_BACK_REMARK = (
     "EasyEdit leaves frozen parameters, copies of layers and changed attributes in the model; after"
@@ -49,8 +48,6 @@ class ChangingMethod(ABC):
     """A method of EasyEdit's that changes the model it gets, around a model of its own."""
 
     shipped: Shipped
-    layer: int
-    """Layer that EasyEdit's hyperparameters name, of `_REFERENCE_DEPTH`."""
     trained_parameters: int
     refused = 0
     """Edits of the last `many` at which EasyEdit failed."""
@@ -64,6 +61,7 @@ class ChangingMethod(ABC):
         """
         self._host = host
         self._config = edit_hparams(host, self.shipped, bench)
+        self._depth = shipped_depth(host, self.shipped, bench.model)
         self._model, self._processor = bench.load()
         self._backbone = Backbone.of(self._model)
         self._config.device = str(self._backbone.device)
@@ -140,8 +138,14 @@ class ChangingMethod(ABC):
     def _weight(self, given: frozenset[str]) -> nn.Parameter:
         """Return the weight that is changed, and have EasyEdit find it."""
         if "inner_params" not in given:
+            named = re.search(r"layers[.\[](\d+)", self._config.inner_params[0])
+            if named is None:
+                raise UpstreamError(
+                    f"EasyEdit's file for {self.shipped.method} names no layer but"
+                    f" {self._config.inner_params[0]!r}; name a weight (setting inner_params)"
+                )
             depth = len(self._backbone.layers)
-            layer = layer_in_proportion(self.layer, _REFERENCE_DEPTH, depth)
+            layer = layer_in_proportion(int(named[1]), self._depth, depth)
             names = mlp_parameters(self._model, layer)
             self._config.inner_params = [as_expression(names[DOWN])]
         return parameter_named(

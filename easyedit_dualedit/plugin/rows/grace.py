@@ -22,7 +22,6 @@ class GraceMethod(ChangingMethod):
     """EasyEdit's GRACE: a value that replaces a layer's output near the key of the request."""
 
     shipped = GRACE
-    layer = 18
 
     def _prepare(self, given: frozenset[str]) -> None:
         weight = self._weight(given)

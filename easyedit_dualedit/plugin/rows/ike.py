@@ -36,9 +36,10 @@ _SPARE_TOKENS = 16
 _WIDEST_EMBEDDING = 256
 
 _REMARKS = (
-    "Hyperparameters are those that EasyEdit ships for LLaVA-OneVision-7B: k is 0, so that the new"
-    " fact alone is put before every question, as EasyEdit's editor does for k = 0; with the"
-    " setting k, the most similar examples of the training records come before it.",
+    "Hyperparameters are those that EasyEdit ships for the model's family, or for"
+    " LLaVA-OneVision-7B where it ships none. Where k is 0, as in all but BLIP-2's, the new fact"
+    " alone is put before every question, as EasyEdit's editor does; above 0, so many most similar"
+    " examples of the training records come before it.",
     "Unless the setting sentence_model_name names one, the sentence encoder that EasyEdit looks"
     " examples up with (for k above 0) is a stand-in: the mean of the model's own input embeddings"
     " of the tokens, projected at random to at most 256 numbers.",

@@ -42,8 +42,9 @@ _LAYERS = 3
 _HOW_TO_NAME = "name parameters as model.named_parameters() does"
 
 _REMARKS = (
-    "Hyperparameters are those that EasyEdit ships for LLaVA-OneVision, with the parameters of the"
-    " last three layers' feed-forward blocks as this model names them.",
+    "Hyperparameters are those that EasyEdit ships for the model's family, or for LLaVA-OneVision"
+    " where it ships none, with the parameters of the last three layers' feed-forward blocks as"
+    " this model names them.",
     "EasyEdit's executor indexes its list of requests as one request and builds samples of its own"
     " BLIP-2; edits are made by EasyEdit's trained MEND itself.",
     "EasyEdit's trainer scores transformers models one token off (shift=False); it is given"

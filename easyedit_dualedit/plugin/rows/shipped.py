@@ -1,8 +1,11 @@
 """The hyperparameters that EasyEdit ships for a method, with the settings given instead of some."""
 
 import dataclasses
+import functools
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import ConfigError, UpstreamError
@@ -47,6 +50,19 @@ _OF_A_TRAINING = {
 }
 
 
+_FAMILIES = {
+    "llava_onevision": "llavaov",
+    "qwen2_vl": "qwen2vl",
+    "qwen2_5_vl": "qwen2vl",
+    "qwen3_vl": "qwen3vl",
+    "blip-2": "blip2",
+}
+"""transformers' type of a model -> how EasyEdit's files for that family begin."""
+
+_DEPTHS = {"llavaov": 28, "qwen2vl": 28, "qwen3vl": 36, "blip2": 32}
+"""How a file begins -> decoder layers of the model that it is for."""
+
+
 @dataclass(frozen=True)
 class Shipped:
     """Where EasyEdit keeps the hyperparameters of a method."""
@@ -55,7 +71,7 @@ class Shipped:
     """Its name in EasyEdit's registry of editors, or in that of trainers."""
     hparams_class: str
     file: str
-    """In EasyEdit's folder hparams."""
+    """In EasyEdit's folder hparams, for a family that has no file of its own beside it."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The numbers in that file, for an EasyEdit without the folder; none where it is needed."""
 
@@ -68,7 +84,7 @@ def edit_hparams(host: Host, shipped: Shipped, bench: Bench) -> Any:
             another type than the shipped one.
         UpstreamError: if there is neither EasyEdit's file of them nor values for it.
     """
-    config = _read(host, shipped)
+    config = _read(host, shipped, bench.model)
     _change(config, bench.settings, shipped.method)
     for name, value in {**_OF_AN_EDIT, "alg_name": shipped.method}.items():
         if hasattr(config, name):
@@ -84,7 +100,7 @@ def training_hparams(host: Host, shipped: Shipped, bench: Bench) -> Any:
             another type than the shipped one.
         UpstreamError: if there is neither EasyEdit's file of them nor values for it.
     """
-    config = _read(host, shipped)
+    config = _read(host, shipped, bench.model)
     given = {name: value for name, value in bench.settings.items() if name != ARCHIVE}
     _change(config, given, shipped.method, ARCHIVE)
     if "inner_params" not in given:
@@ -95,9 +111,38 @@ def training_hparams(host: Host, shipped: Shipped, bench: Bench) -> Any:
     return config
 
 
-def _read(host: Host, shipped: Shipped) -> Any:
+def shipped_file(host: Host, shipped: Shipped, model: str) -> Path:
+    """Return EasyEdit's file of a method for a model's family, or the one that stands in for it.
+
+    Args:
+        host: EasyEdit; the file may be missing there.
+        shipped: of the method.
+        model: folder or hub id of the model.
+    """
+    usual = host.folder.parent / "hparams" / shipped.file
+    begins = _FAMILIES.get(_type_of(model))
+    own = usual.parent.glob(f"{begins}*.yaml") if begins else ()
+    return min(own, key=lambda path: len(path.name), default=usual)
+
+
+def shipped_depth(host: Host, shipped: Shipped, model: str) -> int:
+    """Return the decoder layers of the model whose layers a method's file names."""
+    name = shipped_file(host, shipped, model).name
+    return next(depth for begins, depth in _DEPTHS.items() if name.startswith(begins))
+
+
+@functools.cache
+def _type_of(model: str) -> str:
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        return str(transformers.AutoConfig.from_pretrained(model).model_type)
+    except (OSError, ValueError):
+        return ""  # loading the model says what is wrong with it
+
+
+def _read(host: Host, shipped: Shipped, model: str) -> Any:
     kind = getattr(host.package, shipped.hparams_class)
-    path = host.folder.parent / "hparams" / shipped.file
+    path = shipped_file(host, shipped, model)
     if path.is_file():
         return kind.from_hparams(str(path))
     if not shipped.values:

@@ -32,7 +32,6 @@ class WiseMethod(ChangingMethod):
     """EasyEdit's WISE: a second weight beside one of the model's, and a router between them."""
 
     shipped = WISE
-    layer = 23
 
     def _prepare(self, given: frozenset[str]) -> None:
         weight = self._weight(given)
