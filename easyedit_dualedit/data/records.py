@@ -1,12 +1,21 @@
-"""Edit records in the JSON formats of MMEdit and VLKEB, validated whole before anything runs."""
+"""Edit records in the formats of MMEdit, VLKEB and ComprehendEdit, validated before any run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.data.binding import BINDING, Binding, missing_fields
 from easyedit_dualedit.data.binding import FIELDS as BINDING_FIELDS
+from easyedit_dualedit.data.comprehend_edit import (
+    RIGHT_FILE,
+    Nearest,
+    as_mmedit,
+    is_left_out,
+    is_theirs,
+    named,
+    nearest_of,
+)
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.answers import exact_match
 from easyedit_dualedit.model.inputs import Query
@@ -71,6 +80,8 @@ class Record:
     """What the questions about pictures were put into."""
     folder: Path | None = None
     """What the names of the pictures were relative to; None for pictures from elsewhere."""
+    nearest: Nearest | None = None
+    """The samples nearest to the edit; ComprehendEdit's test file has them."""
     binding: Binding | None = None
     """Whether the edit changed a picture's answer or a thing; the emoji model's records have it."""
 
@@ -112,7 +123,8 @@ def load_records(
 
     Args:
         path: JSON list of objects with the fields of MMEdit, maybe VLKEB's `port_new`, and maybe
-            `binding`.
+            `binding`; or with those of ComprehendEdit, whose records without an answer are left
+            out.
         images: folder that the picture names in the file are relative to.
         template: what a picture's question is put into, such as "{} The answer is:".
         limit: how many records to use.
@@ -127,14 +139,22 @@ def load_records(
     """
     if "{}" not in template:
         raise DataError(f"template = {template!r} has no {{}} to put the question in; add one")
-    items = read_items(path, limit=limit)
+    every = read_items(path)
+    items = _numbered(every, limit)
     problems = _problems_in(items, images if check_pictures else None)
     if not allow_outside:
         problems += _outside(items)
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise DataError(f"{path}: " + "; ".join(problems[:_SHOWN]) + more)
-    return [_record(index, item, images, template) for index, item in enumerate(items)]
+    right = _right_samples(path, every)
+    return [
+        replace(
+            _record(index, item, images, template),
+            nearest=nearest_of(item, every, right, images, template),
+        )
+        for index, item in items
+    ]
 
 
 def problems_of(
@@ -151,7 +171,8 @@ def problems_of(
     Raises:
         DataError: if the file cannot be read, or holds no list of records at all.
     """
-    return _problems_in(read_items(path, limit=limit), images if check_pictures else None)
+    items = _numbered(read_items(path), limit)
+    return _problems_in(items, images if check_pictures else None)
 
 
 def read_items(path: Path, *, limit: int | None = None) -> list[Any]:
@@ -163,8 +184,7 @@ def read_items(path: Path, *, limit: int | None = None) -> list[Any]:
     items = json_in(path, "give a JSON file of records", wrong="is not JSON")
     if not isinstance(items, list) or not items:
         raise DataError(f"{path} must hold a list of at least one record, as MMEdit's files do")
-    if limit is not None and limit < 1:
-        raise DataError(f"limit = {limit}: at least 1 record")
+    _require_limit(limit)
     return items[:limit]
 
 
@@ -174,8 +194,25 @@ def metric_queries(records: Sequence[Record], metric: str) -> list[Query]:
     return [record.queries[place] for record in records]
 
 
-def _problems_in(items: Sequence[Any], images: Path | None) -> list[str]:
-    return [line for index, item in enumerate(items) for line in _problems(index, item, images)]
+def _require_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise DataError(f"limit = {limit}: at least 1 record")
+
+
+def _numbered(items: Sequence[Any], limit: int | None) -> list[tuple[int, Any]]:
+    """Return the records that are used, with MMEdit's names and their place in the file."""
+    _require_limit(limit)
+    used = [(place, as_mmedit(item)) for place, item in enumerate(items) if not is_left_out(item)]
+    return used[:limit]
+
+
+def _right_samples(path: Path, items: Sequence[Any]) -> list[Any]:
+    beside = path.with_name(RIGHT_FILE)
+    return read_items(beside) if any(map(is_theirs, items)) and beside.is_file() else []
+
+
+def _problems_in(items: Sequence[tuple[int, Any]], images: Path | None) -> list[str]:
+    return [line for index, item in items for line in _problems(index, item, images)]
 
 
 def _problems(index: int, item: Any, images: Path | None) -> list[str]:
@@ -184,14 +221,16 @@ def _problems(index: int, item: Any, images: Path | None) -> list[str]:
         return [f"record {index} is {type(item).__name__}, not an object"]
     problems = []
     for field in FIELDS:
+        name = named(item, field)
         if field not in item:
-            problems.append(f"record {index} has no field {field}")
+            problems.append(f"record {index} has no field {name}")
             continue
         problem = _problem_of_text(item[field], may_be_blank=field == "pred")
         if problem:
-            problems.append(f"record {index}, field {field}: {problem}")
+            problems.append(f"record {index}, field {name}: {problem}")
         elif field in PICTURES and images is not None and not _is_file(images / item[field]):
-            problems.append(f"record {index}, field {field}: no picture at {images / item[field]}")
+            problems.append(f"record {index}, field {name}: no picture at {images / item[field]}")
+    problems = list(dict.fromkeys(problems))
     problems += _problems_of_portability(index, item.get(PORTABILITY, []))
     return problems + _problems_of_binding(index, item.get(BINDING, {}))
 
@@ -240,16 +279,16 @@ def _problem_of_text(value: Any, *, may_be_blank: bool = False) -> str | None:
     return None
 
 
-def _outside(items: Sequence[Any]) -> list[str]:
+def _outside(items: Sequence[tuple[int, Any]]) -> list[str]:
     """Return a line for each name of a picture that leads out of the folder of the pictures."""
     lines = []
-    for index, item in enumerate(items):
+    for index, item in items:
         names = [item.get(field) for field in PICTURES] if isinstance(item, dict) else []
         for field, name in zip(PICTURES, names, strict=False):
             path = Path(name) if isinstance(name, str) else Path()
             if path.is_absolute() or ".." in path.parts:
                 lines.append(
-                    f"record {index}, field {field}: {name!r} leads out of the folder of the"
+                    f"record {index}, field {named(item, field)}: {name!r} leads out of the folder of the"
                     " pictures; --allow-outside takes such names"
                 )
     return lines

@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-ProtocolName = Literal["generate", "visedit", "easyedit", "specificity", "portability", "binding"]
+ProtocolName = Literal[
+    "generate", "visedit", "easyedit", "specificity", "portability", "binding", "comprehendedit"
+]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 """In the order in which tables show them."""
 
 EVALUATION_PROTOCOLS: tuple[ProtocolName, ...] = ("visedit", "generate")
 """Those of `evaluate`, the demo and the ablation, in the order of their files."""
 
-OF_SOME_RECORDS: tuple[ProtocolName, ...] = ("portability", "binding")
+OF_SOME_RECORDS: tuple[ProtocolName, ...] = ("portability", "binding", "comprehendedit")
 """Those whose questions only some records have: each number counts the records that have its own.
 They have no average."""
 
@@ -47,6 +49,14 @@ EXPLANATIONS: Mapping[str, str] = {
         " is answered as of the true thing (the old binding persists), as of the new one (the new"
         " binding generalises), or otherwise; the row of the unedited model is the yardstick."
         " Beside untouched: the same answer to a question about what else is in the picture."
+    ),
+    "comprehendedit": (
+        "What an edit does to the samples nearest to it, by picture and by question, under free"
+        " greedy answers (ComprehendEdit, arXiv 2412.12821). Knowledge generalisation: samples that"
+        " models answered wrongly when the data was made, now answered rightly; the row of the"
+        " unedited model is the yardstick. Knowledge preservation: samples answered rightly then,"
+        " with the same answer before and after; the paper compares with the stored answers of its"
+        " own two models instead."
     ),
 }
 """What the numbers of each protocol are."""

@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.data.binding import BINDING
+from easyedit_dualedit.data.comprehend_edit import NEAREST_WRONG
 from easyedit_dualedit.data.records import METRICS, PORTABILITY, Record
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.binding import PICTURE, binding_questions
+from easyedit_dualedit.measure.nearest import nearest_questions
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS, ProtocolName
 from easyedit_dualedit.model.inputs import Query
 
 _PORTABILITY = "portability"
 
-_FIELD_OF: Mapping[ProtocolName, str] = {"portability": PORTABILITY, "binding": BINDING}
+_FIELD_OF: Mapping[ProtocolName, str] = {
+    "portability": PORTABILITY,
+    "binding": BINDING,
+    "comprehendedit": NEAREST_WRONG[0],
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Questions:
     """Questions of binding: about the true thing, the edit's picture, and what is beside it."""
     old: Mapping[str, str] = field(default_factory=dict)
     """Of questions of binding, the answer that the true thing has, where the target is another."""
+    near: Mapping[str, Query] = field(default_factory=dict)
+    """Questions about the samples nearest to the edit."""
 
     @classmethod
     def of(
@@ -59,6 +67,7 @@ class Questions:
             ported if "portability" in protocols else {},
             bound if "binding" in protocols else {},
             {PICTURE: old} if old is not None and "binding" in protocols else {},
+            nearest_questions(record.nearest) if "comprehendedit" in protocols else {},
         )
 
     @classmethod
@@ -69,7 +78,7 @@ class Questions:
     @property
     def every(self) -> dict[str, Query]:
         """All questions."""
-        return {**self.own, **self.close, **self.ported, **self.bound}
+        return {**self.own, **self.close, **self.ported, **self.bound, **self.near}
 
     def to_dict(self, images: Path | None = None) -> dict[str, dict[str, Any]]:
         """Return prompt, name of the picture and target of each question, for a JSON file.
@@ -95,6 +104,8 @@ def counted(records: Sequence[Record], protocol: ProtocolName) -> int:
     """Return how many records have questions of one of `OF_SOME_RECORDS`."""
     if protocol == "binding":
         return sum(record.binding is not None for record in records)
+    if protocol == "comprehendedit":
+        return sum(record.nearest is not None for record in records)
     return sum(bool(record.portability) for record in records)
 
 
@@ -109,7 +120,7 @@ def require_questions(records: Sequence[Record], protocols: Sequence[ProtocolNam
             raise DataError(
                 f"none of the {len(records)} records has the field {_FIELD_OF[protocol]}, which"
                 f" protocol {protocol} asks about; leave {protocol} out of --protocols, or give"
-                " records that have it (docs/emoji.md)"
+                " records that have it (docs/guide/numbers.md)"
             )
 
 

@@ -15,6 +15,13 @@ from easyedit_dualedit.measure.binding import (
     TEXT_UNTOUCHED,
 )
 from easyedit_dualedit.measure.metrics import agreement, likeliest_agreement
+from easyedit_dualedit.measure.nearest import (
+    GENERALISATION,
+    PRESERVATION,
+    RIGHT,
+    WRONG,
+    of_kind,
+)
 from easyedit_dualedit.measure.protocols import ProtocolName
 from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.specificity import FAMILIES
@@ -119,6 +126,18 @@ def _binding(
     return values
 
 
+def _comprehendedit(
+    questions: Questions, before: Replies, after: Replies, _encoder: Encoder
+) -> dict[str, float]:
+    wrong, right = of_kind(questions.near, WRONG), of_kind(questions.near, RIGHT)
+    values = {}
+    if wrong:
+        values[GENERALISATION] = sum(_exact(after, *one) for one in wrong.items()) / len(wrong)
+    if right:
+        values[PRESERVATION] = sum(_same_text(before, after, one) for one in right) / len(right)
+    return values
+
+
 _SCORE_OF: Mapping[
     ProtocolName, Callable[[Questions, Replies, Replies, Encoder], dict[str, float]]
 ] = {
@@ -128,6 +147,7 @@ _SCORE_OF: Mapping[
     "specificity": _specificity,
     "portability": _portability,
     "binding": _binding,
+    "comprehendedit": _comprehendedit,
 }
 
 

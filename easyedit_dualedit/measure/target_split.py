@@ -22,6 +22,7 @@ SPLIT_METRICS: Mapping[str, tuple[str, ...]] = {
     "specificity": (),
     "portability": ("exact_match", "token_accuracy"),
     "binding": SHARES,
+    "comprehendedit": (),
 }
 """Protocol -> its metrics whose answer is the target, or follows from it."""
 

@@ -15,6 +15,7 @@ from PIL import Image
 from easyedit_dualedit.errors import UpstreamError
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.plugin import comprehend_edit
 from easyedit_dualedit.plugin.edit_calls import with_own_sequence, without_sequences
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.legacy import LegacyModel
@@ -59,6 +60,13 @@ def _bridge_master(host: Host, patches: Patches) -> None:
         dataset = getattr(host.module(module), name)
         patches.wrap(dataset, "__init__", functools.partial(_dataset_init, host))
         patches.wrap(dataset, "collate_fn", _collating_questions)
+    dataset = getattr(host.package, comprehend_edit.NAME)
+    read = comprehend_edit.reading_for_every_model
+    patches.wrap(dataset, "__init__", functools.partial(read, host))
+    patches.wrap(dataset, "collate_fn", _collating_questions)
+    editors = host.module("editors.multimodal_editor")
+    known = {**editors.MULTIMODAL_DS_DICT, "comprehendedit": dataset}
+    patches.replace(editors, "MULTIMODAL_DS_DICT", known)
     for loaded in [m for n, m in sys.modules.items() if n.startswith("easyeditor.")]:
         # Master chooses its code for transformers models by names that leave LLaVA-1.5 out.
         if "is_hf_multimodal_model" in vars(loaded):

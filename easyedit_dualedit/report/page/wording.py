@@ -7,6 +7,7 @@ from typing import Any
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.binding import ASKED, BESIDE, PICTURE, SHARES, TEXT, UNTOUCHED
 from easyedit_dualedit.measure.metrics import AVERAGE, LOCALITY
+from easyedit_dualedit.measure.nearest import PRESERVATION
 from easyedit_dualedit.measure.specificity import FAMILIES, KINDS
 
 UNEDITED = "unedited"
@@ -30,7 +31,7 @@ _METRICS = {
 ORDER = (*METRICS, *FAMILIES, *KINDS, *ASKED, AVERAGE)
 """Metrics in the order of the page; others follow."""
 
-COMPARING = (*LOCALITY, *FAMILIES, *KINDS, *UNTOUCHED)
+COMPARING = (*LOCALITY, *FAMILIES, *KINDS, *UNTOUCHED, PRESERVATION)
 """Metrics that ask whether the answer is the same as before the edit, not whether it is right."""
 
 TELLING = SHARES

@@ -21,7 +21,7 @@ from easyedit_dualedit.plugin.rows.serac import SERAC
 from easyedit_dualedit.plugin.rows.shipped import Shipped, edit_hparams, shipped_file
 from easyedit_dualedit.plugin.rows.wise import WISE
 
-pytestmark = [needs_master, pytest.mark.usefixtures("elsewhere")]
+pytestmark = [needs_master, pytest.mark.usefixtures("host", "elsewhere")]
 
 FAMILIES = ("llava-onevision", "qwen2-vl", "qwen3-vl", "blip2")
 SHIPPED = (MEND, SERAC, LORA, WISE, GRACE, IKE)
@@ -71,7 +71,7 @@ def test_the_numbers_are_those_of_the_family(host: Host, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_row_runs(host: Host, family: str, tmp_path: Path) -> None:
+def test_every_row_runs(family: str, tmp_path: Path) -> None:
     workplace = shared_workplace(family)
     record, encoder = records_of(workplace)[0], encoder_of(workplace)
     contenders = easyedit_contenders()
