@@ -38,7 +38,7 @@ def test_a_trainer_takes_them(trainer: str, tmp_path: Path) -> None:
     folder = comprehend_edit_folder(tmp_path / "data")
     workplace = shared_workplace("llava")
     hparams = DualEditMultimodalTrainingHparams.from_dict(
-        workplace.training_settings(tmp_path / "results", max_iters=3, val_interval=2)
+        workplace.training_settings(tmp_path / "results", max_iters=3, val_interval=2, gate_steps=0)
     )
     train = dataset_of(folder, hparams, mode="train", topk=-1)
     evaluated = dataset_of(folder, hparams, mode="test", topk=5)
