@@ -1,4 +1,4 @@
-"""The patches for EasyEdit: each applies to master, its test fails without it and passes with it."""
+"""The patches for EasyEdit: each applies, and its test fails without it and passes with it."""
 
 import os
 import re
