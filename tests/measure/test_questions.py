@@ -8,6 +8,7 @@ from tiny_data import BOUND, write_data
 from tiny_editors import picture
 
 from easyedit_dualedit.data.binding import Binding
+from easyedit_dualedit.data.comprehend_edit import Nearest
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS, PROTOCOLS
@@ -27,7 +28,8 @@ def record(tmp_path: Path) -> Record:
     (record,) = load_records(write_data(tmp_path / "data", 1), tmp_path / "data")
     ported = Query("Where is it?", record.request.image, "there")
     binding = Binding.of(BOUND, record.request.image, "{}")
-    return replace(record, portability=(ported, ported), binding=binding)
+    nearest = Nearest((ported,), (ported,))
+    return replace(record, portability=(ported, ported), binding=binding, nearest=nearest)
 
 
 def test_only_what_the_protocols_need_is_asked(record: Record):
@@ -75,16 +77,21 @@ def test_the_answer_of_the_true_thing_is_kept_only_where_binding_is_asked(record
 def test_what_only_some_records_have_is_asked_without_their_own_questions(record: Record):
     asked = Questions.of_some(record, OF_SOME_RECORDS)
     assert list(asked.every)[:2] == ["portability_0", "portability_1"]
-    assert len(asked.every) == 5 and asked.own == {}
+    assert len(asked.every) == 7 and asked.own == {}
 
 
 def test_protocols_are_asked_where_any_record_has_their_questions(record: Record):
-    bare = replace(record, portability=(), binding=None)
+    bare = replace(record, portability=(), binding=None, nearest=None)
     assert asked_protocols([bare, record], PROTOCOLS) == list(PROTOCOLS)
     assert asked_protocols([bare], PROTOCOLS) == list(PROTOCOLS[:4])
     require_questions([bare, record], PROTOCOLS)
     require_questions([bare], PROTOCOLS[:4])
-    for protocol, field in (("portability", "port_new"), ("binding", "binding")):
+    fields = (
+        ("portability", "port_new"),
+        ("binding", "binding"),
+        ("comprehendedit", "img_topk"),
+    )
+    for protocol, field in fields:
         with pytest.raises(DataError, match=f"none of the 1 records has the field {field}"):
             require_questions([bare], [protocol])
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.errors import UpstreamError
 from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.changing import PUT_BACK_REMARK, SHIPPED_REMARK, ChangingMethod
@@ -34,6 +35,12 @@ class WiseMethod(ChangingMethod):
     shipped = WISE
 
     def _prepare(self, given: frozenset[str]) -> None:
+        if self._backbone.family.needs_picture:
+            raise UpstreamError(
+                f"{type(self._model).__name__} needs a picture for every question, and EasyEdit's"
+                " WISE puts its example of what to leave alone, which has none, into one batch with"
+                " the request; leave WISE out for this model"
+            )
         weight = self._weight(given)
         self._config.dtype = self._model.dtype
         self.trained_parameters = round(self._config.mask_ratio * weight.numel())
