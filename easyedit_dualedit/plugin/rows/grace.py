@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from easyedit_dualedit.errors import UpstreamError
 from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.changing import PUT_BACK_REMARK, SHIPPED_REMARK, ChangingMethod
@@ -30,6 +31,12 @@ class GraceMethod(ChangingMethod):
     def _applied(self, request: Mapping[str, Any], config: Any) -> Any:
         try:
             return super()._applied(request, config)
+        except IndexError as error:
+            raise UpstreamError(
+                f"EasyEdit's GRACE reads a layer's input by row and position, and a layer of"
+                f" {type(self._model).__name__} gets all rows in one ({error}); leave GRACE out for"
+                " this model, or name another weight (setting inner_params)"
+            ) from error
         finally:
             for module in self._model.modules():
                 if type(module).__name__ == "GRACEAdapter":
