@@ -288,8 +288,8 @@ def _outside(items: Sequence[tuple[int, Any]]) -> list[str]:
             path = Path(name) if isinstance(name, str) else Path()
             if path.is_absolute() or ".." in path.parts:
                 lines.append(
-                    f"record {index}, field {named(item, field)}: {name!r} leads out of the folder of the"
-                    " pictures; --allow-outside takes such names"
+                    f"record {index}, field {named(item, field)}: {name!r} leads out of the folder"
+                    " of the pictures; --allow-outside takes such names"
                 )
     return lines
 

@@ -139,16 +139,17 @@ class DualEditMultimodalHparams(TrainerHparams):
         """
         known = {f.name for f in dataclasses.fields(cls)}
         problems = keys_of_others(values, source)
-        problems += unknown_keys(values, known | OTHER_METHODS.keys(), source)
+        own = {key: value for key, value in values.items() if key not in OTHER_METHODS}
+        problems += unknown_keys(own, known, source)
         numbers = {f.name for f in dataclasses.fields(cls) if f.type in (float, float | None)}
         given = {
             key: as_number(value) if key in numbers else value
             for key, value in values.items()
             if key in known
         }
-        problems += type_problems(given, {f.name: f.type for f in dataclasses.fields(cls)})
-        if problems:
-            raise ConfigError("; ".join(problems))
+        wrong = type_problems(given, {f.name: f.type for f in dataclasses.fields(cls)})
+        if wrong:
+            raise ConfigError("; ".join([*problems, *wrong]))
         if "model_name" not in given:
             problems.append(f"{source} has no model_name; give the path or hub id of the model")
             given["model_name"] = "unknown"
