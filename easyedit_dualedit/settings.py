@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 import yaml
@@ -134,7 +135,8 @@ def type_problems(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[s
     """
     problems = []
     for name, value in values.items():
-        allowed = get_args(kinds[name]) or (kinds[name],)
+        kind = kinds[name]
+        allowed = get_args(kind) if isinstance(kind, UnionType) else (kind,)
         told = [_TOLD[kind] for kind in allowed if kind in _TOLD]
         if len(told) == len(allowed) and not any(_is_of(value, kind) for kind in allowed):
             problems.append(f"{name} = {value!r}: {' or '.join(told)}")
