@@ -113,6 +113,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--thread-seconds", type=float, default=3.0, help="how long threads share one model"
     )
 
+    parser.addoption(
+        "--fuzz-cases", type=int, default=2000, help="wrong inputs of all sorts to try"
+    )
+
+    parser.addoption(
+        "--kills", type=int, default=3, help="times that each command is killed at a random moment"
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Record outcomes by family, if asked to."""
