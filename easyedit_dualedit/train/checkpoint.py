@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ArchiveError
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
+from easyedit_dualedit.settings import is_whole
+from easyedit_dualedit.storage.parsing import parsing
+from easyedit_dualedit.storage.tensor_check import Expected
 from easyedit_dualedit.train.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -81,15 +85,12 @@ class Checkpoint:
         """
         if self._path is None or not self._path.is_file():
             return 0
-        try:
+        with parsing(f"the checkpoint {self._path}", "remove it", ArchiveError):
             saved = torch.load(self._path, map_location="cpu", weights_only=True)
-            run = saved["run"]
+            run, step = saved["run"], saved["step"]
             there = _decisive(run)
-        except Exception as error:  # torch names no common class for what a damaged file raises
-            line = " ".join(str(error).split())[:200]
-            raise ArchiveError(
-                f"the checkpoint {self._path} is damaged ({line}); remove it"
-            ) from error
+            if not is_whole(step, 1):
+                raise ValueError(f"step = {step!r}")
         here = _decisive(self._run)
         differing = sorted(key for key in here if there.get(key) != here[key])
         if differing:
@@ -102,10 +103,22 @@ class Checkpoint:
             logger.warning(
                 "%s was made with %s: %s, and goes on with %s", self._path, _PRECISION, before, now
             )
-        for name, part in self._parts.items():
-            part.load_state_dict(saved[name])
-        logger.info("continuing %s at step %d", self._path, saved["step"])
-        return int(saved["step"])
+        with parsing(f"the checkpoint {self._path}", "remove it", ArchiveError):
+            for name, part in self._parts.items():
+                part.load_state_dict(saved[name])
+            _require_numbers(self._parts["adapters"], self._parts["optimiser"])
+        logger.info("continuing %s at step %d", self._path, step)
+        return int(step)
+
+
+def _require_numbers(adapters: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    held = dict(adapters.named_parameters())
+    for name, parameter in held.items():
+        for part, value in {"weights": parameter, **optimiser.state.get(parameter, {})}.items():
+            shape = parameter.shape if part != "step" else torch.Size(())
+            wrong = Expected(tuple(shape)).problem(torch.as_tensor(value).detach())
+            if wrong:
+                raise ValueError(f"{name}, {part} {wrong}")
 
 
 def _decisive(run: Mapping[str, Any]) -> dict[str, Any]:
