@@ -71,6 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="take the records of one of N parts, such as 0/2; every part may have its own process",
     )
+    parser.add_argument(
+        "--tune",
+        type=count,
+        metavar="N",
+        help="choose the hyperparameters of every method but DualEdit on validation records first,"
+        " in N trials each: as it comes, and N - 1 draws",
+    )
+    parser.add_argument(
+        "--validation",
+        type=count,
+        default=20,
+        metavar="N",
+        help="records that --tune sets aside from the training records (default: 20)",
+    )
     parser.add_argument("--title", help="of the page")
     add_training_records(parser)
 
@@ -90,7 +104,9 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.quirks import quirks
     from easyedit_dualedit.experiments.benchmark import run_benchmark
+    from easyedit_dualedit.experiments.benchmark_folder import clear_measured
     from easyedit_dualedit.experiments.plan import Plan
+    from easyedit_dualedit.experiments.tuning import Budget, set_aside, tuned
     from easyedit_dualedit.measure.questions import digest_of_some
     from easyedit_dualedit.measure.run import Run
     from easyedit_dualedit.measure.target_split import TargetSplit
@@ -110,6 +126,11 @@ def run(arguments: argparse.Namespace) -> None:
         # busy machine are twenty times slower.
         torch.set_num_threads(1)
     data = read_data(arguments, hparams.model_name, folder / "data")
+    budget = None
+    if arguments.tune is not None:
+        validation, rest = set_aside(data.training, data.evaluated, arguments.validation)
+        budget = Budget(arguments.tune, validation)
+        data = dataclasses.replace(data, training=rest)
     protocols = _protocols(data.evaluated, arguments.protocols)
     pictures = PictureFiles.opened([*data.evaluated, *data.training])
     contenders = chosen_rows(hparams, arguments.methods, settings)
@@ -133,9 +154,16 @@ def run(arguments: argparse.Namespace) -> None:
         "quantization": hparams.quantization,
         "seed": hparams.seed,
     }
+    if budget is not None:
+        common["tuning"] = {
+            "trials": budget.trials,
+            "validation": records_digest(budget.validation, with_pictures=True),
+        }
     # A changed configuration is refused before anything is loaded or trained.
     place, parts = arguments.shard
     with alone_in(folder, part=f"-{place}-of-{parts}" if parts > 1 else ""):
+        if arguments.fresh:
+            clear_measured(folder, arguments.shard)
         Run(folder, common, fresh=arguments.fresh)
         close = data.close_queries(load, backbone, folder) if "specificity" in protocols else {}
         plan = Plan(
@@ -153,6 +181,9 @@ def run(arguments: argparse.Namespace) -> None:
             pictures.shown_by(data.evaluated, close),
             arguments.shard,
         )
+        tuning = None
+        if budget is not None:
+            plan, contenders, tuning = tuned(plan, contenders, budget, folder)
         leaks = data.audit()
         split = split_of(
             data.evaluated,
@@ -168,6 +199,7 @@ def run(arguments: argparse.Namespace) -> None:
             "quirks": quirks(data.evaluated),
             "targets": split.to_dict() if isinstance(split, TargetSplit) else {"absent": split},
             "settings": {**common, "given": given},
+            "tuning": tuning,
             "versions": common["versions"],
             "seed": hparams.seed,
             "indices": [record.index for record in data.evaluated],
@@ -187,7 +219,6 @@ def run(arguments: argparse.Namespace) -> None:
         run_benchmark(plan, contenders, folder)
         add_seconds(folder, time.perf_counter() - began)
         write_reports(folder, shown, data.images)
-    _require_named(folder, arguments.methods or [])
     _require_named(folder, arguments.methods or [])
 
 

@@ -22,6 +22,7 @@ from easyedit_dualedit.report.benchmark import (
 )
 from easyedit_dualedit.report.page import write_page
 from easyedit_dualedit.report.target_split import split_line, split_table
+from easyedit_dualedit.report.tuning import tuning_table
 
 PLAN_FILE = "plan.json"
 _COSTS_FILE = "costs.json"
@@ -36,6 +37,9 @@ def keep_plan(folder: Path, about: Mapping[str, Any]) -> None:
         before = [name for name in earlier["order"] if name in stored]
         merged["order"] = [*before, *(name for name in about["order"] if name not in before)]
         merged["contenders"] = {**earlier["contenders"], **about["contenders"]}
+        if merged.get("tuning") and earlier.get("tuning"):
+            methods = {**earlier["tuning"]["methods"], **merged["tuning"]["methods"]}
+            merged["tuning"] = {**merged["tuning"], "methods": methods}
     write_json(folder / PLAN_FILE, merged)
 
 
@@ -83,6 +87,9 @@ def write_reports(folder: Path, shown: Console, images: Path | None) -> None:
         cases,
         pictures=_pictures(cases[UNEDITED], images),
     )
+    choices = tuning_table(metrics)
+    if choices is not None:
+        shown.print(choices.for_terminal())
     for protocol in measured_protocols(metrics):
         shown.print(protocol_table(metrics, protocol).for_terminal())
         split = split_table(metrics, protocol)

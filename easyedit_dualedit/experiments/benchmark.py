@@ -183,7 +183,7 @@ class _Benchmark:
             plan.seed,
             self.progress,
         )
-        with _alone(bench.folder / f".{contender.shares or slug(contender.name)}.lock"):
+        with alone(bench.folder / f".{contender.shares or slug(contender.name)}.lock"):
             start = time.perf_counter()
             _seed(plan.seed)
             method = contender.make(bench)
@@ -246,7 +246,7 @@ def _seed(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Let one process at a time train a method; the next one finds it trained."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:

@@ -1,19 +1,21 @@
 """A run of the benchmark on disk: a folder for each method, with its cases and what it cost."""
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from easyedit_dualedit.files import read_json, write_json
-from easyedit_dualedit.measure.run import CASES_FOLDER
+from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE
 
 UNEDITED = "unedited"
 """Name of the model without an edit, beside those of the methods."""
 
 METHODS_FOLDER = "methods"
 TRAINED_FOLDER = "trained"
+TUNING_FOLDER = "tuning"
 MAKING_FILE = "making.json"
 FAILURE_FILE = "failed.json"
 
@@ -26,6 +28,26 @@ def slug(name: str) -> str:
 def method_folder(folder: Path, name: str) -> Path:
     """Return where a run keeps the cases of a method."""
     return folder / METHODS_FOLDER / slug(name)
+
+
+def clear_measured(folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
+    """Remove what was measured in a run, so that it is measured anew.
+
+    What was trained stays: it says by itself on what, and how.
+
+    Args:
+        folder: of the run; one that holds none is left alone.
+        shard: which of how many parts of the records; the cases of others stay.
+    """
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    place, parts = shard
+    if parts == 1:
+        for name in (METHODS_FOLDER, TUNING_FOLDER):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / METHODS_FOLDER).glob(f"*/{CASES_FOLDER}/*.json"):
+        if path.stem.isdecimal() and int(path.stem) % parts == place:
+            path.unlink(missing_ok=True)
 
 
 def failure(folder: Path, name: str) -> str | None:

@@ -26,6 +26,12 @@ logger = logging.getLogger(__name__)
 LAST_LAYER = "FT, last layer"
 VISION_SIDE = "FT, vision side"
 
+_SPACE = {
+    "learning_rate": (5e-4, 1e-3, 2e-4, 1e-4, 5e-5, 2e-5),
+    "steps": (25, 10, 50),
+    "loss_below": (1e-2, 1e-1),
+}
+
 
 @dataclass(frozen=True)
 class FineTuningConfig:
@@ -162,7 +168,7 @@ def finetuning_contenders() -> list[Contender]:
         " of the end of the turn, at most 25 steps of 5e-4, less once the loss is below 0.01."
     )
     return [
-        Contender(name, partial(_make, name, chosen), remarks=(remark,))
+        Contender(name, partial(_make, name, chosen), remarks=(remark,), space=_SPACE)
         for name, chosen in places.items()
     ]
 

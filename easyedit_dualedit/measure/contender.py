@@ -91,3 +91,6 @@ class Contender:
     """Plain values that decide its results besides the settings given for it."""
     remarks: tuple[str, ...] = ()
     """What was done to run it that its authors did not do; each becomes a line of the report."""
+    space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Hyperparameter -> values that may be tried in search of the best; the first of each is the
+    one that the method comes with."""

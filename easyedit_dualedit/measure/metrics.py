@@ -98,6 +98,6 @@ def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
 
 
 def means(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
-    """Return the interval of each metric over the cases that have it, in their order of metrics."""
-    names = dict.fromkeys(name for case in cases for name in case)
+    """Return the interval of each metric over the cases that have it, in the fullest's order."""
+    names = dict.fromkeys(name for case in sorted(cases, key=len, reverse=True) for name in case)
     return {name: interval([case[name] for case in cases if name in case]) for name in names}

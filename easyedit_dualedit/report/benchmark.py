@@ -7,6 +7,7 @@ from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EXPLANATIONS, OF_SOME_RECORDS, PROTOCOLS
 from easyedit_dualedit.report.table import Column, Table, mean_and_interval, numbers, texts
 from easyedit_dualedit.report.target_split import split_line, split_rows, split_table
+from easyedit_dualedit.report.tuning import tuning_table
 
 _COST_TITLES = {
     "seconds_per_edit": "seconds\nan edit",
@@ -88,6 +89,9 @@ def benchmark_markdown(metrics: Mapping[str, Any], costs: Mapping[str, Mapping[s
         if split is not None:
             parts += [f"#### {split.title}\n", split.markdown()]
     parts += ["### costs\n", costs_table(costs).markdown()]
+    choices = tuning_table(metrics)
+    if choices is not None:
+        parts += [f"### {choices.title}\n", f"{choices.caption}\n", choices.markdown()]
     remarks = [
         f"- {name}: {remark}\n"
         for name, method in metrics["methods"].items()
@@ -147,7 +151,8 @@ def _titles(protocol: str, columns: Mapping[str, int]) -> list[str]:
     titles = {name: name.replace("_", "\n") for name in columns}
     if protocol not in OF_SOME_RECORDS:
         return list(titles.values())
-    return [f"{title}\n({columns[name]:,} edits)" for name, title in titles.items()]
+    counts = {name: f"{n:,} edit{'' if n == 1 else 's'}" for name, n in columns.items()}
+    return [f"{title}\n({counts[name]})" for name, title in titles.items()]
 
 
 def _cells(method: Mapping[str, Any], protocol: str, columns: Collection[str]) -> list[str]:

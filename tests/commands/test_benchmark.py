@@ -14,7 +14,7 @@ import torch
 import yaml
 from easyedit_fixtures import needs_master
 from forked import started
-from tiny_data import BOUND
+from tiny_data import BOUND, write_data
 from tiny_models import tiny_llava_onevision
 from workplace import Workplace
 
@@ -124,7 +124,11 @@ def test_other_settings_do_not_continue_a_run(work: Workplace, call: Any):
         assert "other settings" in called.err
     called = call(benchmark(work, "--set", "dualedit.steps=3", methods=METHODS[:1]))
     assert called.code == 2 and "steps" in called.err
+    stale = method_folder(run_of(work), DUALEDIT) / "cases" / "00003.json"
+    assert stale.is_file()
     assert call(benchmark(work, "--limit", "3", "--fresh", methods=METHODS[:1])).code == 0
+    # Records of another file may have the numbers of these: no case of them is kept.
+    assert not stale.exists() and (stale.parent / "00002.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -325,9 +329,43 @@ def test_binding_is_measured_for_every_method_where_the_data_has_it(work: Workpl
         assert sum(shares) == 100
     for text in ((run_of(work) / "results.md").read_text(), " ".join(called.out.split())):
         assert "old binding persists" in text
-    assert "picture old (1 edits)" in (run_of(work) / "results.md").read_text()
+    assert "picture old (1 edit)" in (run_of(work) / "results.md").read_text()
     page = (run_of(work) / "results.html").read_text()
     assert "picture: old answer" in page and BOUND["beside_q"] in page
+
+
+def test_hyperparameters_are_chosen_before_anything_is_measured(work: Workplace, call: Any):
+    options = ("--tune", 2, "--validation", 2, "--protocols", "generate", "visedit")
+    # Records 0 to 3 are in the file, and all are evaluated: nothing can be set aside.
+    assert "give more of them (--train)" in call(benchmark(work, *options)).error
+    train = write_data(work.images / "train", 6)
+    items = json.loads(train.read_text(encoding="utf-8"))
+    for item in items:
+        item.update({name: f"train/{item[name]}" for name in ("image", "image_rephrase", "m_loc")})
+    train.write_text(json.dumps(items), encoding="utf-8")
+    command = benchmark(work, "--train", train, *options, methods=("dualedit", "ft-last-layer"))
+    called = call(command)
+    assert called.code == 0, called.err
+    metrics = metrics_of(run_of(work))
+    tuning = metrics["tuning"]
+    assert (tuning["trials"], tuning["validation"]) == (2, 2)
+    # DualEdit has nothing to choose; what --set gave stays.
+    (name,) = tuning["methods"]
+    trials = tuning["methods"][name]["trials"]
+    assert name == "FT, last layer" and len(trials) == 2
+    assert set(trials[1]["settings"]) == {"learning_rate", "loss_below"}
+    run = json.loads((method_folder(run_of(work), name) / "run.json").read_text())
+    chosen = trials[tuning["methods"][name]["chosen"]]["settings"]
+    assert run["settings"] == {"steps": 2, **chosen}
+    assert metrics["data"]["trained_on"]["records"] == 4
+    for text in ((run_of(work) / "results.md").read_text(), " ".join(called.out.split())):
+        assert "set aside from the training records" in text
+    page = (run_of(work) / "results.html").read_text()
+    assert "hyperparameters chosen on validation records" in page
+    assert call(command).code == 0
+    assert metrics_of(run_of(work)) == metrics
+    command[command.index("--tune") + 1] = "3"
+    assert "tuning was" in call(command).error
 
 
 def test_names_of_methods_are_arguments():

@@ -12,6 +12,7 @@ from easyedit_dualedit.experiments.benchmark import run_benchmark
 from easyedit_dualedit.experiments.benchmark_folder import (
     UNEDITED,
     cases_of,
+    clear_measured,
     costs_of,
     note_making,
     slug,
@@ -23,6 +24,22 @@ from easyedit_dualedit.files import read_json
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     return plan_of(load_records(write_data(tmp_path / "data", 5), tmp_path / "data"), tmp_path)
+
+
+def test_what_is_measured_anew_leaves_what_was_trained_and_other_shards(plan: Plan, tmp_path: Path):
+    run_benchmark(plan, [contender("Shaken")], tmp_path)
+    trained = tmp_path / "trained" / "something"
+    trained.mkdir(parents=True)
+    clear_measured(tmp_path)
+    assert len(cases_of(tmp_path, "Shaken", range(5))) == 5, "no run's folder is left alone"
+    (tmp_path / "run.json").write_text("{}")
+    clear_measured(tmp_path, (1, 2))
+    kept = [case["index"] for case in cases_of(tmp_path, "Shaken", range(5))]
+    assert kept == [0, 2, 4]
+    (tmp_path / "tuning").mkdir()
+    clear_measured(tmp_path)
+    assert trained.is_dir()
+    assert not (tmp_path / "methods").exists() and not (tmp_path / "tuning").exists()
 
 
 def test_costs_are_counted(plan: Plan, tmp_path: Path):

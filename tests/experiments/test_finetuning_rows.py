@@ -183,3 +183,10 @@ def test_a_loss_that_is_no_number_is_told(caplog: pytest.LogCaptureFixture) -> N
     with made(tiny, LAST_LAYER).edit(record_of()):
         pass
     assert "the loss is nan" in caplog.text
+
+
+def test_what_may_be_chosen_begins_with_the_defaults():
+    defaults = FineTuningConfig()
+    for row in finetuning_contenders():
+        first = {name: values[0] for name, values in row.space.items()}
+        assert first and first == {name: getattr(defaults, name) for name in row.space}

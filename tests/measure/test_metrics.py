@@ -11,6 +11,7 @@ from easyedit_dualedit.measure.intervals import interval
 from easyedit_dualedit.measure.metrics import (
     AVERAGE,
     agreement,
+    means,
     named_tokens,
     summary,
 )
@@ -115,3 +116,15 @@ def test_the_summary_averages_the_five_metrics_of_each_case():
     assert found[AVERAGE].mean == pytest.approx(100 * table.mean())
     # The average of a case is one number, so its interval is that of 30 cases, not of 150.
     assert found[AVERAGE] == interval(table.mean(1).tolist())
+
+
+def test_means_are_over_the_cases_that_have_a_metric_in_the_order_of_the_fullest():
+    cases = [{"c": 1.0}, {"a": 0.0, "b": 1.0, "c": 0.0}, {"a": 1.0}, {}]
+    found = means(cases)
+    assert {name: (value.mean, value.n) for name, value in found.items()} == {
+        "a": (50.0, 2),
+        "b": (100.0, 1),
+        "c": (50.0, 2),
+    }
+    assert list(found) == ["a", "b", "c"]
+    assert means([]) == {}

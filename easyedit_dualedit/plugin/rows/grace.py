@@ -11,12 +11,20 @@ from easyedit_dualedit.plugin.rows.changing import PUT_BACK_REMARK, SHIPPED_REMA
 from easyedit_dualedit.plugin.rows.model_parts import bytes_of
 from easyedit_dualedit.plugin.rows.shipped import Shipped
 
+_SPACE = {
+    "edit_lr": (1.0, 3.0, 0.3, 0.1),
+    "n_iter": (20, 50, 100),
+    "eps": (1.0, 0.3, 3.0, 10.0),
+}
+
 GRACE = Shipped("GRACE", "GraceHyperParams", "GRACE/llavaov-7b.yaml")
 
 
 def grace(host: Host) -> Contender:
     """Return the row of EasyEdit's GRACE."""
-    return Contender("GRACE", partial(GraceMethod, host), remarks=(SHIPPED_REMARK, PUT_BACK_REMARK))
+    return Contender(
+        "GRACE", partial(GraceMethod, host), remarks=(SHIPPED_REMARK, PUT_BACK_REMARK), space=_SPACE
+    )
 
 
 class GraceMethod(ChangingMethod):

@@ -47,6 +47,7 @@ _REMARKS = (
     "Examples that would make a prompt longer than the model's context are left out, the least"
     " similar first.",
 )
+_SPACE = {"k": (0, 1, 2, 4, 8, 16)}
 _RELEASE_REMARK = (
     "EasyEdit 0.0.1.dev0 puts IKE on CUDA, which is replaced by the model's device, and asks"
     " locality after the very answer that is measured; questions are put as its master does."
@@ -58,7 +59,7 @@ IKE = Shipped("IKE", "IKEMultimodalHyperParams", "IKE/llavaov_7b.yaml", {"k": 0}
 def ike(host: Host) -> Contender:
     """Return the row of EasyEdit's IKE."""
     more = (_RELEASE_REMARK,) if host.edition == "pypi" else ()
-    return Contender("IKE", partial(IkeMethod, host), remarks=(*_REMARKS, *more))
+    return Contender("IKE", partial(IkeMethod, host), remarks=(*_REMARKS, *more), space=_SPACE)
 
 
 class IkeMethod:

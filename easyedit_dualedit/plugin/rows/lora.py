@@ -19,6 +19,8 @@ from easyedit_dualedit.plugin.rows.unchanged import unchanged
 
 _ADAPTED = ("q_proj", "v_proj")
 
+_SPACE = {"lr": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3), "num_steps": (5, 10, 20, 40), "rank": (8, 16)}
+
 _REMARKS = (
     SHIPPED_REMARK,
     "EasyEdit's AdaLoRA sets no total_step, which PEFT refuses; it is given the number of steps"
@@ -33,7 +35,7 @@ LORA = Shipped("LoRA", "LoRAMultimodalHyperParams", "LoRA/llavaov-7b.yaml")
 
 def lora(host: Host) -> Contender:
     """Return the row of EasyEdit's LoRA."""
-    return Contender("LoRA", partial(LoraMethod, host), remarks=_REMARKS)
+    return Contender("LoRA", partial(LoraMethod, host), remarks=_REMARKS, space=_SPACE)
 
 
 class LoraMethod(ChangingMethod):

@@ -54,12 +54,14 @@ _REMARKS = (
     *TRAINING_REMARKS,
 )
 
+_SPACE = {"lr": (1e-6, 1e-5, 1e-4), "edit_lr": (1e-4, 1e-3, 1e-2), "cloc": (1.0, 0.3)}
+
 MEND = Shipped("MEND", "MENDMultimodalTrainingHparams", "TRAINING/MEND/llavaov-7b.yaml")
 
 
 def mend(host: Host) -> Contender:
     """Return the row of EasyEdit's MEND."""
-    return Contender("MEND", partial(_make_mend, host), remarks=_REMARKS)
+    return Contender("MEND", partial(_make_mend, host), remarks=_REMARKS, space=_SPACE)
 
 
 class TrainedMend:

@@ -48,6 +48,8 @@ _REMARKS = (
     *TRAINING_REMARKS,
 )
 
+_SPACE = {"lr": (1e-5, 1e-4, 1e-3), "cloc": (1.0, 0.3), "cedit": (0.1, 1.0)}
+
 SERAC = Shipped("SERAC_MULTI", "SERACMultimodalTrainingHparams", "TRAINING/SERAC/blip2.yaml")
 _OPT_NAME = "opt"
 """Name of the language model, by which EasyEdit makes the counterfactual model an OPT."""
@@ -57,7 +59,9 @@ _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 
 def serac(host: Host) -> Contender:
     """Return the row of EasyEdit's multimodal SERAC."""
-    return Contender("SERAC", partial(_make_serac, host), reads_label=True, remarks=_REMARKS)
+    return Contender(
+        "SERAC", partial(_make_serac, host), reads_label=True, remarks=_REMARKS, space=_SPACE
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,13 @@ from easyedit_dualedit.plugin.rows.changing import PUT_BACK_REMARK, SHIPPED_REMA
 from easyedit_dualedit.plugin.rows.model_parts import bytes_of
 from easyedit_dualedit.plugin.rows.shipped import Shipped
 
+_SPACE = {
+    "edit_lr": (1.0, 3.0, 0.3, 0.1),
+    "n_iter": (10, 20, 40, 70),
+    "mask_ratio": (0.2, 0.5),
+    "act_ratio": (0.4, 0.2, 0.88),
+}
+
 _REMARKS = (
     SHIPPED_REMARK,
     "As in EasyEdit's editor, WISE gets the record's own text locality question with its answer as"
@@ -26,7 +33,9 @@ WISE = Shipped("WISE", "WISEMultimodalHyperParams", "WISE/llavaov-7b.yaml")
 
 def wise(host: Host) -> Contender:
     """Return the row of EasyEdit's WISE."""
-    return Contender("WISE", partial(WiseMethod, host), reads_label=True, remarks=_REMARKS)
+    return Contender(
+        "WISE", partial(WiseMethod, host), reads_label=True, remarks=_REMARKS, space=_SPACE
+    )
 
 
 class WiseMethod(ChangingMethod):

@@ -8,6 +8,7 @@ from easyedit_dualedit.report.markup import Element, element
 from easyedit_dualedit.report.page.results import Results
 from easyedit_dualedit.report.page.wording import counted, decimal, duration, number, whole
 from easyedit_dualedit.report.table import Cell, Table, numbers, texts
+from easyedit_dualedit.report.tuning import tuning_table
 
 _EXAMPLES = 5
 _DIGEST = 12
@@ -83,6 +84,9 @@ def workarounds(results: Results) -> list[Element]:
         else:
             without.append(name)
     found = [element("dl", *shown, class_="remarks")] if shown else []
+    choices = tuning_table(results.metrics)
+    if choices is not None:
+        found += [choices.html(choices.title), element("p", choices.caption, class_="note")]
     if without:
         found.append(element("p", f"None for {', '.join(without)}.", class_="note"))
     return found
