@@ -6,7 +6,6 @@ once, and the states of a query are kept, in memory and on disk.
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
 from easyedit_dualedit.model.inputs import Batch, Query, named_arguments
-from easyedit_dualedit.storage.tensor_check import digest_of_tensors
 from easyedit_dualedit.train.config import CACHE_BYTES
 from easyedit_dualedit.train.picture_features import (
-    PIXELS,
     Features,
     PictureFeatures,
     PreparedQuery,
@@ -35,65 +32,8 @@ from easyedit_dualedit.train.shared_rows import (
     require_shareable,
 )
 from easyedit_dualedit.train.state_folder import KeptStates, StateFolder
+from easyedit_dualedit.train.tokenised_prompts import Prompt, TokenisedPrompts
 from easyedit_dualedit.train.upper_layers import FrozenOutput, rows_of
-
-_MOST = 20_000
-"""Prompts that are kept."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the model reads of a query before its answer, without its pixels."""
-
-    tokens: dict[str, Tensor]
-    small: dict[str, Tensor]
-    """Inputs that are not one number a token."""
-    digest: str
-    """Of those, of the pixels, and of whether it is read under autocast; may be empty."""
-
-    def name_in(self, batch: Batch, row: int) -> str:
-        """Return a digest of all that the model reads of a row, answer included, and of how."""
-        real = batch.layout.real[row]
-        own = {name: batch.inputs[name][row][real] for name in self.tokens}
-        return digest_of_tensors(own, self.digest)
-
-
-class TokenisedPrompts:
-    """Prompts of the questions that were asked last."""
-
-    def __init__(self, encoder: Encoder, *, names: bool = False):
-        """Keep nothing yet.
-
-        Args:
-            encoder: tokenises.
-            names: whether prompts have digests, which takes time.
-        """
-        self._encoder = encoder
-        self._names = names
-        self._held: dict[Hashable, Prompt] = {}
-
-    def get(
-        self, query: Query, key: tuple[Hashable, bool], prepared: dict[Hashable, PreparedQuery]
-    ) -> Prompt:
-        """Return what the model reads of a query; what is tokenised for it goes to `prepared`.
-
-        Args:
-            query: whose prompt.
-            key: tells its pictures from others, and whether it is read under autocast.
-            prepared: by such keys.
-        """
-        place = (query.prompt, key)
-        held = self._held.get(place)
-        if held is None:
-            tokens, other = self._encoder.tokenised(query)
-            prepared.setdefault(key, (query, tokens, other))
-            small = {name: value for name, value in other.items() if name not in PIXELS}
-            digest = digest_of_tensors(other, str(key[1])) if self._names else ""
-            held = Prompt(tokens, small, digest)
-            if len(self._held) >= _MOST:
-                self._held.pop(next(iter(self._held)))
-            self._held[place] = held
-        return held
 
 
 class UnsupportedModelError(Exception):

@@ -10,9 +10,9 @@ from tiny_models import TinyModel
 
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train import frozen_part as module
-from easyedit_dualedit.train.frozen_part import Prompt, TokenisedPrompts
+from easyedit_dualedit.train import tokenised_prompts as module
 from easyedit_dualedit.train.picture_features import key_of
+from easyedit_dualedit.train.tokenised_prompts import Prompt, TokenisedPrompts
 
 FIRST = request_of()
 SECOND = request_of("How many squares are there?")
@@ -96,3 +96,39 @@ def test_padding_is_no_part_of_a_name(llava: TinyModel):
     alone = encoder.assemble(queries[1:], tokens[1:], own[1].small, ends=[False])
     assert not bool(together.layout.real[1].all())
     assert own[1].name_in(together, 1) == own[1].name_in(alone, 0)
+
+
+OTHER = request_of(colour="yellow")
+BOTH = replace(OTHER, prompt=SECOND.prompt)
+
+
+def test_a_known_question_about_a_known_picture_is_put_together(
+    every: TinyModel, tokenised: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_COMPARED", 0)
+    encoder = trained_editor(every).encoder
+    prompts = TokenisedPrompts(encoder, names=True)
+    for query in (FIRST, SECOND, OTHER):
+        get(prompts, query, {})
+    asked = len(tokenised)
+    joined = get(prompts, BOTH, {})
+    assert len(tokenised) == asked, "the processor does not run"
+    whole = get(TokenisedPrompts(encoder, names=True), BOTH, {})
+    assert joined.digest == whole.digest
+    for name, tokens in whole.tokens.items():
+        assert torch.equal(joined.tokens[name], tokens)
+    assert all(torch.equal(joined.small[name], value) for name, value in whole.small.items())
+
+
+def test_what_does_not_fit_together_is_tokenised(llava: TinyModel, tokenised: list[str]):
+    prompts = TokenisedPrompts(trained_editor(llava).encoder)
+    for query in (FIRST, SECOND, OTHER):
+        get(prompts, query, {})
+    end = prompts._ends[SECOND.prompt]["input_ids"]
+    end[0] = end[0] + 1
+    whole = prompts._encoder.tokenised(BOTH)[0]
+    assert torch.equal(get(prompts, BOTH, {}).tokens["input_ids"], whole["input_ids"])
+    assert not prompts.joins
+    asked = len(tokenised)
+    get(prompts, replace(request_of(colour="green"), prompt=SECOND.prompt), {})
+    assert len(tokenised) == asked + 1
