@@ -118,7 +118,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
     parser.addoption(
-        "--kills", type=int, default=3, help="times that each command is killed at a random moment"
+        "--kills", type=int, default=1, help="times that each command is killed at a random moment"
     )
 
 

@@ -154,7 +154,8 @@ def test_data_options_that_do_not_fit_are_told(work: Workplace, call: Any):
 
 def test_a_method_that_fails_is_a_row(work: Workplace, call: Any):
     called = call(benchmark(work, "--set", "ft-last-layer.nothing=1"))
-    assert called.code == 0
+    assert called.code == 2, "it was asked for by name"
+    assert "error: ft-last-layer failed (ConfigError: " in called.err
     failed = metrics_of(run_of(work))["methods"]["FT, last layer"]
     assert failed["status"] == "failed" and "nothing" in failed["error"]
     assert "FT, last layer; failed" in " ".join(called.out.split())

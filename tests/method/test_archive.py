@@ -401,3 +401,28 @@ def test_training_targets_that_are_no_list_are_refused(llava: TinyModel, tmp_pat
     change_config(tmp_path, lambda values: values.update(training_targets=7))
     with pytest.raises(ArchiveError, match="is damaged"):
         Archive.load(tmp_path)
+
+
+def test_a_checkpoint_of_a_trainer_is_loaded_as_a_folder_is(llava: TinyModel, tmp_path: Path):
+    from easyedit_dualedit.plugin.archives import described_state
+
+    editor = trained_editor(llava)
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model": described_state(editor), "step": 3}, path)
+    loaded = DualEditor.load(llava.model, llava.processor, path)
+    assert torch.equal(logits_of(loaded), logits_of(editor))
+    torch.save({"model": {}}, path)
+    with pytest.raises(ArchiveError, match="no checkpoint of DualEdit"):
+        DualEditor.load(llava.model, llava.processor, path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused(llava: TinyModel, tmp_path: Path, value: float):
+    saved(llava, tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    tensors[name][0, 0] = value
+    save_file(tensors, tmp_path / WEIGHTS_FILE)
+    change_config(tmp_path, lambda values: values.pop("weights_sha256"))
+    with pytest.raises(ArchiveError, match=f"{name} holds 1 values that are no numbers"):
+        DualEditor.load(llava.model, llava.processor, tmp_path)

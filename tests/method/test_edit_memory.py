@@ -395,3 +395,74 @@ def test_an_edit_is_small_at_the_size_of_a_large_model():
         key = 4 * KEY_WIDTH
         grown = stored(10, DEFAULT_PRECISION).stored_bytes
         assert grown - key == 2 * (sizes[DEFAULT_PRECISION] - key), "it grows with the target alone"
+
+
+class Closed(list[StoredEdit]):
+    """A list that may grow, but that nobody may walk through."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("all edits were walked through")
+
+
+def test_adding_one_more_looks_at_none_of_those_there(llava: TinyModel):
+    memory = EditMemory(editor_of(llava))
+    memory.add(requests(3)[:2])
+    memory._edits = Closed(memory._edits)
+    memory.add(requests(3)[2])
+    assert len(memory) == 3
+
+
+def test_many_requests_are_read_some_at_a_time(llava: TinyModel, monkeypatch: pytest.MonkeyPatch):
+    editor = editor_of(llava)
+    memory = EditMemory(editor)
+    rows: list[int] = []
+    real = editor.read
+
+    def counted(queries: list[Query]) -> Any:
+        rows.append(len(queries))
+        return real(queries)
+
+    monkeypatch.setattr(editor, "read", counted)
+    asked = requests(20)
+    ids = memory.add(asked)
+    assert rows == [16, 4]
+    assert [memory.find(request).id for request in asked] == ids  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="no target"):
+        memory.add([*asked, Query("What is it?", picture())])
+    assert len(memory) == 20, "nothing is added where one request is wrong"
+
+
+def test_edits_of_another_process_stay_when_a_memory_is_saved(llava: TinyModel, tmp_path: Path):
+    editor = editor_of(llava)
+    asked = requests(4)
+    EditMemory(editor).save(tmp_path)
+    mine, theirs = (EditMemory.load(editor, tmp_path) for _ in range(2))
+    (first,) = mine.add(asked[0])
+    mine.save(tmp_path)
+    second, third = theirs.add(asked[1:3])
+    theirs.save(tmp_path)
+    assert [edit.id for edit in EditMemory.load(editor, tmp_path)] == [first, second, third]
+    theirs.remove(second)
+    (fourth,) = theirs.add(asked[3])
+    theirs.save(tmp_path)
+    mine.save(tmp_path)
+    assert [edit.id for edit in EditMemory.load(editor, tmp_path)] == [first, third, fourth]
+    new = EditMemory.load(editor, tmp_path / "new", may_be_new=True)
+    theirs.save(tmp_path / "new")
+    (fifth,) = new.add(asked[0])
+    new.save(tmp_path / "new")
+    assert [edit.id for edit in EditMemory.load(editor, tmp_path / "new")] == [third, fourth, fifth]
+
+
+def test_edits_of_other_heads_are_refused(llava: TinyModel, tmp_path: Path):
+    editor, _ = saved(llava, tmp_path)
+    path = tmp_path / NUMBERS_FILE
+    tensors = load_file(path)
+    one_head = {
+        name: value[:, :1].contiguous() if value.ndim == 3 else value
+        for name, value in tensors.items()
+    }
+    save_file(one_head, path)
+    vouch(path)
+    with pytest.raises(ArchiveError, match="does not fit the adapters: heads"):
+        EditMemory.load(editor, tmp_path)
