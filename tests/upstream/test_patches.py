@@ -14,6 +14,11 @@ from markdown_pages import ROOT
 UPSTREAM = ROOT / "upstream"
 PATCHES = sorted(UPSTREAM.glob("*.patch"))
 
+OPERATORS = """from easyedit_dualedit.model.torchvision_ops import define_missing_operators
+define_missing_operators()
+"""
+"""Run at the start of every process: a torchvision for CUDA beside a PyTorch without it."""
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,6 +28,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         home / "easyeditor", folder / "easyeditor", ignore=shutil.ignore_patterns("__pycache__")
     )
     shutil.copy(home / "README.md", folder)
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(OPERATORS, encoding="utf-8")
     return folder
 
 
@@ -37,7 +44,8 @@ def apply(clone: Path, patch: Path, *options: str) -> None:
 def outcomes(clone: Path) -> dict[str, bool]:
     """Return whether all tests of each file pass, in one process that imports EasyEdit once."""
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "tests"]
-    environment = {**os.environ, "PYTHONPATH": f"{clone}{os.pathsep}{ROOT}"}
+    path = os.pathsep.join(map(str, (clone / "site", clone, ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path}
     environment.pop("EASYEDIT_HOME")
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
     found: dict[str, bool] = {}
