@@ -39,13 +39,12 @@ def alone_in(folder: Path, *, part: str = "") -> Iterator[None]:
         DataError: if the folder cannot be written.
         LockError: if another process is at work in it and does not end soon.
     """
-    try:
-        with locked(folder, name=f"{LOCK_FILE}{part}", patience=_PATIENCE):
-            yield
-    except OSError as error:
-        if error.filename is None or Path(error.filename).parent != folder.absolute():
-            raise
-        raise DataError(f"cannot write to {folder}: {error.strerror}") from error
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder, name=f"{LOCK_FILE}{part}", patience=_PATIENCE))
+        except OSError as error:
+            raise DataError(f"cannot write to {folder}: {error.strerror}") from error
+        yield
 
 
 def settings_of(

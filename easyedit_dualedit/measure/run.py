@@ -89,7 +89,7 @@ class Run:
         case = read_json(path)
         if case is None:
             return None
-        if case.get("index", index) != index or not case.keys() - {"index", _SHOWN}:
+        if case.get("index", index) != index or not case.keys() - {_SHOWN}:
             raise DataError(
                 f"{path} is damaged (it holds no case); remove it to have it made again"
             )
