@@ -18,7 +18,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.gate_reading import GateStates, read_gate_states
 
-_ASKED_FIRST = (METRICS[0], OTHER_QUESTION)
+_ASKED_FIRST = (METRICS[0], OTHER_QUESTION, OTHER_IMAGE)
 """Kinds of query whose first answer token says whether they mean the same."""
 
 
@@ -83,7 +83,8 @@ class ScopeQueries:
         """Return the states by kind.
 
         Another record's question may mean the same as the edit's own. It counts as out of scope
-        only where the unedited model begins to answer it otherwise.
+        only where the unedited model begins to answer it otherwise, about the picture of either
+        record: a few of one meaning that count would push thresholds above every rephrase.
 
         Args:
             read: of `queries`.
@@ -96,9 +97,10 @@ class ScopeQueries:
         partners = torch.tensor(self.partners, device=device)
         # A record that is alone has no other to take a picture or a question from.
         has_partner = partners != torch.arange(count, device=device)
-        own, other = (parts[kind].first for kind in _ASKED_FIRST)
+        own, other, elsewhere = (parts[kind].first for kind in _ASKED_FIRST)
+        differs = (own != other) & (elsewhere != own[partners])
         counts[OTHER_IMAGE] = has_partner
-        counts[OTHER_QUESTION] = (own != other) & has_partner
+        counts[OTHER_QUESTION] = differs & has_partner
         return ScopeStates(
             {kind: part.gate for kind, part in parts.items()},
             {kind: part.vision for kind, part in parts.items()},

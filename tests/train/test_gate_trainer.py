@@ -20,6 +20,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train import gate_fit, gate_trainer
+from easyedit_dualedit.train.gate_reading import read_gate_states
 from easyedit_dualedit.train.gate_trainer import calibrate, make_gate, records_for_gate, train_gate
 from easyedit_dualedit.train.scope_states import ScopeQueries, ScopeStates, collect
 
@@ -155,6 +156,28 @@ def test_a_question_that_is_answered_alike_does_not_teach(
     states = collect(editor_of(llava), records, progress=False)
     assert not bool(states.counts[OTHER_QUESTION].any())
     assert all(bool(states.counts[kind].all()) for kind in SCOPE if kind != OTHER_QUESTION)
+    # Where it is answered otherwise about one of the two pictures alone, it may still be the same.
+    asked = ScopeQueries.of(records)
+    read = read_gate_states(editor_of(llava), asked.queries)
+    count = len(records)
+    for place, kind in enumerate(SCOPE):
+        first = replace(
+            read,
+            gate=read.gate[read.row],
+            last=read.last[read.row],
+            vision=read.vision[read.row],
+            row=torch.arange(len(asked.queries)),
+            first=torch.arange(len(asked.queries)),
+        )
+        if kind == OTHER_QUESTION:
+            assert bool(asked.states(first).counts[kind].all())
+            own = first.first[:count]
+            first.first[place * count : (place + 1) * count] = own
+            assert not bool(asked.states(first).counts[kind].any())
+        if kind == OTHER_IMAGE:
+            partners = torch.tensor(asked.partners)
+            first.first[place * count : (place + 1) * count] = first.first[:count][partners]
+            assert not bool(asked.states(first).counts[OTHER_QUESTION].any())
     alone = collect(editor_of(llava), records[:1], progress=False)
     assert not bool(alone.counts[OTHER_IMAGE].any()), "it would show its own picture"
 
