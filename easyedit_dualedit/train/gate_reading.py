@@ -6,6 +6,7 @@ its row, and rows of like length are read together.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -104,7 +105,7 @@ class GateReader:
         self._frozen = FrozenPart(
             editor.encoder, editor.config.text_layer, budget=_FEATURE_BYTES, state_budget=0
         )
-        self._checked: set[bool] = set()
+        self._checked: set[tuple[bool, bool]] = set()
         self.is_plain = False
         """Whether the model cannot be run in parts, so that every query is a forward of its own."""
 
@@ -174,23 +175,26 @@ class GateReader:
         except UnshareableError as reason:
             self._without("shares", str(reason))
             read = self._run(rows, prepared)
-        sees = bool(rows[0].pictures)
-        if sees in self._checked:
+        # Rows that share are tried apart: what holds of others need not hold of them.
+        seen = Counter(row.pictures for row in rows if row.pictures)
+        sharing = [place for place, row in enumerate(rows) if seen[row.pictures] > 1]
+        sort = (bool(rows[0].pictures), bool(sharing) and self._frozen.shares)
+        if sort in self._checked:
             return read
+        few = (sharing or list(range(len(rows))))[:_CHECKED]
         backbone = self._editor.backbone
         exact = next(backbone.model.parameters()).dtype == torch.float32
         exact = exact and not torch.is_autocast_enabled(backbone.device.type)
         bound = _TOLERANCE if exact else _ROUGH_TOLERANCE
-        few = list(rows[:_CHECKED])  # the first share rows, if any do
-        expected = self._plain(few)
+        expected = self._plain([rows[place] for place in few])
         for shortcut in _SHORTCUTS:
-            if _agrees(read, expected, bound):
+            if _agrees(_at(read, few, rows), expected, bound):
                 break
             self._without(shortcut, "the states are then not those of a whole forward")
             read = self._run(rows, prepared)
-        if not _agrees(read, expected, bound):
+        if not _agrees(_at(read, few, rows), expected, bound):
             raise UnsupportedModelError("the states differ from those of a whole forward")
-        self._checked.add(sees)
+        self._checked.add(sort)
         return read
 
     def _without(self, shortcut: str, reason: str) -> None:
@@ -269,13 +273,22 @@ def _first_tokens(rows: Sequence[GateRow], logits: Tensor | None) -> Tensor:
     return tokens
 
 
+def _at(read: _Read, places: Sequence[int], rows: Sequence[GateRow]) -> _Read:
+    """Return what was read of some rows."""
+    states, logits = read
+    asking = [place for place, row in enumerate(rows) if row.wants_first]
+    chosen = [asking.index(place) for place in places if place in asking]
+    some = tuple(values[list(places)] for values in states)
+    return some, logits[chosen] if logits is not None and chosen else None
+
+
 def _agrees(read: _Read, expected: _Read, bound: float) -> bool:
-    """Return whether the first rows are what they should be, but for a share of the largest."""
+    """Return whether rows are what they should be, but for a share of the largest."""
     pairs = list(zip(read[0], expected[0], strict=True))
     if read[1] is not None and expected[1] is not None:
         pairs.append((read[1], expected[1]))
     for got, wanted in pairs:
-        some = got[: len(wanted)].float().to(wanted.device)
+        some = got.float().to(wanted.device)
         scale = float(wanted.abs().amax())
         if not torch.allclose(some, wanted.float(), rtol=0, atol=bound * scale):
             return False
