@@ -26,7 +26,7 @@ PACKAGE = Path(easyedit_dualedit.__file__).parent
 MOST_OF_AN_EDIT = 12
 """Files that an edit and `generate` may enter."""
 
-MOST_OF_A_STEP = 15
+MOST_OF_A_STEP = 17
 """Files that a training step may enter."""
 
 

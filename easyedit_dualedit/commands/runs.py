@@ -32,19 +32,25 @@ def alone_in(folder: Path, *, part: str = "") -> Iterator[None]:
     """Hold a run's folder: no other process measures into it meanwhile.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there, and removed again if nothing was written to it.
         part: of the run, where several processes take one each.
 
     Raises:
         DataError: if the folder cannot be written.
         LockError: if another process is at work in it and does not end soon.
     """
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(folder, name=f"{LOCK_FILE}{part}", patience=_PATIENCE))
-        except OSError as error:
-            raise DataError(f"cannot write to {folder}: {error.strerror}") from error
-        yield
+    is_new = not folder.exists()
+    try:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(folder, name=f"{LOCK_FILE}{part}", patience=_PATIENCE))
+            except OSError as error:
+                raise DataError(f"cannot write to {folder}: {error.strerror}") from error
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def settings_of(

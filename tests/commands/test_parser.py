@@ -231,7 +231,7 @@ def test_hyperparameters_have_short_names(work: Workplace, call: Any):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"lr": "fast"}, "learning_rate = 'fast'"),
+        ({"lr": "fast"}, "lr = 'fast'"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"heads": 3}, "width (16) must be divisible by heads (3)"),
         ({"preset": "best"}, "preset = 'best'"),
@@ -494,7 +494,7 @@ def test_a_training_that_could_not_be_saved_is_not_lost(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("easyedit_dualedit.method.archive.save_file", full)
+        patched.setattr("easyedit_dualedit.storage.described_tensors.save_file", full)
         assert "cannot save adapters" in call(command).error
     interrupt_at(monkeypatch, 0)
     assert call(command).code == 0
