@@ -23,8 +23,8 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise ModelLoadError("no model is loaded here")
 
-    for name in ("commands.editors", "model.loading"):
-        monkeypatch.setattr(f"easyedit_dualedit.{name}.load_model", refuse)
+    # Not `load_model` itself: a module that is first imported here would keep the stand-in.
+    monkeypatch.setattr("easyedit_dualedit.model.loading.define_missing_operators", refuse)
 
 
 def line_of(source: random.Random, work: Workplace) -> list[str]:

@@ -326,7 +326,7 @@ def test_yaml_becomes_a_configuration(tmp_path: Path):
     [
         ("", "holds NoneType, not a mapping"),
         ("- 1\n- 2\n", "holds list, not a mapping"),
-        ("a: [1, 2\nb: 3\n", "is not YAML: .*line"),
+        ("a: [1, 2\nb: 3\n", r"is not YAML \(.*line"),
         (b"\xff\xfe\xfa", "is not YAML"),
         ("a: !!python/object/apply:os.getcwd []\n", "is not YAML"),
     ],
