@@ -278,8 +278,11 @@ def _at(read: _Read, places: Sequence[int], rows: Sequence[GateRow]) -> _Read:
     states, logits = read
     asking = [place for place, row in enumerate(rows) if row.wants_first]
     chosen = [asking.index(place) for place in places if place in asking]
-    some = tuple(values[list(places)] for values in states)
-    return some, logits[chosen] if logits is not None and chosen else None
+    device = states[0].device
+    some = tuple(values[torch.tensor(list(places), device=device)] for values in states)
+    if logits is None or not chosen:
+        return some, None
+    return some, logits[torch.tensor(chosen, device=device)]
 
 
 def _agrees(read: _Read, expected: _Read, bound: float) -> bool:
