@@ -107,29 +107,22 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     shown_by = pictures.shown_by(measured)
     with alone_in(folder):
-        rows = ablate(
-            chosen,
-            model,
-            processor,
-            records,
-            measured,
-            folder,
-            settings,
-            split=split,
-            fresh=arguments.fresh,
-            shown=shown_by,
-        )
-        rows += ablate(
-            done,
-            model,
-            processor,
-            records,
-            measured,
-            folder,
-            settings,
-            split=split,
-            shown=shown_by,
-        )
+        rows = [
+            row
+            for variants, fresh in ((chosen, arguments.fresh), (done, False))
+            for row in ablate(
+                variants,
+                model,
+                processor,
+                records,
+                measured,
+                folder,
+                settings,
+                split=split,
+                fresh=fresh,
+                shown=shown_by,
+            )
+        ]
     write_json(folder / "ablation.json", rows)
     write_text(folder / "ablation.csv", ablation_csv(rows))
     tables = [ablation_table(rows), *filter(None, [ablation_split_table(rows, told(split))])]

@@ -279,7 +279,8 @@ def _at(read: _Read, places: Sequence[int], rows: Sequence[GateRow]) -> _Read:
     asking = [place for place, row in enumerate(rows) if row.wants_first]
     chosen = [asking.index(place) for place in places if place in asking]
     device = states[0].device
-    some = tuple(values[torch.tensor(list(places), device=device)] for values in states)
+    index = torch.tensor(list(places), device=device)
+    some = tuple(values[index] for values in states)
     if logits is None or not chosen:
         return some, None
     return some, logits[torch.tensor(chosen, device=device)]
