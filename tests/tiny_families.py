@@ -23,7 +23,9 @@ _QWEN_TOKENS = {
     "vision_bos_token": "<|vision_start|>",
     "vision_eos_token": "<|vision_end|>",
 }
-_QWEN_CHAT = CHATML.replace("<image>\\n", "<|vision_start|><|image_pad|><|vision_end|>")
+_QWEN_CHAT = CHATML.replace("<image>\\n", "<|vision_start|><|image_pad|><|vision_end|>").replace(
+    "<video>\\n", "<|vision_start|><|video_pad|><|vision_end|>"
+)
 _INTERN_TOKENS = {
     "image_token": "<IMG_CONTEXT>",
     "context_image_token": "<IMG_CONTEXT>",
@@ -48,7 +50,8 @@ _IDEFICS_CHAT = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% elif part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "{% elif part['type'] == 'image' %}{{ '<image>' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>' }}{% endif %}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 _TEXT = {
@@ -327,7 +330,8 @@ def _tiny_idefics(family: str, prefix: str, seed: int) -> TinyModel:
         tokenizer,
     ]
     if prefix == "SmolVLM":
-        parts.append(transformers.SmolVLMVideoProcessor(size={"longest_edge": IMAGE_SIZE}))
+        edge = {"longest_edge": IMAGE_SIZE}
+        parts.append(transformers.SmolVLMVideoProcessor(size=edge, max_image_size=edge))
     processor = getattr(transformers, f"{prefix}Processor")(
         *parts, image_seq_len=1, chat_template=_IDEFICS_CHAT
     )

@@ -180,7 +180,7 @@ class _Names:
 
     def of(self, record: Record, query: Query) -> tuple[str, ...]:
         """Return the name of each picture of one of a record's queries."""
-        return tuple(self._name(record.folder, picture) for picture in query.pictures)
+        return tuple(self._name(record.folder, picture) for picture in query.files)
 
     def _name(self, folder: Path | None, picture: Picture) -> str:
         if isinstance(picture, Image.Image):
@@ -274,4 +274,4 @@ def _image_locality(record: Record) -> list[Query]:
 
 
 def _visual(record: Record) -> list[Query]:
-    return [query for query in record.queries if query.pictures]
+    return [query for query in record.queries if query.shown]

@@ -14,6 +14,8 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.video_frames import strip_of
+from easyedit_dualedit.model.videos import Video, is_video_file
 
 _SHOWN = 5
 _MOST_THREADS = 16
@@ -84,12 +86,15 @@ def _asked(record: Record) -> list[Query]:
 
 
 def _paths(queries: Iterable[Query]) -> list[Path]:
-    return [each for query in queries for each in query.pictures if isinstance(each, Path)]
+    return [each for query in queries for each in query.files if isinstance(each, Path)]
 
 
 def _read(path: Path) -> str | DataError:
     try:
-        open_image(path)
+        if is_video_file(path):
+            strip_of(Video(path), 1)
+        else:
+            open_image(path)
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except DataError as error:
         return error

@@ -55,7 +55,7 @@ def _target(record: Record) -> str:
 
 def _edited_place(record: Record) -> tuple[object, ...]:
     # Pictures in memory cannot be hashed; records read from a file hold paths.
-    pictures = (item if isinstance(item, Path) else id(item) for item in record.request.pictures)
+    pictures = (item if isinstance(item, Path) else id(item) for item in record.request.files)
     return (record.question(record.request), *pictures)
 
 
@@ -98,6 +98,6 @@ _QUIRKS: dict[str, Callable[[Record], bool]] = {
         not "".join([*_targets(record), *_questions(record), record.prediction]).isascii()
     ),
     "rephrased picture equal to the edit's": lambda record: (
-        record.image_rephrase.pictures == record.request.pictures
+        record.image_rephrase.shown == record.request.shown
     ),
 }

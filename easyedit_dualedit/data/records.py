@@ -101,7 +101,7 @@ class Record:
         before, _, after = self.template.partition("{}")
         asked = query.prompt
         fits = asked.startswith(before) and asked.endswith(after)
-        if not query.pictures or not fits:
+        if not query.shown or not fits:
             return asked
         return asked[len(before) : len(asked) - len(after)]
 

@@ -205,5 +205,5 @@ def _name(contender: Contender, number: int) -> str:
 
 def _pictures(record: Record) -> set[Path]:
     """Return the files of the pictures that an edit is of."""
-    pictures = (*record.request.pictures, *record.image_rephrase.pictures)
+    pictures = (*record.request.files, *record.image_rephrase.files)
     return {picture for picture in pictures if isinstance(picture, Path)}

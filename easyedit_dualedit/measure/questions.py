@@ -137,7 +137,7 @@ def digest_of_some(records: Sequence[Record], protocols: Sequence[ProtocolName])
 
 
 def _shown(query: Query, images: Path | None) -> dict[str, Any]:
-    pictures = [picture for picture in query.pictures if isinstance(picture, Path)]
+    pictures = [picture for picture in query.files if isinstance(picture, Path)]
     names = [
         str(path.relative_to(images)) if images and path.is_relative_to(images) else path.name
         for path in pictures

@@ -15,9 +15,7 @@ from easyedit_dualedit.errors import ChunkedPrefillError
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.hooks import Hooks, eager
-from easyedit_dualedit.model.inputs import (
-    TokenLayout,
+from easyedit_dualedit.model.call_arguments import (
     cached_tokens,
     named_arguments,
     real_tokens,
@@ -25,6 +23,8 @@ from easyedit_dualedit.model.inputs import (
     token_ids,
     widened,
 )
+from easyedit_dualedit.model.hooks import Hooks, eager
+from easyedit_dualedit.model.inputs import TokenLayout
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""

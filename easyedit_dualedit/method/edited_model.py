@@ -23,15 +23,10 @@ from easyedit_dualedit.method.edited_call import Decisions, EditedCall, LayoutFi
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.method.surface import REFUSED_METHODS, REFUSED_OPTIONS
+from easyedit_dualedit.model.call_arguments import real_tokens, token_ids
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.generating import generate_of
-from easyedit_dualedit.model.inputs import (
-    IGNORED,
-    Query,
-    TokenLayout,
-    real_tokens,
-    token_ids,
-)
+from easyedit_dualedit.model.inputs import IGNORED, Query, TokenLayout
 
 
 class EditedModel:

@@ -23,7 +23,7 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Batch, Query
-from easyedit_dualedit.model.pictures import PictureLike
+from easyedit_dualedit.model.videos import ShownLike
 
 
 class DualEditor(
@@ -184,14 +184,12 @@ class DualEditor(
         """Return a gate that always opens."""
         return self.gate.with_config(GateConfig(kind="open"))
 
-    def edit(
-        self, image: PictureLike | Sequence[PictureLike] | None, prompt: str, target: str
-    ) -> EditedModel:
+    def edit(self, image: ShownLike | None, prompt: str, target: str) -> EditedModel:
         """Return the model that answers `prompt` about `image` with `target`.
 
         Args:
-            image: a picture in any form that `Query` takes, several for models that take them,
-                or None.
+            image: a picture in any form that `Query` takes, several or a `Video` for models that
+                take them, or None.
             prompt: the question.
             target: the new answer.
 

@@ -17,7 +17,7 @@ from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.packing import Packed
 from easyedit_dualedit.model.answers import exact_match
 from easyedit_dualedit.model.inputs import NO_WORD, Query
-from easyedit_dualedit.model.pictures import content_digest
+from easyedit_dualedit.model.videos import shown_digest
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class StoredProjections:
 
 
 def picture_hashes(request: Query) -> tuple[str, ...]:
-    """Return a short hash of what each picture of a request shows.
+    """Return a short hash of what each picture of a request, or its video, shows.
 
     Raises:
         DataError: if a picture cannot be read.
     """
-    return tuple(content_digest(picture)[:16] for picture in request.pictures)
+    return tuple(shown_digest(each)[:16] for each in request.shown)

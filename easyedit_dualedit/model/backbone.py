@@ -5,6 +5,8 @@ end. The answers are the user's where there are any, else they come from the mod
 processor's own interfaces, never from a name.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -88,6 +90,10 @@ class Backbone:
         """The ids that stand at the positions of pictures and of videos."""
         ids = (self.image_token_id, self.video_token_id)
         return [token for token in ids if token is not None]
+
+    def vision_positions(self, input_ids: Tensor) -> Tensor:
+        """Return where a picture or a video stands in rows of token ids, bool of their shape."""
+        return functools.reduce(operator.or_, (input_ids == t for t in self.vision_token_ids))
 
     @property
     def device(self) -> torch.device:

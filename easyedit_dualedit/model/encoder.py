@@ -5,14 +5,10 @@ token for token the prompt that `generate` sees.
 """
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
@@ -25,12 +21,8 @@ from easyedit_dualedit.model.inputs import (
     answer_mask,
     input_device,
     last_real_index,
-    written_prompt,
 )
-from easyedit_dualedit.model.pictures import open_image
-
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""Model inputs that are one number a token."""
+from easyedit_dualedit.model.prompts import PromptReader
 
 
 class Encoder:
@@ -67,20 +59,17 @@ class Encoder:
         self.tokenizer = processor.tokenizer
         self.template: str | None = template
         """Chat template in use instead of the processor's own; None if it is the processor's."""
+        self._reader = PromptReader(backbone, processor, template)
         self.marker = PromptMarker.of(self._prompt_ids)
         """How every prompt ends; None if the template's prompts have no common ending."""
         self.last_prompt_token = last_prompt_token
         self._answer_prefix: str = (
             family.answer_prefix if given.answer_prefix is None else given.answer_prefix
         )
-        self._vision_ids = backbone.vision_token_ids
-        self._vision_tokens: list[str] = self.tokenizer.convert_ids_to_tokens(self._vision_ids)
 
     def prompt_text(self, query: Query) -> str:
         """Return the prompt as the chat template writes it, ready for an answer."""
-        content: list[dict[str, str]] = [{"type": "image"} for _ in query.pictures]
-        content.append({"type": "text", "text": query.prompt})
-        return written_prompt(self.processor, content, self.template)
+        return self._reader.text(query)
 
     def target_ids(self, target: str) -> list[int]:
         """Return the token ids of a target, without special tokens.
@@ -95,7 +84,7 @@ class Encoder:
         # A blank target's ids would be those of the prefix alone.
         if not ids or not target.strip():
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
-        if not set(self._vision_ids).isdisjoint(ids):
+        if not set(self.backbone.vision_token_ids).isdisjoint(ids):
             raise DataError(f"target = {target!r} holds a token of a picture; leave it out")
         return ids
 
@@ -110,20 +99,19 @@ class Encoder:
         """Return model inputs for queries, one row each.
 
         Args:
-            queries: at least one; with and without pictures may mix.
+            queries: at least one; with and without pictures or videos may mix.
             with_target: append the target of each query that has one.
             end_of_answer: append the end-of-turn token to each target, as a label only.
             padding_side: "left" (what `generate` needs) or "right".
 
         Raises:
-            DataError: if there is no query, a target tokenises to nothing, a picture is bad, or
-                the processor refuses the pictures.
+            DataError: if there is no query, a target tokenises to nothing, a picture or video is
+                bad, or the processor refuses it.
             BackboneError: if the processor does not put image tokens where a picture is.
         """
         if not queries:
             raise DataError("no queries to encode; give at least one")
-        self._require_readable(queries)
-        prompts, others = self._encoded_prompts(queries)
+        prompts, others = self._reader.read(queries)
         return self.assemble(
             queries,
             prompts,
@@ -193,110 +181,12 @@ class Encoder:
             DataError: if a picture is bad, or the processor refuses it.
             BackboneError: if the processor does not put image tokens where a picture is.
         """
-        self._require_readable([query])
-        prompts, others = self._encoded_prompts([query])
+        prompts, others = self._reader.read([query])
         return prompts[0], others
 
     def _prompt_ids(self, question: str) -> list[int]:
         text = self.prompt_text(Query(question))
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _require_readable(self, queries: Sequence[Query]) -> None:
-        most = self.backbone.family.most_pictures
-        for query in queries:
-            if most is not None and len(query.pictures) > most:
-                raise DataError(
-                    f"{len(query.pictures)} pictures in one query, but"
-                    f" {type(self.backbone.model).__name__} takes {most}; give {most}"
-                )
-            for token in self._vision_tokens:
-                if token in query.prompt:
-                    raise DataError(
-                        f"prompt = {query.prompt!r} holds {token!r}, which stands for a picture;"
-                        " leave it out, the chat template puts it where it belongs"
-                    )
-
-    def _encoded_prompts(
-        self, queries: Sequence[Query]
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Return the tokens of each prompt, unpadded, and the inputs that hold the pictures."""
-        # Apart, since some processors refuse text alone, and some give every row a picture.
-        seeing = [place for place, query in enumerate(queries) if query.pictures]
-        blind = [place for place, query in enumerate(queries) if not query.pictures]
-        rows: dict[int, dict[str, Tensor]] = {}
-        others: dict[str, Tensor] = {}
-        if seeing:
-            shown = [queries[place] for place in seeing]
-            images = [[open_image(picture) for picture in query.pictures] for query in shown]
-            encoded = self._processed([self.prompt_text(query) for query in shown], images)
-            rows |= dict(zip(seeing, _unpadded(encoded), strict=True))
-            others = {n: v for n, v in encoded.items() if n not in (*PER_TOKEN, "labels")}
-            self._require_vision([rows[place] for place in seeing], shown)
-        if blind:
-            texts = [self.prompt_text(queries[place]) for place in blind]
-            encoded = self.tokenizer(
-                texts, padding=True, return_tensors="pt", **self._special_tokens(texts)
-            )
-            rows |= dict(zip(blind, _unpadded(encoded), strict=True))
-        if self.backbone.family.needs_picture and not others:
-            blank = [[Image.new("RGB", (32, 32))]]
-            encoded = self._processed([self.prompt_text(Query(".", blank[0][0]))], blank)
-            others = {n: v for n, v in encoded.items() if n not in (*PER_TOKEN, "labels")}
-        names = {name for row in rows.values() for name in row}
-        if self.backbone.family.answer_token_type:
-            names.add("token_type_ids")
-        for row in rows.values():
-            for name in names - set(row):
-                row[name] = torch.zeros_like(row["input_ids"])
-        return [
-            {name: rows[place][name] for name in PER_TOKEN if name in names}
-            for place in range(len(queries))
-        ], others
-
-    def _processed(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
-        try:
-            encoded: dict[str, Tensor] = self.processor(
-                text=texts,
-                images=images,
-                padding=True,
-                return_tensors="pt",
-                **self._special_tokens(texts),
-            )
-        except (ValueError, TypeError, IndexError) as error:
-            counts = sorted({len(group) for group in images})
-            raise DataError(
-                f"{type(self.processor).__name__} cannot read {counts} pictures a query:"
-                f" {' '.join(str(error).split())}"
-            ) from error
-        return encoded
-
-    def _special_tokens(self, texts: Sequence[str]) -> dict[str, bool]:
-        # A template that writes BOS itself would get another from the tokenizer.
-        bos = self.tokenizer.bos_token
-        return {"add_special_tokens": not (bos and all(text.startswith(bos) for text in texts))}
-
-    def _require_vision(self, rows: Sequence[dict[str, Tensor]], queries: Sequence[Query]) -> None:
-        for row, query in zip(rows, queries, strict=True):
-            count = int(self.vision_positions(row["input_ids"]).sum())
-            # One token a picture may be all that a small one takes.
-            if count < len(query.pictures) or (
-                count == len(query.pictures) and not self._expands_pictures
-            ):
-                raise BackboneError(
-                    f"{type(self.processor).__name__} puts {count} image tokens (id"
-                    f" {self.backbone.image_token_id}) into a prompt with {len(query.pictures)}"
-                    " pictures, so it does not say which positions are vision; use a model whose"
-                    " processor expands the image token, or give the right id in YAML: backbone:"
-                    " {image_token_id: <id>}"
-                )
-
-    @cached_property
-    def _expands_pictures(self) -> bool:
-        """Whether a large picture takes more than one position."""
-        large = Image.new("RGB", (448, 448))
-        text = self.prompt_text(Query(".", large))
-        ids = self._processed([text], [[large]])["input_ids"]
-        return int(self.vision_positions(ids).sum()) > 1
 
     def _with_answers(
         self, name: str, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]
@@ -341,10 +231,4 @@ class Encoder:
 
     def vision_positions(self, input_ids: Tensor) -> Tensor:
         """Return where a picture or a video stands in rows of token ids, bool of their shape."""
-        return functools.reduce(operator.or_, (input_ids == token for token in self._vision_ids))
-
-
-def _unpadded(encoded: Any) -> list[dict[str, Tensor]]:
-    real = encoded["attention_mask"].bool()
-    names = [name for name in PER_TOKEN if name in encoded]
-    return [{name: encoded[name][row][mask] for name in names} for row, mask in enumerate(real)]
+        return self.backbone.vision_positions(input_ids)

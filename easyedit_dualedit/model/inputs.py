@@ -1,21 +1,19 @@
-"""What goes into a model: queries, batches of token rows, and the arguments of a call.
+"""What goes into a model: queries, and batches of token rows.
 
 A `Query` is what a user asks, a `TokenLayout` says which position of a row of tokens is what, a
-`Batch` holds the rows of several queries. The functions at the end read the same things from the
-arguments of a call that somebody else has made.
+`Batch` holds the rows of several queries.
 """
 
 import dataclasses
-import inspect
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
-from easyedit_dualedit.model.pictures import Picture, PictureLike, picture_of
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.pictures import Picture
+from easyedit_dualedit.model.videos import Shown, ShownLike, Video, files_of, shown_of
 
 IGNORED = -100
 """Label of a position that carries no loss, as in transformers."""
@@ -26,7 +24,7 @@ NO_WORD = -1
 
 @dataclass(frozen=True)
 class Query:
-    """One question to a model: text, maybe pictures, maybe the answer that it should have.
+    """One question to a model: text, maybe pictures or a video, maybe the answer to have.
 
     Raises:
         DataError: if the prompt is empty, a target is given and is empty, or something that is no
@@ -34,17 +32,38 @@ class Query:
     """
 
     prompt: str
-    image: PictureLike | Sequence[PictureLike] | None = None
-    """A picture in any form of `picture_of`, or several for models that take them; they come
-    before the text. Kept as PIL pictures and paths."""
+    image: ShownLike | None = None
+    """What the question shows, before its text: a picture in any form of `picture_of`, several for
+    models that take them, or a `Video`; the path of a video file or of a folder of frames is one.
+    Kept as PIL pictures, paths, or a video."""
     target: str | None = None
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """The pictures, in order."""
+    def shown(self) -> tuple[Shown, ...]:
+        """The pictures, in order, or the video; empty for text alone."""
         if self.image is None:
             return ()
-        return self.image if isinstance(self.image, tuple) else (self.image,)
+        known: Any = self.image
+        return known if isinstance(known, tuple) else (known,)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures, in order; none where a video is shown."""
+        return tuple(each for each in self.shown if not isinstance(each, Video))
+
+    @property
+    def files(self) -> tuple[Picture, ...]:
+        """The pictures and files of which everything shown is made, frames of a video included.
+
+        Raises:
+            DataError: if there is no video at its path.
+        """
+        return tuple(part for each in self.shown for part in files_of(each))
+
+    @property
+    def video(self) -> Video | None:
+        """The video, if one is shown."""
+        return self.image if isinstance(self.image, Video) else None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -58,14 +77,7 @@ class Query:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise DataError(f"{name} = {text!r} is no valid Unicode text; mend it") from error
-        if isinstance(self.image, list | tuple):
-            several = tuple(picture_of(picture) for picture in self.image)
-            # One picture in a list is that picture, as transformers has it.
-            image = several[0] if len(several) == 1 else several or None
-        else:
-            one: Any = self.image
-            image = None if one is None else picture_of(one)
-        object.__setattr__(self, "image", image)
+        object.__setattr__(self, "image", shown_of(self.image))
 
 
 @dataclass(frozen=True)
@@ -185,43 +197,6 @@ class Batch:
         return int(self.inputs["input_ids"].shape[0])
 
 
-def written_prompt(
-    processor: Any, content: Sequence[Mapping[str, str]], template: str | None
-) -> str:
-    """Return what a chat template makes of a question, ready for an answer.
-
-    Args:
-        processor: of the model; its own template is used where none is given.
-        content: the parts of the question, as transformers has them.
-        template: Jinja text to use instead.
-
-    Raises:
-        BackboneError: if the template fails, or knows no questions in parts.
-    """
-    name = f"the chat template of {type(processor).__name__}"
-    remedy = (
-        "; set chat_template to one that takes a list of parts, each with a type, or give its"
-        " Jinja text in YAML: backbone: {chat_template: ...}"
-    )
-    given = {} if template is None else {"chat_template": template}
-    try:
-        text: str = processor.apply_chat_template(
-            [{"role": "user", "content": list(content)}],
-            add_generation_prompt=True,
-            tokenize=False,
-            **given,
-        )
-    # Jinja raises errors of its own, and whatever the operations of a template raise.
-    except Exception as error:
-        line = " ".join(str(error).split())[:200]
-        raise BackboneError(
-            f"{name} cannot write a question ({type(error).__name__}: {line}){remedy}"
-        ) from error
-    if "{'type': " in text and not any("{'type': " in part.get("text", "") for part in content):
-        raise BackboneError(f"{name} takes only text as the content of a message{remedy}")
-    return text
-
-
 def last_real_index(attention_mask: Tensor) -> Tensor:
     """Return the index of the last real token of each row, long [b]."""
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
@@ -240,77 +215,6 @@ def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
     return (positions <= last) & (positions > last - lengths[:, None])
 
 
-def named_arguments(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return positional arguments of a model's forward by their names."""
-    if not args:
-        return {}  # as transformers calls its models; reading a signature takes long
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    if not names:
-        names = ["input_ids"]  # a wrapper that hides the parameters of the model in it
-    return dict(zip(names, args, strict=False))
-
-
-def token_ids(inputs: Mapping[str, Any]) -> Tensor:
-    """Return the token ids among a model's inputs.
-
-    Raises:
-        PromptEndError: if there are none.
-    """
-    ids = inputs.get("input_ids")
-    if not isinstance(ids, Tensor):
-        raise PromptEndError(
-            "an edited model needs input_ids, to tell image tokens from text; pass them, not"
-            " inputs_embeds"
-        )
-    return ids
-
-
-def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tensor:
-    """Return the mask of the real tokens among a model's inputs, [b, s]; all are if there is none.
-
-    Args:
-        inputs: of the model.
-        prompt: mask that `generate` was given, [p, q], where rows may be repeated by now. With a
-            static cache `generate` of transformers 5.5 puts one of four dimensions in its place.
-
-    Raises:
-        PromptEndError: if there are no token ids.
-        DataError: if the mask says who attends to whom, and not which tokens are real.
-    """
-    ids, mask = token_ids(inputs), inputs.get("attention_mask")
-    if mask is None:
-        return torch.ones_like(ids)
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        return mask
-    if prompt is not None and prompt.dim() == 2:
-        rows, width = ids.shape
-        return widened(prompt, width, 1).repeat_interleave(rows // len(prompt), 0)
-    raise DataError(
-        "attention_mask says who attends to whom; an edited model needs to know which tokens are"
-        " real: give one of two dimensions, 1 at real tokens and 0 at padding"
-    )
-
-
-def widened(rows: Tensor, width: int, filler: int) -> Tensor:
-    """Return rows [b, s] cut to a width, or filled up to it at their ends, [b, width]."""
-    missing = width - rows.shape[1]
-    if missing <= 0:
-        return rows[:, :width]
-    return torch.cat([rows, rows.new_full((len(rows), missing), filler)], 1)
-
-
-def cached_tokens(inputs: Mapping[str, Any]) -> int:
-    """Return how many tokens the cache among a model's inputs holds; 0 without one."""
-    cache = inputs.get("past_key_values")
-    if cache is None:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    return int(cache[0][0].shape[-2])
-
-
 def input_device(model: nn.Module) -> torch.device:
     """Return the device on which a model takes its inputs."""
     first = next(model.parameters())
@@ -322,16 +226,3 @@ def input_device(model: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return first.device
-
-
-def rows_and_width(inputs: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the shape of a call's rows: their number, and their positions.
-
-    Raises:
-        PromptEndError: if there are neither token ids nor embeddings.
-    """
-    for name in ("inputs_embeds", "input_ids"):
-        value = inputs.get(name)
-        if isinstance(value, Tensor):
-            return int(value.shape[0]), int(value.shape[1])
-    raise PromptEndError("a forward of generate has neither token ids nor embeddings")

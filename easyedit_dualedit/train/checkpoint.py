@@ -141,8 +141,9 @@ def records_digest(records: Sequence[Record], *, with_pictures: bool = False) ->
     for record in records:
         for query in record.queries:
             digest.update(repr((query.prompt, query.target)).encode())
-            if isinstance(query.image, Path):
-                digest.update(query.image.name.encode())
-                if with_pictures:
-                    digest.update(query.image.read_bytes())
+            for file in query.files:
+                if isinstance(file, Path):
+                    digest.update(file.name.encode())
+                    if with_pictures:
+                        digest.update(file.read_bytes())
     return digest.hexdigest()

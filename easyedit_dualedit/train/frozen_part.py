@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from easyedit_dualedit.model.call_arguments import named_arguments
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
-from easyedit_dualedit.model.inputs import Batch, Query, named_arguments
+from easyedit_dualedit.model.inputs import Batch, Query
 from easyedit_dualedit.train.config import CACHE_BYTES
 from easyedit_dualedit.train.picture_features import (
     Features,
     PictureFeatures,
     PreparedQuery,
-    TensorCache,
     form_of,
     given_features,
     key_of,
@@ -32,6 +32,7 @@ from easyedit_dualedit.train.shared_rows import (
     require_shareable,
 )
 from easyedit_dualedit.train.state_folder import KeptStates, StateFolder
+from easyedit_dualedit.train.tensor_cache import TensorCache
 from easyedit_dualedit.train.tokenised_prompts import Prompt, TokenisedPrompts
 from easyedit_dualedit.train.upper_layers import FrozenOutput, rows_of
 
@@ -101,7 +102,7 @@ class FrozenPart:
         owners: Sequence[Hashable] | None = None,
         prepared: dict[Hashable, PreparedQuery] | None = None,
     ) -> FrozenOutput:
-        """Return what the layer gives for some queries, all with pictures or all without.
+        """Return what the layer gives for queries that all show pictures, a video, or nothing.
 
         Args:
             queries: one row each.
@@ -130,7 +131,10 @@ class FrozenPart:
         known = self._recalled(keys, batch, prompts)
         forms = [known[key][1] if key in known else None for key in keys]
         features = self.pictures.of(queries, pictures, forms, prepared)
-        call = self._call(batch, [seen for seen in features if seen is not None])
+        # Models without a token of its own for a video take its frames as pictures.
+        apart = queries[0].video is not None and backbone.video_token_id is not None
+        pixels = "pixel_values_videos" if apart else "pixel_values"
+        call = self._call(batch, [seen for seen in features if seen is not None], pixels)
         alike = None if owners is None else list(zip(owners, pictures, strict=True))
         prefixes = self._prefixes(tokens[0], batch, alike, call)
         # A query that stands in two rows is run in the first of them.
@@ -174,8 +178,14 @@ class FrozenPart:
                 known[key] = kept
         return known
 
-    def _call(self, batch: Batch, features: Sequence[Features]) -> dict[str, Any]:
-        """Return what the model calls its decoder with; no layer runs."""
+    def _call(self, batch: Batch, features: Sequence[Features], pixels: str) -> dict[str, Any]:
+        """Return what the model calls its decoder with; no layer runs.
+
+        Args:
+            batch: the rows.
+            features: of what they show, in order.
+            pixels: name of the input that the features are made of.
+        """
         backbone = self._encoder.backbone
         inputs: dict[str, Any] = dict(batch.inputs)
         calls: list[dict[str, Any]] = []
@@ -187,8 +197,8 @@ class FrozenPart:
         with ExitStack() as stack:
             stack.enter_context(suppress(_Called))
             if features:
-                inputs["pixel_values"] = torch.empty(0, device=backbone.device)
-                stack.enter_context(given_features(backbone.model, features))
+                inputs[pixels] = torch.empty(0, device=backbone.device)
+                stack.enter_context(given_features(backbone.model, features, pixels))
             stack.enter_context(before_call(backbone.decoder, observe))
             backbone.model(**inputs, use_cache=False)
         if not calls or calls[0].get("inputs_embeds") is None:

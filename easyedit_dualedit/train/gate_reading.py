@@ -105,7 +105,7 @@ class GateReader:
         self._frozen = FrozenPart(
             editor.encoder, editor.config.text_layer, budget=_FEATURE_BYTES, state_budget=0
         )
-        self._checked: set[tuple[bool, bool]] = set()
+        self._checked: set[tuple[bool, ...]] = set()
         self.is_plain = False
         """Whether the model cannot be run in parts, so that every query is a forward of its own."""
 
@@ -178,7 +178,8 @@ class GateReader:
         # Rows that share are tried apart: what holds of others need not hold of them.
         seen = Counter(row.pictures for row in rows if row.pictures)
         sharing = [place for place, row in enumerate(rows) if seen[row.pictures] > 1]
-        sort = (bool(rows[0].pictures), bool(sharing) and self._frozen.shares)
+        kind = (bool(rows[0].pictures), rows[0].query.video is not None)
+        sort = (*kind, bool(sharing) and self._frozen.shares)
         if sort in self._checked:
             return read
         few = (sharing or list(range(len(rows))))[:_CHECKED]

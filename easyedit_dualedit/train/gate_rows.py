@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import Picture, picture_key
+from easyedit_dualedit.model.pictures import Picture
+from easyedit_dualedit.model.videos import Shown, shown_key
 from easyedit_dualedit.train.picture_features import PreparedQuery
 from easyedit_dualedit.train.processes import Processes
 
@@ -32,7 +33,7 @@ class GateRow:
 
     query: Query
     pictures: Hashable
-    """What tells its pictures from others."""
+    """What tells its pictures, or its video, from others."""
     place: int
     """Among the distinct ones."""
     wants_first: bool = False
@@ -64,14 +65,14 @@ def distinct_rows(
     """
     known: dict[object, Hashable] = {}
 
-    def key_of(picture: Picture) -> Hashable:
+    def key_of(shown: Shown) -> Hashable:
         # What a file or a picture in memory shows is looked up once.
-        name: object = picture if isinstance(picture, Path) else id(picture)
+        name: object = shown if isinstance(shown, Path) else id(shown)
         if name not in known:
-            known[name] = picture_key(picture)
+            known[name] = shown_key(shown)
         return known[name]
 
-    keys = [(q.prompt, tuple(key_of(p) for p in q.pictures), q.target) for q in queries]
+    keys = [(q.prompt, tuple(key_of(p) for p in q.shown), q.target) for q in queries]
     answered = {(prompt, pictures): target for prompt, pictures, target in keys if target}
     rows: dict[Hashable, GateRow] = {}
     places = []
@@ -114,14 +115,14 @@ class GateBatches:
         if processes is not None:
             ordered = list(processes.share(ordered))
         self._groups = [
-            [group for group in ordered if bool(group[0].pictures) == seeing]
-            for seeing in (True, False)
+            [group for group in ordered if _kind(group[0].query) == kind]
+            for kind in ("pictures", "video", "text")
         ]
         self.shares = True
         """Whether questions about one picture share a row; may change between two batches."""
 
     def __iter__(self) -> Iterator[tuple[list[GateRow], dict[Hashable, PreparedQuery]]]:
-        """Yield the rows of each batch, all with pictures or all without, and pixels."""
+        """Yield the rows of each batch, all with pictures, a video or neither, and pixels."""
         for groups in self._groups:
             for start in range(0, len(groups), _WINDOW):
                 prepared: dict[Hashable, PreparedQuery] = {}
@@ -167,9 +168,15 @@ class GateBatches:
         return parts
 
 
+def _kind(query: Query) -> str:
+    if query.video is not None:
+        return "video"
+    return "pictures" if query.shown else "text"
+
+
 def _expected_length(group: Sequence[GateRow]) -> tuple[int, int]:
     """Return what orders groups as their number of tokens would, roughly, before it is known."""
-    pixels = sum(_pixels(picture) for picture in group[0].query.pictures)
+    pixels = sum(_pixels(picture) for picture in group[0].query.files)
     texts = sum(len(row.query.prompt) + len(row.query.target or "") for row in group)
     # Most models give pictures of any size, or of about one size, as many tokens.
     return pixels.bit_length(), texts

@@ -83,7 +83,7 @@ def _apart(queries: Sequence[Query], others: Sequence[Query]) -> list[bool]:
 
 
 def _pictures(query: Query) -> list[Hashable]:
-    return [picture_key(picture) for picture in query.pictures]
+    return [picture_key(picture) for picture in query.files]
 
 
 def _by_picture(records: Sequence[Record]) -> list[list[int]]:

@@ -1,12 +1,12 @@
 """What the vision tower makes of a picture: computed once, kept, and given to the model again.
 
-A model of transformers asks its own `get_image_features` for the features of a picture and merges
-them into the embeddings itself. Only the answer of that method is kept and given again.
+A model of transformers asks its own `get_image_features` for the features of a picture, or
+`get_video_features` for those of a video, and merges them into the embeddings itself. Only the
+answer of that method is kept and given again.
 """
 
 import dataclasses
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import picture_key
+from easyedit_dualedit.model.videos import shown_key
+from easyedit_dualedit.train.tensor_cache import TensorCache
 
-PIXELS = ("pixel_values", "pixel_attention_mask")
+PIXELS = ("pixel_values", "pixel_values_videos", "pixel_attention_mask")
 """Inputs that only the vision tower reads."""
 
 _KEPT = ("pooler_output", "deepstack_features")
@@ -30,6 +31,10 @@ Form = dict[str, Any]
 
 PreparedQuery = tuple[Query, dict[str, Tensor], dict[str, Tensor]]
 """A query, the tokens of its prompt, and the inputs that are not one number a token."""
+
+
+_METHODS = {"pixel_values": "get_image_features", "pixel_values_videos": "get_video_features"}
+"""Input -> the model's method that makes features of it."""
 
 
 class UnknownFeaturesError(Exception):
@@ -58,7 +63,12 @@ class Features:
 
 def key_of(query: Query) -> Hashable:
     """Return what tells the pictures of a query from others: contents, or file, time and size."""
-    return tuple(picture_key(picture) for picture in query.pictures)
+    return tuple(shown_key(each) for each in query.shown)
+
+
+def pixels_of(inputs: Mapping[str, Any]) -> str:
+    """Return the input that holds what is shown, where all rows show one kind of thing."""
+    return "pixel_values_videos" if "pixel_values_videos" in inputs else "pixel_values"
 
 
 class PictureFeatures:
@@ -88,7 +98,7 @@ class PictureFeatures:
         needed = self._encoder.backbone.family.needs_picture
         pictures: dict[Hashable, Features] = {}  # one call may need more than the budget holds
         unread: dict[Hashable, PreparedQuery] = {}
-        sees = [bool(query.pictures) or needed for query in queries]
+        sees = [bool(query.shown) or needed for query in queries]
         for query, key, seen, form in zip(queries, keys, sees, forms, strict=True):
             if not seen or form is not None or key in pictures or key in unread:
                 continue
@@ -122,7 +132,7 @@ class PictureFeatures:
             queries, prompts, merged, with_target=False, ends=[False] * len(queries)
         )
         features = read_features(encoder.backbone.model, dict(batch.inputs))
-        counts = [int((p["input_ids"] == encoder.backbone.image_token_id).sum()) for p in prompts]
+        counts = [int(encoder.vision_positions(p["input_ids"]).sum()) for p in prompts]
         parts = divided(features, counts)
         if parts is None:
             return [features for one in unread for features in self._computed([one])]
@@ -130,10 +140,10 @@ class PictureFeatures:
 
 
 def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
-    """Return the features of the pictures of one query; no decoder layer runs.
+    """Return the features of the pictures, or the video, of one query; no decoder layer runs.
 
     Raises:
-        UnknownFeaturesError: if the model does not ask `get_image_features`, or its answer is of
+        UnknownFeaturesError: if the model does not ask its own method for them, or its answer is of
             another form than those that are known.
     """
     answers: list[Any] = []
@@ -145,7 +155,7 @@ def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
 
         return read
 
-    with torch.no_grad(), _replaced(model, reading), suppress(_Read):
+    with torch.no_grad(), _replaced(model, reading, pixels_of(inputs)), suppress(_Read):
         model(**inputs, use_cache=False)
     if not answers or getattr(answers[0], "pooler_output", None) is None:
         raise UnknownFeaturesError(f"{type(model).__name__} gives no pooler_output")
@@ -155,13 +165,15 @@ def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
 
 
 @contextmanager
-def given_features(model: nn.Module, parts: Sequence[Features]) -> Iterator[None]:
-    """Let the model find these features of its pictures inside the block, in order."""
+def given_features(
+    model: nn.Module, parts: Sequence[Features], pixels: str = "pixel_values"
+) -> Iterator[None]:
+    """Let the model find these features of one of its inputs inside the block, in order."""
 
     def giving(_real: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *_args, **_kwargs: merged(parts)
 
-    with _replaced(model, giving):
+    with _replaced(model, giving, pixels):
         yield
 
 
@@ -235,6 +247,8 @@ def _shares(value: Any, tokens: Sequence[int]) -> list[Any] | None:
 
 def _joined(each: Sequence[Any]) -> Any:
     if all(isinstance(value, Tensor) for value in each):
+        if len({value.shape[1:] for value in each}) > 1:
+            raise UnknownFeaturesError("features of several shapes, as of videos of other lengths")
         return torch.cat(list(each))
     if all(isinstance(value, list | tuple) for value in each):
         return [item for value in each for item in value]
@@ -243,26 +257,27 @@ def _joined(each: Sequence[Any]) -> Any:
 
 @contextmanager
 def _replaced(
-    model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], pixels: str
 ) -> Iterator[None]:
+    name = _METHODS[pixels]
     inner: Any = getattr(model, "model", None)
-    owner: Any = inner if hasattr(inner, "get_image_features") else model
-    if not hasattr(owner, "get_image_features"):
-        raise UnknownFeaturesError(f"{type(model).__name__} has no get_image_features")
-    if "get_image_features" in vars(owner):
-        raise UnknownFeaturesError("get_image_features is replaced already")
-    real, thread = owner.get_image_features, threading.get_ident()
+    owner: Any = inner if hasattr(inner, name) else model
+    if not hasattr(owner, name):
+        raise UnknownFeaturesError(f"{type(model).__name__} has no {name}")
+    if name in vars(owner):
+        raise UnknownFeaturesError(f"{name} is replaced already")
+    real, thread = getattr(owner, name), threading.get_ident()
     wrapped = wrap(real)
 
     def chosen(*args: Any, **kwargs: Any) -> Any:
         mine = threading.get_ident() == thread
         return (wrapped if mine else real)(*args, **kwargs)
 
-    owner.get_image_features = chosen
+    setattr(owner, name, chosen)
     try:
         yield
     finally:
-        del owner.get_image_features
+        delattr(owner, name)
 
 
 def _known(value: Any) -> Any:
@@ -284,61 +299,3 @@ def _blank(form: Any, device: torch.device) -> Any:
         return [_blank(item, device) for item in form]
     zero = torch.zeros((), dtype=getattr(torch, form["dtype"]), device=device)
     return zero.expand(form["shape"])
-
-
-class TensorCache:
-    """Values by key. A value is a tensor, or a list, tuple or dictionary of values.
-
-    Tensors come back with the same bits, on the same device; anything else as it was.
-    """
-
-    def __init__(self, budget: int):
-        """Keep at most `budget` bytes of tensors."""
-        self.budget = budget
-        self.size = 0
-        """Bytes of tensors held."""
-        self._held: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable) -> Any:
-        """Return the value that is held for a key, or None."""
-        if key in self._held:
-            self._held.move_to_end(key)
-        return self._held.get(key)
-
-    def put(self, key: Hashable, value: Any) -> None:
-        """Hold a copy of a value, if it fits at all; a key that is held already stays as it is."""
-        size = size_of(value)
-        if size > self.budget or key in self._held:
-            return
-        while self.size + size > self.budget:
-            self.size -= size_of(self._held.popitem(last=False)[1])
-        self._held[key] = _copied(value)
-        self.size += size
-
-    def __len__(self) -> int:
-        """Return the number of keys held."""
-        return len(self._held)
-
-
-def size_of(value: Any) -> int:
-    """Return the bytes of the tensors in a value."""
-    return sum(tensor.nbytes for tensor in _tensors(value))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
-
-
-def _copied(value: Any) -> Any:
-    # A part of a larger tensor would keep all of it alive.
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {name: _copied(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
-    return value

@@ -27,9 +27,9 @@ from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.adapter import ProjectedEdit, add_at, packed
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.encoder import PER_TOKEN
 from easyedit_dualedit.model.hooks import LayerEdit
 from easyedit_dualedit.model.inputs import IGNORED
+from easyedit_dualedit.model.prompts import PER_TOKEN
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
 from easyedit_dualedit.train.losses import StepLosses
@@ -213,7 +213,7 @@ class TrainingStep:
         for chosen in self._grouped(rows):
             names, places, queries = zip(*chosen, strict=True)
             ends = [config.end_of_answer and name in IN_SCOPE for name in names]
-            owners = places if queries[0].pictures else None
+            owners = places if queries[0].shown else None
             frozen = self.frozen.run(queries, ends, owners)
             device = frozen.states.device
             numbers = torch.tensor([METRICS.index(name) for name in names], device=device)
@@ -226,19 +226,24 @@ class TrainingStep:
 
         Rows that share their beginning are longer than others, which would be padded to them.
         """
-        seeing = [row for row in rows if row.query.pictures]
+        seeing = [row for row in rows if row.query.shown]
         # Told apart by object: a look at what they show would take longer than it could save.
         shown = [
-            (row.record, *(p if isinstance(p, Path) else id(p) for p in row.query.pictures))
+            (row.record, *(p if isinstance(p, Path) else id(p) for p in row.query.shown))
             for row in seeing
         ]
         count = Counter(shown)
         shared = [self.frozen.shares and count[each] > 1 for each in shown]
         parts = [
-            [row for row, is_shared in zip(seeing, shared, strict=True) if is_shared],
-            [row for row, is_shared in zip(seeing, shared, strict=True) if not is_shared],
-            [row for row in rows if not row.query.pictures],
+            [
+                row
+                for row, is_shared in zip(seeing, shared, strict=True)
+                if is_shared == shares and (row.query.video is not None) == moving
+            ]
+            for moving in (False, True)
+            for shares in (True, False)
         ]
+        parts.append([row for row in rows if not row.query.shown])
         return [part for part in parts if part]
 
     @torch.no_grad()

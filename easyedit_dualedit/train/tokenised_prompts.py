@@ -97,7 +97,7 @@ class TokenisedPrompts:
     def _joined(self, query: Query, key: Hashable) -> Prompt | None:
         """Return a prompt that is put together, if its parts are known."""
         start, end = self._beginnings.get(key), self._ends.get(query.prompt)
-        if not self.joins or not query.pictures or start is None or end is None:
+        if not self.joins or not query.shown or start is None or end is None:
             return None
         if start.tokens.keys() != end.keys():
             return None

@@ -384,7 +384,7 @@ def test_one_image_token_may_be_all_that_a_small_picture_takes():
     batch = encoder.encode([one])
     assert batch.layout.vision.sum() == 1
     # A picture that stands for itself, in a processor that never expands it, is still refused.
-    encoder._expands_pictures = False
+    encoder._reader._expands_pictures = False
     with pytest.raises(BackboneError, match="puts 1 image tokens"):
         encoder.encode([one])
 

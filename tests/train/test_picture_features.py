@@ -16,7 +16,6 @@ from easyedit_dualedit.train.picture_features import (
     Features,
     Form,
     PictureFeatures,
-    TensorCache,
     UnknownFeaturesError,
     blank,
     divided,
@@ -24,8 +23,8 @@ from easyedit_dualedit.train.picture_features import (
     key_of,
     merged,
     read_features,
-    size_of,
 )
+from easyedit_dualedit.train.tensor_cache import TensorCache, size_of
 
 STATES = torch.arange(24.0).view(6, 4)
 

@@ -1,0 +1,197 @@
+"""Videos in the forms in which people have them, and what tells one from another."""
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.pictures import (
+    Picture,
+    PictureLike,
+    content_digest,
+    picture_key,
+    picture_of,
+)
+
+SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+"""Endings of the names of files that are taken for videos."""
+
+_PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+_ALLOWED = (
+    "give the path of a video file, the path of a folder of frames, or the frames themselves in"
+    " order, each in any form of a picture"
+)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video that a question is about: a file, a folder of frames, or frames.
+
+    >>> Video(["frame-1.png", "frame-2.png", "frame-3.png"], rate=2.0).count is None
+    True
+
+    Raises:
+        DataError: if it holds no frame, or `rate` or `count` is out of range.
+    """
+
+    source: str | Path | Sequence[PictureLike]
+    """A path, or frames in order, which may be one array [t, height, width, 3]. The frames of a
+    folder are its picture files by name, numbers in it by size. Kept as a path, or as frames."""
+    rate: float | None = None
+    """Frames a second of the frames; None means not known. A file says it itself."""
+    count: int | None = None
+    """Frames to show of them, evenly spread; None leaves the choice to the model's processor."""
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and not _is_number(self.rate):
+            raise DataError(f"rate = {self.rate!r}: frames a second, above 0, or None")
+        if self.count is not None and (
+            isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1
+        ):
+            raise DataError(f"count = {self.count!r}: frames to show, at least 1, or None")
+        object.__setattr__(self, "source", _source_of(self.source))
+        if self.rate is not None and is_video_file(self.source):
+            raise DataError(
+                f"rate = {self.rate}: a video file says it itself; give count, the frames to show"
+            )
+
+    @property
+    def frames(self) -> tuple[Picture, ...] | None:
+        """The frames, in order; None for a file.
+
+        Raises:
+            DataError: if there is nothing at the path, or a folder without pictures.
+        """
+        if isinstance(self.source, tuple):
+            return self.source
+        path = Path(str(self.source))
+        if path.is_dir():
+            frames = [each for each in path.iterdir() if each.suffix.lower() in _PICTURES]
+            if not frames:
+                raise DataError(f"no pictures in {path}; a folder of frames holds picture files")
+            return tuple(sorted(frames, key=_by_numbers))
+        if not path.is_file():
+            raise DataError(f"no video at {path}; check the images folder")
+        return None
+
+
+Shown = Picture | Video
+"""One thing that a question is about."""
+
+ShownLike = PictureLike | Video | Sequence[PictureLike]
+"""What `shown_of` takes."""
+
+
+def is_video_file(path: object) -> bool:
+    """Return whether a path's name ends as those of video files do."""
+    return isinstance(path, Path) and path.suffix.lower() in SUFFIXES
+
+
+def shown_of(value: Any) -> Shown | tuple[Picture, ...] | None:
+    """Return what a question shows: nothing, a picture, several, or a video.
+
+    Args:
+        value: a `Video`; a path of a video file or of a folder of frames, also as text; a picture
+            in any form of `picture_of`; a list of those; or None.
+
+    Raises:
+        DataError: if it is none of these.
+    """
+    if value is None or isinstance(value, Video):
+        return value
+    if isinstance(value, list | tuple):
+        several = tuple(picture_of(picture) for picture in value)
+        # One picture in a list is that picture, as transformers has it.
+        return several[0] if len(several) == 1 else several or None
+    one = picture_of(value)
+    if isinstance(one, Path) and (is_video_file(one) or _is_folder(one)):
+        return Video(one)
+    return one
+
+
+def shown_key(shown: Shown) -> Hashable:
+    """Return what tells a picture or a video from others: what it shows, or its files.
+
+    Raises:
+        DataError: if a picture that is no file cannot be read.
+    """
+    if not isinstance(shown, Video):
+        return picture_key(shown)
+    return ("video", *(picture_key(part) for part in files_of(shown)), shown.rate, shown.count)
+
+
+def shown_digest(shown: Shown) -> str:
+    """Return a hash of what a model sees of a picture or a video.
+
+    That of a video file is a hash of the file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    if not isinstance(shown, Video):
+        return content_digest(shown)
+    digest = hashlib.sha256(repr((shown.rate, shown.count)).encode())
+    frames = shown.frames
+    if frames is None:
+        try:
+            digest.update(Path(str(shown.source)).read_bytes())
+        except OSError as error:
+            raise DataError(f"{shown.source} cannot be read ({error})") from error
+    for frame in frames or ():
+        digest.update(content_digest(frame).encode())
+    return digest.hexdigest()
+
+
+def files_of(shown: Shown) -> tuple[Picture, ...]:
+    """Return the pictures or files that a picture or a video is made of, in order."""
+    if not isinstance(shown, Video):
+        return (shown,)
+    frames = shown.frames
+    return (Path(str(shown.source)),) if frames is None else frames
+
+
+def still_of(shown: Shown) -> Picture | None:
+    """Return a picture, or the first frame of a video; None for a video file."""
+    if not isinstance(shown, Video):
+        return shown
+    frames = shown.frames
+    return None if frames is None else frames[0]
+
+
+def _source_of(source: Any) -> Path | tuple[Picture, ...]:
+    if isinstance(source, str | Path):
+        if not str(source) or "\0" in str(source):
+            raise DataError(f"{source!r} is no path of a video; {_ALLOWED}")
+        return Path(source)
+    if isinstance(source, bytes) or not hasattr(source, "__iter__"):
+        raise DataError(f"a {type(source).__name__} is no video; {_ALLOWED}")
+    frames = tuple(picture_of(frame) for frame in source)
+    if not frames:
+        raise DataError(f"a video without frames; {_ALLOWED}")
+    return frames
+
+
+def _is_number(rate: object) -> bool:
+    return isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < float("inf")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.suffix.lower() not in _PICTURES and path.is_dir()
+    except (OSError, ValueError):  # a text that is too long for a name
+        return False
+
+
+def _by_numbers(path: Path) -> list[tuple[int, str]]:
+    """Return what orders the names of frames: 2 comes before 10."""
+    parts: list[tuple[int, str]] = []
+    text = ""
+    for char in path.name + "\0":
+        if text and char.isdecimal() != text[-1].isdecimal():
+            parts.append((int(text), "") if text.isdecimal() else (-1, text))
+            text = ""
+        text += char
+    return parts

@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_editors import picture, shared
+from tiny_videos import frames, video_of, write_clip
+
+from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model import video_frames
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.video_frames import read_clip, strip_of
+from easyedit_dualedit.model.videos import Video, shown_digest, shown_key, still_of
+
+
+@pytest.mark.parametrize("form", ["pictures", "array", "tensor"])
+def test_frames_in_every_form_are_one_video(form: str):
+    images = frames("red", "green", "blue")
+    array = np.stack([np.asarray(image) for image in images])
+    given = {"pictures": images, "array": array, "tensor": torch.from_numpy(array)}[form]
+    video = Video(given)
+    assert len(video.frames or ()) == 3
+    assert shown_digest(video) == shown_digest(Video(images))
+    assert shown_key(video) == shown_key(Video(images))
+
+
+def test_a_folder_shows_its_frames_by_number(tmp_path: Path):
+    for number, colour in ((10, "blue"), (2, "green"), (1, "red")):
+        picture(colour).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no frame")
+    query = Query("What?", str(tmp_path))
+    assert query.video is not None and query.pictures == ()
+    assert [path.name for path in query.files if isinstance(path, Path)] == [
+        "1.png",
+        "2.png",
+        "10.png",
+    ]
+    assert still_of(query.video) == tmp_path / "1.png"
+
+
+def test_rate_and_count_tell_videos_apart():
+    images = frames("red", "green")
+    videos = [Video(images), Video(images, rate=2), Video(images, count=1), Video(images[::-1])]
+    assert len({shown_digest(video) for video in videos}) == 4
+    assert len({shown_key(video) for video in videos}) == 4
+
+
+def test_a_processor_that_samples_none_shows_every_frame():
+    reader = shared("llava-onevision").processor.video_processor
+    assert read_clip(video_of(*["red"] * 9), reader).pixels.shape == (9, 40, 40, 3)
+
+
+def test_count_spreads_the_frames_evenly():
+    images = [picture(size=(30, 30)) for _ in range(10)]
+    clip = read_clip(Video(images, count=4), None)
+    assert clip.metadata.frames_indices == [0, 2, 5, 7]
+    assert len(read_clip(Video(images, count=99), None).pixels) == 10
+
+
+def test_a_processor_that_samples_chooses_the_frames():
+    reader = shared("qwen3-vl").processor.video_processor
+    video = Video([picture(size=(30, 30))] * 40, rate=8)
+    expected = reader.sample_frames(metadata=read_clip(Video(video.source, 8), None).metadata)
+    clip = read_clip(video, reader)
+    assert list(clip.metadata.frames_indices) == list(expected)
+    assert len(clip.pixels) == len(expected) == 10  # two a second
+
+
+def test_a_file_shows_eight_frames_or_as_many_as_are_asked_for(tmp_path: Path):
+    pytest.importorskip("av")
+    path = write_clip(tmp_path / "clip.mp4")
+    clip = read_clip(Video(path), shared("llava-onevision").processor.video_processor)
+    assert list(clip.metadata.frames_indices) == [place * 12 // 8 for place in range(8)]
+    shades = clip.pixels.mean((1, 2, 3))
+    assert (np.diff(shades) > 10).all()
+    assert len(read_clip(Video(path, count=3), None).pixels) == 3
+    assert clip.metadata.fps == 4
+    assert [image.size for image in strip_of(Video(path), 2)] == [(64, 48)] * 2
+    assert Query("What?", path).video == Video(path)
+
+
+def test_a_file_without_a_decoder_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "clip.mp4").write_bytes(b"0")
+    monkeypatch.setattr(video_frames, "_is_installed", lambda _name: False)
+    with pytest.raises(DataError, match="pip install av"):
+        read_clip(Video(tmp_path / "clip.mp4"), None)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path):
+    pytest.importorskip("av")
+    (tmp_path / "clip.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"clip\.mp4 cannot be read as a video"):
+        read_clip(Video(tmp_path / "clip.mp4"), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": []}, "without frames"),
+        ({"source": 3}, "int is no video"),
+        ({"source": ""}, "no path of a video"),
+        ({"source": "a.mp4", "rate": 2.0}, "says it itself"),
+        ({"source": "folder", "rate": 0}, "rate = 0"),
+        ({"source": "folder", "count": 0}, "count = 0"),
+        ({"source": "folder", "count": True}, "count = True"),
+    ],
+)
+def test_wrong_videos_are_refused(arguments: dict[str, object], message: str):
+    with pytest.raises(DataError, match=message):
+        Video(**arguments)  # type: ignore[arg-type]
+
+
+def test_missing_and_empty_sources_are_named(tmp_path: Path):
+    with pytest.raises(DataError, match="no video at"):
+        read_clip(Video(tmp_path / "missing.mp4"), None)
+    with pytest.raises(DataError, match="no pictures in"):
+        read_clip(Video(tmp_path), None)
+
+
+def test_frames_of_several_sizes_are_refused():
+    with pytest.raises(DataError, match=r"2 sizes, such as 30x30 and 40x40"):
+        read_clip(Video([picture(size=(30, 30)), picture(size=(40, 40))]), None)
