@@ -1,7 +1,7 @@
 """The records that a benchmark measures and trains on, and what is told about them."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,15 @@ from easyedit_dualedit.data.leak_audit import Audit, audit
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.files import read_json, write_json
-from easyedit_dualedit.measure.specificity import specificity_queries
+from easyedit_dualedit.files import read_json
+from easyedit_dualedit.measure.close_queries import CloseQueries, close_queries, queries_of
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig
-from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.checkpoint import records_digest
 
-CLOSE_FILE = "specificity.json"
-"""Queries of specificity, drawn once for a run."""
+_EARLIER_FILE = "specificity.json"
+"""Queries of specificity of runs that were begun before shards drew them together."""
 
 _OWN_COUNT = 200
 
@@ -69,11 +68,11 @@ class BenchmarkData:
 
     def close_queries(
         self, load: Any, backbone: BackboneConfig | None, folder: Path
-    ) -> dict[int, Mapping[str, Query]]:
+    ) -> CloseQueries:
         """Return the queries of specificity by the index of their record.
 
-        They are kept in the run's folder: a run that goes on, or another shard of it, does not draw
-        them again, and needs no model for them.
+        They are kept in the run's folder: its shards draw them together, and a run that goes on
+        draws none again and needs no model for them.
 
         Args:
             load: returns a fresh model and its processor.
@@ -82,23 +81,15 @@ class BenchmarkData:
         """
         others = self.training or self.evaluated
         drawn_from = [records_digest(part) for part in (self.evaluated, others)]
-        path = folder / CLOSE_FILE
-        stored = read_json(path)
+        stored = read_json(folder / _EARLIER_FILE)
         if stored is not None and stored.get("drawn_from") == drawn_from:
-            return {
-                int(index): {kind: _query_of(values) for kind, values in queries.items()}
-                for index, queries in stored["queries"].items()
-            }
-        model, processor = load()
-        encoder = Encoder(Backbone.of(model, backbone), processor)
-        drawn = specificity_queries(self.evaluated, others, encoder)
-        queries = {record.index: more for record, more in zip(self.evaluated, drawn, strict=True)}
-        plain = {
-            str(index): {kind: _plain(query) for kind, query in more.items()}
-            for index, more in queries.items()
-        }
-        write_json(path, {"drawn_from": drawn_from, "queries": plain})
-        return {index: dict(more) for index, more in queries.items()}
+            return queries_of(stored["queries"])
+
+        def encoder() -> Encoder:
+            model, processor = load()
+            return Encoder(Backbone.of(model, backbone), processor)
+
+        return close_queries(self.evaluated, others, folder, encoder, drawn_from=drawn_from)
 
 
 def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> BenchmarkData:
@@ -142,13 +133,3 @@ def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> Benchm
 
 def _described(records: Sequence[Record], name: str) -> dict[str, Any]:
     return {"name": name, "records": len(records), "digest": records_digest(records)}
-
-
-def _plain(query: Query) -> dict[str, Any]:
-    pictures = [str(picture) for picture in query.pictures]
-    return {"prompt": query.prompt, "pictures": pictures, "target": query.target}
-
-
-def _query_of(values: Mapping[str, Any]) -> Query:
-    pictures = [Path(picture) for picture in values["pictures"]]
-    return Query(values["prompt"], pictures or None, values["target"])

@@ -63,9 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
+    from easyedit_dualedit.measure.close_queries import close_queries
     from easyedit_dualedit.measure.questions import digest_of_some, require_questions
     from easyedit_dualedit.measure.run import Run
-    from easyedit_dualedit.measure.specificity import specificity_queries
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
     from easyedit_dualedit.train.checkpoint import records_digest
 
@@ -93,13 +93,16 @@ def run(arguments: argparse.Namespace) -> None:
         others=records_digest(others) if arguments.specificity else None,
     )
     further = None
-    if arguments.specificity:
-        queries = specificity_queries(records, others, editor.encoder)
-        further = {record.index: more for record, more in zip(records, queries, strict=True)}
     shown = list(methods)[1]
-    of_pictures = pictures.shown_by(records, further)
     with alone_in(folder):
-        stored = Run(folder, settings, fresh=arguments.fresh, shown=of_pictures)
+        # Before anything is drawn: other settings are told at once.
+        Run(folder, settings, fresh=arguments.fresh)
+        if arguments.specificity:
+            drawn_from = [records_digest(part) for part in (records, others)]
+            further = close_queries(
+                records, others, folder, lambda: editor.encoder, drawn_from=drawn_from
+            )
+        stored = Run(folder, settings, shown=pictures.shown_by(records, further))
         measure_and_print(
             stored,
             records,

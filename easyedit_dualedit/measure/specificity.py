@@ -8,8 +8,8 @@ before and after, so each gets the unedited model's own answer as its target.
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,10 +19,9 @@ from tqdm import tqdm
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.measure.sample_features import SampleFeatures
 from easyedit_dualedit.model.answers import first_answer_tokens, with_own_answers
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.hooks import record as record_layers
-from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Query
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 confusingly similar."""
 
 KINDS = tuple(kind for kinds in FAMILIES.values() for kind in kinds)
+
+TOGETHER = 16
+"""Edits whose queries are drawn together."""
 
 _DRAWS = 8
 _TIE = 1e-6
@@ -73,122 +75,161 @@ def specificity_queries(
         DataError: if `others` has nothing but the edit itself for some record, or an edit has no
             picture.
     """
+    require_drawable(records, others)
+    pool = [replace(other.request, target=None) for other in others]
+    features = SampleFeatures.of(encoder, pool, batch_size, progress=progress)
+    draws = Draws(encoder, others, features, seed, batch_size)
+    drawn: list[dict[str, Query]] = []
+    with tqdm(total=len(records), desc="close queries", unit="edit", disable=not progress) as bar:
+        for start in range(0, len(records), TOGETHER):
+            chosen = records[start : start + TOGETHER]
+            drawn += draws.of(chosen)
+            bar.update(len(chosen))
+    return drawn
+
+
+def require_drawable(records: Sequence[Record], others: Sequence[Record]) -> None:
+    """Refuse edits that have no queries of specificity.
+
+    Raises:
+        DataError: if `others` has nothing but the edit itself for some record, or an edit has no
+            picture.
+    """
     for record in records:
         if record.request.image is None:
             raise DataError(
                 f"record {record.index} edits a text; RI, NI and CI need edits of pictures"
             )
-    source = random.Random(seed)
-    allowed = [_others_of(record, others) for record in records]
-    requests = [replace(record.request, target=None) for record in records]
-    pool = [replace(other.request, target=None) for other in others]
-    pictures = [pool[source.choice(places)] for places in allowed]
-    chosen: dict[str, list[Query]] = {
-        OTHER_IMAGE: [
-            replace(own, image=other.image) for own, other in zip(requests, pictures, strict=True)
-        ],
-        OTHER_QUESTION: _random_questions(requests, pool, allowed, encoder, source, batch_size),
-        NO_IMAGE: [replace(own, image=None) for own in requests],
-    }
-    measures: Mapping[str, Callable[[Encoder, Sequence[Query], int, bool], Tensor]] = {
-        SIMILAR_TEXT: _text_features,
-        SIMILAR_IMAGE: _image_features,
-    }
-    for kind, features in measures.items():
-        queries = features(encoder, requests, batch_size, progress)
-        keys = features(encoder, pool, batch_size, progress)
-        mean = keys.mean(0)
-        similarity = functional.normalize(queries - mean, dim=-1) @ functional.normalize(
-            keys - mean, dim=-1
-        ).T.to(queries.device)
-        chosen[kind] = [
-            pool[_best(row, places, source)]
-            for row, places in zip(similarity, allowed, strict=True)
+        if not any(_is_another(record, other) for other in others):
+            raise DataError(
+                f"there is no other record to compare record {record.index} with; give more records"
+            )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws the queries of specificity; those of an edit depend on the seed and the edit alone."""
+
+    encoder: Encoder
+    others: Sequence[Record]
+    features: SampleFeatures
+    """Of the requests of `others`."""
+    seed: int = 0
+    batch_size: int = 32
+
+    def of(self, records: Sequence[Record]) -> list[dict[str, Query]]:
+        """Return the query of every one of `KINDS` for each of some records."""
+        requests = [replace(record.request, target=None) for record in records]
+        pool = [replace(other.request, target=None) for other in self.others]
+        allowed = [_others_of(record, self.others) for record in records]
+        # Of each record's own, so that no draw depends on which records it is made with.
+        sources = [random.Random(f"{self.seed} {record.index}") for record in records]
+        pictures = [
+            pool[source.choice(places)] for source, places in zip(sources, allowed, strict=True)
         ]
-    answered = {
-        kind: with_own_answers(encoder, queries, batch_size) for kind, queries in chosen.items()
-    }
-    return [{kind: answered[kind][place] for kind in KINDS} for place in range(len(records))]
+        questions = _Questions(self.encoder, requests, self.batch_size)
+        chosen: dict[str, list[Query]] = {
+            OTHER_IMAGE: [
+                replace(own, image=other.image)
+                for own, other in zip(requests, pictures, strict=True)
+            ],
+            OTHER_QUESTION: questions.drawn(
+                [[pool[place].prompt for place in places] for places in allowed], sources
+            ),
+            NO_IMAGE: [replace(own, image=None) for own in requests],
+        }
+        own = self.features.beside(self.encoder, requests, self.batch_size)
+        for kind, similarity in (
+            (SIMILAR_TEXT, _similarity(own.text, self.features.text)),
+            (SIMILAR_IMAGE, _similarity(own.image, self.features.image)),
+        ):
+            rows = zip(similarity, allowed, sources, strict=True)
+            chosen[kind] = [pool[_best(*row)] for row in rows]
+        return self._answered([{k: chosen[k][n] for k in KINDS} for n in range(len(records))])
+
+    def _answered(self, drawn: Sequence[Mapping[str, Query]]) -> list[dict[str, Query]]:
+        """Return the queries with the unedited model's answers, those with pictures apart."""
+        answered = [dict(queries) for queries in drawn]
+        every = [(place, kind) for place, queries in enumerate(drawn) for kind in queries]
+        for part in (
+            [one for one in every if one[1] != NO_IMAGE],
+            [one for one in every if one[1] == NO_IMAGE],
+        ):
+            queries = [drawn[place][kind] for place, kind in part]
+            made = with_own_answers(self.encoder, queries, self.batch_size)
+            for (place, kind), query in zip(part, made, strict=True):
+                answered[place][kind] = query
+        return answered
+
+
+def _is_another(record: Record, other: Record) -> bool:
+    own = (record.request.image, record.request.prompt)
+    return other.request.image is not None and (other.request.image, other.request.prompt) != own
 
 
 def _others_of(record: Record, others: Sequence[Record]) -> list[int]:
-    own = (record.request.image, record.request.prompt)
-    places = [
-        place
-        for place, other in enumerate(others)
-        if other.request.image is not None and (other.request.image, other.request.prompt) != own
-    ]
+    places = [place for place, other in enumerate(others) if _is_another(record, other)]
     # Its own picture under another question is no "other picture", where there is a choice.
-    elsewhere = [place for place in places if others[place].request.image != own[0]]
-    if not places:
-        raise DataError(
-            f"there is no other record to compare record {record.index} with; give more records"
-        )
+    own = record.request.image
+    elsewhere = [place for place in places if others[place].request.image != own]
     return elsewhere or places
 
 
-def _random_questions(
-    requests: Sequence[Query],
-    pool: Sequence[Query],
-    allowed: Sequence[Sequence[int]],
-    encoder: Encoder,
-    source: random.Random,
-    batch_size: int,
-) -> list[Query]:
-    own = first_answer_tokens(encoder, requests, batch_size).tolist()
-    drawn = list(requests)
-    open_places = list(range(len(requests)))
-    for _ in range(_DRAWS):
-        for place in open_places:
-            other = pool[source.choice(allowed[place])]
-            drawn[place] = replace(requests[place], prompt=other.prompt)
-        candidates = [drawn[place] for place in open_places]
-        tokens = first_answer_tokens(encoder, candidates, batch_size).tolist()
-        open_places = [
-            place for place, token in zip(open_places, tokens, strict=True) if token == own[place]
+class _Questions:
+    """Draws a question about the picture of each request that is answered otherwise."""
+
+    def __init__(self, encoder: Encoder, requests: Sequence[Query], batch_size: int):
+        self._encoder = encoder
+        self._requests = requests
+        self._batch_size = batch_size
+        self._first: dict[tuple[int, str], int] = {}
+        """First token of the answer to each question about the picture of a request."""
+
+    def drawn(
+        self, prompts: Sequence[Sequence[str]], sources: Sequence[random.Random]
+    ) -> list[Query]:
+        own = [request.prompt for request in self._requests]
+        open_places = list(range(len(own)))
+        drawn = list(own)
+        self._ask([(place, own[place]) for place in open_places])
+        for _ in range(_DRAWS):
+            for place in open_places:
+                drawn[place] = sources[place].choice(prompts[place])
+            self._ask([(place, drawn[place]) for place in open_places])
+            open_places = [
+                place
+                for place in open_places
+                if self._first[place, drawn[place]] == self._first[place, own[place]]
+            ]
+            if not open_places:
+                break
+        if open_places:
+            logger.warning(
+                "%d of %d random questions are answered like the edit's own",
+                len(open_places),
+                len(own),
+            )
+        return [
+            replace(request, prompt=prompt)
+            for request, prompt in zip(self._requests, drawn, strict=True)
         ]
-        if not open_places:
-            break
-    if open_places:
-        logger.warning(
-            "%d of %d random questions are answered like the edit's own", len(open_places), len(own)
-        )
-    return drawn
+
+    def _ask(self, questions: Sequence[tuple[int, str]]) -> None:
+        new = [one for one in questions if one not in self._first]
+        if new:
+            queries = [replace(self._requests[place], prompt=prompt) for place, prompt in new]
+            tokens = first_answer_tokens(self._encoder, queries, self._batch_size)
+            self._first |= dict(zip(new, tokens.tolist(), strict=True))
 
 
-@torch.no_grad()
-def _text_features(
-    encoder: Encoder, queries: Sequence[Query], _batch_size: int, _progress: bool
-) -> Tensor:
-    embed = encoder.backbone.model.get_input_embeddings()  # type: ignore[operator]
-    rows = []
-    for query in queries:
-        ids = encoder.tokenizer(query.prompt, add_special_tokens=False)["input_ids"]
-        tokens = torch.tensor(ids, device=encoder.backbone.device)
-        rows.append(embed(tokens).float().mean(0))
-    return torch.stack(rows)
-
-
-@torch.no_grad()
-def _image_features(
-    encoder: Encoder, queries: Sequence[Query], batch_size: int, progress: bool
-) -> Tensor:
-    # Image tokens stand before the question, so their states do not depend on it.
-    rows = []
-    starts = range(0, len(queries), batch_size)
-    for start in tqdm(starts, desc="comparing pictures", unit="batch", disable=not progress):
-        batch = encoder.encode(queries[start : start + batch_size], with_target=False)
-        backbone = encoder.backbone
-        with undisturbed(backbone.model), record_layers(backbone.layers, [0], stop=True) as seen:
-            backbone.model(**batch.inputs, use_cache=False)
-        hidden = seen[0].float()
-        weight = batch.layout.vision.to(hidden)[..., None]  # [b, s, 1]
-        rows.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))
-    return torch.cat(rows)
+def _similarity(own: Tensor, others: Tensor) -> Tensor:
+    """Return the cosine of each pair, [n, m], once the mean of the others is taken from both."""
+    mean = others.mean(0)
+    return functional.normalize(own - mean, dim=-1) @ functional.normalize(others - mean, dim=-1).T
 
 
 def _best(similarity: Tensor, places: Sequence[int], source: random.Random) -> int:
     """Return the most similar place; of equals, one at random."""
-    values = similarity[torch.tensor(places, device=similarity.device)]
+    values = similarity[torch.tensor(places)]
     best: list[int] = (values >= values.amax() - _TIE).nonzero().flatten().tolist()
     return places[source.choice(best)]

@@ -7,11 +7,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Batch, Query
@@ -71,9 +73,11 @@ def first_answer_tokens(encoder: Encoder, queries: Sequence[Query], batch_size: 
     tokens = []
     for start in range(0, len(queries), batch_size):
         batch = encoder.encode(queries[start : start + batch_size], with_target=False)
-        with undisturbed(encoder.backbone.model):
-            logits = encoder.backbone.model(**batch.inputs, use_cache=False).logits
-        tokens.append(logits[:, -1].argmax(-1))  # rows are padded on the left
+        backbone = encoder.backbone
+        call = partial(backbone.model, **batch.inputs, use_cache=False)
+        with undisturbed(backbone.model):
+            logits = logits_at(backbone, last_position(batch.inputs["input_ids"]), call)
+        tokens.append(logits.argmax(-1))
     return torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long)
 
 

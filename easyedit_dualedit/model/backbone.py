@@ -100,6 +100,15 @@ class Backbone:
         """The device on which the model takes its inputs."""
         return input_device(self.model)
 
+    @property
+    def output_head(self) -> nn.Module | None:
+        """The module that makes logits of states, if the model names one."""
+        # A module of the user's around the model need not pass the method on.
+        parts: list[Any] = [self.model, *self.path]
+        having = [part for part in parts if hasattr(part, "get_output_embeddings")]
+        head = having[0].get_output_embeddings() if having else None
+        return head if isinstance(head, nn.Module) else None
+
     def word_vectors(self, ids: Tensor) -> Tensor:
         """Return the direction in which the model says each token, unit vectors [..., d], float32.
 
@@ -111,10 +120,7 @@ class Backbone:
         Raises:
             BackboneError: if the model has no output embeddings in plain numbers.
         """
-        # A module of the user's around the model need not pass the method on.
-        parts: list[Any] = [self.model, *self.path]
-        having = [part for part in parts if hasattr(part, "get_output_embeddings")]
-        head: Any = having[0].get_output_embeddings() if having else None
+        head: Any = self.output_head
         known = isinstance(getattr(head, "weight", None), Tensor)
         with torch.no_grad(), align_module_device(head) if known else nullcontext():
             weight = head.weight if known else None

@@ -89,6 +89,11 @@ class Hooks:
         with _REGISTRY:
             self._handles.append(layer.register_forward_hook(hook))
 
+    def narrow(self, module: nn.Module, hook: Callable[[nn.Module, Any], Any]) -> None:
+        """Let a hook of torch's kind replace the positional arguments of a module."""
+        with _REGISTRY:
+            self._handles.append(module.register_forward_pre_hook(hook))
+
     def before(self, model: nn.Module, observe: CallObserver) -> None:
         """Show the arguments of every call of `model`, in the thread that calls this."""
         owner = threading.get_ident()

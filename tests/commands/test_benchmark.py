@@ -18,11 +18,11 @@ from tiny_data import BOUND, write_data
 from tiny_models import tiny_llava_onevision
 from workplace import Workplace
 
-from easyedit_dualedit.commands import benchmark_data
 from easyedit_dualedit.commands import parser as cli
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, method_folder, slug
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
+from easyedit_dualedit.measure import specificity
 from easyedit_dualedit.measure.run import METRICS_FILE
 
 METHODS = ("dualedit", "dualedit-no-gate", "ft-last-layer")
@@ -108,7 +108,7 @@ def test_a_second_call_makes_nothing_anew_and_more_methods_can_follow(
     work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
 ):
     call(benchmark(work, methods=METHODS[:2]))
-    monkeypatch.setattr(benchmark_data, "specificity_queries", lambda *_: pytest.fail("drawn anew"))
+    monkeypatch.setattr(specificity, "first_answer_tokens", lambda *_: pytest.fail("drawn anew"))
     before = {path: path.stat().st_mtime_ns for path in run_of(work).glob("methods/*/cases/*")}
     call(benchmark(work))
     for path, written in before.items():

@@ -12,7 +12,7 @@ from tiny_models import TinyModel
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.measure import specificity
+from easyedit_dualedit.measure import sample_features, specificity
 from easyedit_dualedit.measure.evaluation import evaluate, evaluate_together
 from easyedit_dualedit.measure.metrics import summary
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
@@ -69,6 +69,17 @@ def test_the_draws_depend_on_the_seed_alone(llava: TinyModel, records: list[Reco
     assert first == again != other
 
 
+def test_the_draws_of_an_edit_do_not_depend_on_the_others(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    encoder = editor_of(llava).encoder
+    every = specificity_queries(records, records, encoder, progress=False)
+    some = specificity_queries(records[3:5], records, encoder, progress=False)
+    monkeypatch.setattr(specificity, "TOGETHER", 1)
+    alone = specificity_queries(records, records, encoder, progress=False)
+    assert some == every[3:5] and alone == every
+
+
 def test_the_most_similar_sample_is_found(llava: TinyModel, tmp_path: Path):
     paths = {}
     for name, colour in (("a", "red"), ("b", "green"), ("c", "blue"), ("d", "red")):
@@ -108,7 +119,7 @@ def test_another_picture_is_never_the_edits_own_where_there_is_a_choice(
 
 @pytest.mark.parametrize(
     ("kind", "measure"),
-    [(SIMILAR_TEXT, "_text_features"), (SIMILAR_IMAGE, "_image_features")],
+    [(SIMILAR_TEXT, "text_features"), (SIMILAR_IMAGE, "picture_features")],
 )
 def test_similarity_is_the_cosine_after_the_mean_of_the_others_is_taken_from_both_sides(
     llava: TinyModel,
@@ -125,14 +136,16 @@ def test_similarity_is_the_cosine_after_the_mean_of_the_others_is_taken_from_bot
         "above the mean?": (6.0, 2.5),
     }
 
-    def features(_encoder: object, queries: list[Query], *_rest: object) -> torch.Tensor:
+    def features(
+        _encoder: object, queries: list[Query], *_rest: object, **_more: object
+    ) -> torch.Tensor:
         return torch.tensor([states[query.prompt] for query in queries])
 
     paths = [tmp_path / f"{place}.png" for place in range(4)]
     for path in paths:
         picture().save(path)
     left, right, *edits = (asked(*pair) for pair in zip(states, paths, strict=True))
-    monkeypatch.setattr(specificity, measure, features)
+    monkeypatch.setattr(sample_features, measure, features)
     found = specificity_queries(edits, [left, right], editor_of(llava).encoder, progress=False)
     assert [queries[kind].prompt for queries in found] == ["to the left?", "to the right?"]
 
