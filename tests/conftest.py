@@ -121,6 +121,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills", type=int, default=1, help="times that each command is killed at a random moment"
     )
 
+    parser.addoption(
+        "--writing-seconds", type=float, default=5.0, help="how long eight processes add edits"
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Record outcomes by family, if asked to."""

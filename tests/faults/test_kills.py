@@ -2,51 +2,18 @@
 
 import json
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import started
+from killable import Ended, Killable
 from workplace import Workplace
 
-from easyedit_dualedit.commands import parser as cli
 from easyedit_dualedit.method.archive import Archive
 from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
 from easyedit_dualedit.storage.folder_lock import LOCK_FILE
-from easyedit_dualedit.train import trainer
-
-SLOWEST = 300.0
-"""Seconds that a command may take here, on a busy machine."""
-
-
-def command(arguments: list[str]) -> None:
-    """Run a command as a process of its own does."""
-    torch.set_num_threads(1)
-    trainer.CHECKPOINT_EVERY = 1
-    raise SystemExit(cli.main(arguments))
-
-
-def killed(arguments: list[str], seconds: float) -> bool:
-    """Start a command and kill it after some time; return whether it was done before."""
-    process = started(command, arguments)
-    process.join(seconds)
-    is_done = process.exitcode is not None
-    if not is_done:
-        process.kill()
-    process.join()
-    return is_done
-
-
-def duration_of(arguments: list[str]) -> float:
-    """Return how long a command takes, which must work."""
-    start = time.monotonic()
-    process = started(command, arguments)
-    process.join(SLOWEST)
-    assert process.exitcode == 0, arguments
-    return time.monotonic() - start
 
 
 def strays(folder: Path) -> list[Path]:
@@ -58,25 +25,62 @@ def strays(folder: Path) -> list[Path]:
     ]
 
 
-def kill_and_continue(
-    make: Callable[[int], list[str]], holds: Callable[[], Any], folder: Path, kills: int
-) -> None:
-    """Kill a command again and again, look at what is there, and let it end.
+def done(killable: Killable, arguments: list[str], **work: Any) -> Ended:
+    """Let something end, which must work."""
+    ended = killable.run(arguments, **work)
+    assert ended.code == 0, (arguments, ended.said)
+    return ended
 
-    Args:
-        make: returns the command line; those of one place go on with what others left.
-        holds: looks at what is there after each kill.
-        folder: that nothing stray is left in at the end.
-        kills: how often.
-    """
-    whole = duration_of(make(-1))
-    source = random.Random(kills)
-    for place in range(kills):
-        killed(make(place), source.uniform(0.05, 1.0) * whole)
+
+class Killer:
+    """Kills again and again: in turn after a random time, and right before a random change."""
+
+    def __init__(self, killable: Killable, kills: int):
+        self._killable, self._kills = killable, kills
+        self._source = random.Random(kills)
+        self.killed = 0
+        """How often something was killed before it had ended."""
+
+    def kill(
+        self, make: Callable[[int], list[str]], holds: Callable[[], Any], folder: Path, **work: Any
+    ) -> int:
+        """Kill a command, let it go on, and look at what is there after each kill.
+
+        Args:
+            make: returns the command line of a run, by number; 0 is never killed. One that came to
+                its end is followed by another run.
+            holds: looks at what is there.
+            folder: that nothing stray is left in at the end.
+            **work: what it is, if it is no command.
+
+        Returns:
+            The number of the last run, which has ended as all before it.
+        """
+        whole = done(self._killable, make(0), **work)
+        run = 1
+        for place in range(self._kills):
+            if place % 2:
+                moment: dict[str, Any] = {"seconds": self._source.uniform(0.1, 1) * whole.seconds}
+            else:
+                moment = {"change": self._source.randrange(whole.changes)}
+            ended = self._killable.run(make(run), **moment, **work)
+            assert ended.was_killed or ended.code == 0, (make(run), moment, ended.said)
+            self.killed += ended.was_killed
+            run += not ended.was_killed
+            holds()
+        done(self._killable, make(run), **work)
         holds()
-    assert duration_of(make(kills)) < SLOWEST
-    holds()
-    assert not strays(folder)
+        assert not strays(folder)
+        return run
+
+
+@pytest.fixture
+def killer(killable: Killable, kills: int, record_property: Any) -> Any:
+    """What kills, as often as the option says."""
+    made = Killer(killable, kills)
+    yield made
+    record_property("killed", made.killed)
+    assert made.killed >= min(1, kills - 1) * kills // 2, "killed too late to see anything"
 
 
 @pytest.fixture
@@ -85,108 +89,130 @@ def hparams(work: Workplace) -> Path:
     return work.hparams(archive=str(work.adapters), gate=gate)
 
 
-def test_edits_add(work: Workplace, hparams: Path, kills: int):
+def asked_in(folder: Path) -> list[str]:
+    """Return the questions of the edits in a folder, which are whole."""
+    if not (folder / EDITS_FILE).exists():
+        return []
+    return [edit.provenance.prompt for edit in EditFile.load(folder).edits]
+
+
+def test_edits_add(work: Workplace, hparams: Path, killer: Killer):
     folder = work.folder / "edits"
     seen: set[str] = set()
+    calls = iter(range(10_000))
 
-    def add(place: int) -> list[str]:
-        line = ["edits", "add", "--edits", folder, "--hparams", hparams]
-        line += ["--image", work.images / "0.png", "--prompt", f"What is {place}?", "--target", "a"]
+    def add(_: int) -> list[str]:
+        line = ["edits", "add", "--edits", folder, "--hparams", hparams, "--target", "a"]
+        line += ["--image", work.images / "0.png", "--prompt", f"What is {next(calls)}?"]
         return [str(each) for each in line]
 
     def holds() -> None:
-        if not (folder / EDITS_FILE).exists():
-            assert not seen
-            return
-        now = {edit.provenance.prompt for edit in EditFile.load(folder).edits}
+        now = set(asked_in(folder))
         assert seen <= now, "an edit was lost"
         seen.update(now)
 
-    kill_and_continue(add, holds, folder, kills)
-    assert {"What is -1?", f"What is {kills}?"} <= seen
+    killer.kill(add, holds, folder)
+    assert {"What is 0?", f"What is {next(calls) - 1}?"} <= seen
 
 
-def save_again(folder: Path, times: int) -> None:
-    archive = Archive.load(folder)
-    for _ in range(times):
-        archive.save(folder)
+def test_edits_add_of_a_file(work: Workplace, hparams: Path, killer: Killer):
+    """What was added before the kill stays, and the same command adds what is missing, once."""
+    questions = [item["src"] for item in json.loads(work.data.read_text(encoding="utf-8"))]
+    held: dict[Path, set[str]] = {}
+
+    def add(run: int) -> list[str]:
+        folder = work.folder / "edits" / str(run)
+        held.setdefault(folder, set())
+        line = ["edits", "add", "--edits", folder, "--hparams", hparams]
+        line += ["--data", work.data, "--images", work.images]
+        return [str(each) for each in line]
+
+    def holds() -> None:
+        for folder, before in held.items():
+            now = asked_in(folder)
+            assert before <= set(now), "an edit was lost"
+            assert len(set(now)) == len(now), "an edit was added twice"
+            before.update(now)
+
+    last = killer.kill(add, holds, work.folder / "edits")
+    for run in range(last + 1):
+        assert sorted(asked_in(work.folder / "edits" / str(run))) == sorted(questions)
 
 
-def test_save(work: Workplace, tmp_path: Path, kills: int):
+def test_save(work: Workplace, tmp_path: Path, killer: Killer):
     folder = tmp_path / "saved"
     first = Archive.load(work.adapters)
     first.save(folder)
-    source = random.Random(kills)
-    for _ in range(3 * kills):
-        process = started(save_again, folder, 10_000)
-        process.join(source.uniform(0.2, 1.5))
-        process.kill()
-        process.join()
+
+    def holds() -> None:
         loaded = Archive.load(folder)
-        assert all(
-            torch.equal(first.tensors[n], t) or t.isnan().any() for n, t in loaded.tensors.items()
-        )
-    first.save(folder)
-    assert not strays(folder)
+        for name, tensor in first.tensors.items():
+            assert torch.equal(tensor.nan_to_num(), loaded.tensors[name].nan_to_num()), name
+
+    killer.kill(lambda _: [str(folder), "20"], holds, folder, work="save")
 
 
-def test_train(work: Workplace, kills: int, tmp_path: Path):
+def test_train(work: Workplace, killer: Killer, tmp_path: Path):
     hparams = work.hparams(lr=0.01, gate_steps=5, batch_size=4, augment_targets=0.5)
+    folder = tmp_path / "trained"
 
-    def train(place: int) -> list[str]:
-        output = tmp_path / ("whole" if place < 0 else "killed")
-        return work.train("--output", output, "--steps", 6, hparams=hparams)
+    def train(run: int) -> list[str]:
+        return work.train("--output", folder / str(run), "--steps", 6, hparams=hparams)
 
-    kill_and_continue(train, lambda: None, tmp_path, kills)
-    whole, continued = (Archive.load(tmp_path / name) for name in ("whole", "killed"))
-    for name, tensor in whole.tensors.items():
-        assert torch.equal(tensor.nan_to_num(), continued.tensors[name].nan_to_num()), name
+    last = killer.kill(train, lambda: None, folder)
+    whole = Archive.load(folder / "0")
+    for run in range(1, last + 1):
+        continued = Archive.load(folder / str(run))
+        for name, tensor in whole.tensors.items():
+            assert torch.equal(tensor.nan_to_num(), continued.tensors[name].nan_to_num()), name
 
 
 def json_of(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def test_evaluate(work: Workplace, hparams: Path, kills: int):
+def test_evaluate(work: Workplace, hparams: Path, killer: Killer):
     outputs = work.folder / "outputs"
 
-    def evaluate(place: int) -> list[str]:
-        name = "whole" if place < 0 else "killed"
-        return work.evaluate("--limit", 4, "--name", name, hparams=hparams)
+    def evaluate(run: int) -> list[str]:
+        return work.evaluate("--limit", 4, "--name", run, hparams=hparams)
 
     def holds() -> None:
-        for case in (outputs / "killed" / "cases").glob("*.json"):
+        for case in outputs.glob("*/cases/*.json"):
             assert json_of(case)["methods"]
 
-    kill_and_continue(evaluate, holds, outputs, kills)
-    whole, continued = (outputs / name / "metrics.json" for name in ("whole", "killed"))
-    assert whole.read_bytes() == continued.read_bytes()
+    last = killer.kill(evaluate, holds, outputs)
+    whole = (outputs / "0" / "metrics.json").read_bytes()
+    for run in range(1, last + 1):
+        assert (outputs / str(run) / "metrics.json").read_bytes() == whole
 
 
-def test_many(work: Workplace, hparams: Path, kills: int):
+def test_many(work: Workplace, hparams: Path, killer: Killer):
     outputs = work.folder / "outputs"
 
-    def many(place: int) -> list[str]:
+    def many(run: int) -> list[str]:
         line = ["many", "--hparams", hparams, "--data", work.data, "--images", work.images]
-        line += ["--counts", 1, 3, "--methods", "dualedit", "--output", outputs]
-        line += ["--name", "whole" if place < 0 else "killed"]
+        line += ["--limit", 2, "--counts", 2, "--methods", "dualedit"]
+        line += ["--output", outputs, "--name", run]
         return [str(each) for each in line]
 
-    kill_and_continue(many, lambda: None, outputs, kills)
-    whole, continued = (json_of(outputs / name / "metrics.json") for name in ("whole", "killed"))
-    assert whole["points"] == continued["points"]
+    last = killer.kill(many, lambda: None, outputs)
+    whole = json_of(outputs / "0" / "metrics.json")
+    for run in range(1, last + 1):
+        assert json_of(outputs / str(run) / "metrics.json")["points"] == whole["points"]
 
 
-def test_benchmark(work: Workplace, kills: int):
+def test_benchmark(work: Workplace, killer: Killer):
     outputs = work.folder / "outputs"
     hparams = work.hparams(lr=0.01, gate_steps=5, max_iters=6, val_interval=3)
 
-    def benchmark(place: int) -> list[str]:
+    def benchmark(run: int) -> list[str]:
         line = ["benchmark", "--hparams", hparams, "--data", work.data, "--images", work.images]
         line += ["--train", work.data, "--limit", 2, "--methods", "dualedit", "--output", outputs]
-        line += ["--protocols", "generate", "--name", "whole" if place < 0 else "killed"]
+        line += ["--protocols", "generate", "--name", run]
         return [str(each) for each in line]
 
-    kill_and_continue(benchmark, lambda: None, outputs, kills)
-    whole, continued = (json_of(outputs / name / "metrics.json") for name in ("whole", "killed"))
-    assert whole["methods"] == continued["methods"]
+    last = killer.kill(benchmark, lambda: None, outputs)
+    whole = json_of(outputs / "0" / "metrics.json")
+    for run in range(1, last + 1):
+        assert json_of(outputs / str(run) / "metrics.json")["methods"] == whole["methods"]
