@@ -21,6 +21,7 @@ from easyedit_dualedit.method.edits_fit import require_fit
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
+from easyedit_dualedit.method.reading import read_some_at_a_time
 from easyedit_dualedit.method.stored_edit import (
     PackedProjection,
     Provenance,
@@ -34,8 +35,6 @@ DEFAULT_PRECISION: Precision = "int8"
 logger = logging.getLogger(__name__)
 
 _ID_BYTES = 6
-_READ_AT_ONCE = 16
-"""Requests that share a forward: enough to be fast, and a thousand take no more memory."""
 
 
 class EditMemory:
@@ -85,7 +84,7 @@ class EditMemory:
         """Ids of the edits that a folder held when it was last loaded or saved."""
 
     def add(self, requests: Query | Sequence[Query]) -> list[str]:
-        """Read edits, some at once, and return their ids.
+        """Read edits, as many at once as fit into memory, and return their ids.
 
         An edit of a question that is there already is kept beside the older one and wins; a warning
         says so.
@@ -96,10 +95,8 @@ class EditMemory:
         batch = [requests] if isinstance(requests, Query) else list(requests)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         made: list[StoredEdit] = []
-        for start in range(0, len(batch), _READ_AT_ONCE):
-            chosen = batch[start : start + _READ_AT_ONCE]
+        for chosen, signals in read_some_at_a_time(self._editor, batch):
             with torch.no_grad():
-                signals = self._editor.read(chosen)
                 active = ActiveEdits.of(signals, self._editor.adapters, self._gate)
             made += [
                 self._stored(place, signal, request, active, time)

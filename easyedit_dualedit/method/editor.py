@@ -26,6 +26,17 @@ from easyedit_dualedit.model.inputs import Batch, Query
 from easyedit_dualedit.model.videos import ShownLike
 
 
+def require_targets(requests: Sequence[Query]) -> None:
+    """Check that requests say what is to be answered.
+
+    Raises:
+        DataError: naming the first that does not.
+    """
+    for request in requests:
+        if request.target is None:
+            raise DataError(f"the request {request.prompt!r} has no target; give the answer")
+
+
 class DualEditor(
     nn.Module,
     ModelHubMixin,
@@ -86,9 +97,7 @@ class DualEditor(
         Raises:
             DataError: if a request has no target.
         """
-        for request in requests:
-            if request.target is None:
-                raise DataError(f"the request {request.prompt!r} has no target; give the answer")
+        require_targets(requests)
         batch = self.encoder.encode(requests)
         return self.read_batch(batch, requests)
 

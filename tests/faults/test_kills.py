@@ -1,6 +1,7 @@
 """Commands that are killed at random moments lose nothing that was there, and go on."""
 
 import json
+import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from workplace import Workplace
 from easyedit_dualedit.method.archive import Archive
 from easyedit_dualedit.method.edit_file import EDITS_FILE, EditFile
 from easyedit_dualedit.storage.folder_lock import LOCK_FILE
+
+logger = logging.getLogger(__name__)
 
 
 def strays(folder: Path) -> list[Path]:
@@ -69,7 +72,7 @@ class Killer:
         done(self._killable, make(run), **work)
         holds()
         assert not strays(folder)
-        print(f"killed {killed} of {self._kills} times, {run + 1} runs ended as they should")
+        logger.info("killed %d of %d times, %d runs ended", killed, self._kills, run + 1)
         assert killed >= min(1, self._kills - 1) * self._kills // 2, "killed too late to see much"
         return run
 
