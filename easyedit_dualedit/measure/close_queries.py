@@ -22,6 +22,7 @@ from easyedit_dualedit.measure.sample_features import (
 from easyedit_dualedit.measure.specificity import TOGETHER, Draws, require_drawable
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.videos import Video
 from easyedit_dualedit.storage.made_once import made_once
 
 FOLDER = "specificity"
@@ -140,9 +141,16 @@ def queries_of(stored: Mapping[str, Any]) -> CloseQueries:
 
 def _plain(query: Query) -> dict[str, Any]:
     pictures = [str(picture) for picture in query.pictures]
-    return {"prompt": query.prompt, "pictures": pictures, "target": query.target}
+    values = {"prompt": query.prompt, "pictures": pictures, "target": query.target}
+    video = query.video
+    if video is not None:
+        values["video"] = [str(video.source), video.rate, video.count]
+    return values
 
 
 def _query_of(values: Mapping[str, Any]) -> Query:
+    if "video" in values:
+        path, rate, count = values["video"]
+        return Query(values["prompt"], Video(Path(path), rate, count), values["target"])
     pictures = [Path(picture) for picture in values["pictures"]]
     return Query(values["prompt"], pictures or None, values["target"])

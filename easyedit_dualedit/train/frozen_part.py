@@ -16,8 +16,7 @@ from easyedit_dualedit.model.call_arguments import named_arguments
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
 from easyedit_dualedit.model.inputs import Batch, Query
-from easyedit_dualedit.train.config import CACHE_BYTES
-from easyedit_dualedit.train.picture_features import (
+from easyedit_dualedit.model.picture_features import (
     Features,
     PictureFeatures,
     PreparedQuery,
@@ -25,6 +24,9 @@ from easyedit_dualedit.train.picture_features import (
     given_features,
     key_of,
 )
+from easyedit_dualedit.model.tensor_cache import TensorCache
+from easyedit_dualedit.model.tokenised_prompts import Prompt, TokenisedPrompts
+from easyedit_dualedit.train.config import CACHE_BYTES
 from easyedit_dualedit.train.shared_rows import (
     CommonPrefixes,
     SharedRows,
@@ -32,8 +34,6 @@ from easyedit_dualedit.train.shared_rows import (
     require_shareable,
 )
 from easyedit_dualedit.train.state_folder import KeptStates, StateFolder
-from easyedit_dualedit.train.tensor_cache import TensorCache
-from easyedit_dualedit.train.tokenised_prompts import Prompt, TokenisedPrompts
 from easyedit_dualedit.train.upper_layers import FrozenOutput, rows_of
 
 

@@ -36,8 +36,8 @@ from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.files import digest_of, read_json, write_bytes, write_json
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.picture_features import Form
 from easyedit_dualedit.storage.tensor_check import digest_of_tensors
-from easyedit_dualedit.train.picture_features import Form
 
 logger = logging.getLogger(__name__)
 

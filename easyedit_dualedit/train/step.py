@@ -29,11 +29,11 @@ from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.hooks import LayerEdit
 from easyedit_dualedit.model.inputs import IGNORED
+from easyedit_dualedit.model.picture_features import UnknownFeaturesError
 from easyedit_dualedit.model.prompts import PER_TOKEN
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
 from easyedit_dualedit.train.losses import StepLosses
-from easyedit_dualedit.train.picture_features import UnknownFeaturesError
 from easyedit_dualedit.train.plain_step import plain_losses
 from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.row_group import Row, RowGroup, answers

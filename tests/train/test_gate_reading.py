@@ -17,9 +17,9 @@ from easyedit_dualedit.data.scope import SCOPE, scope_queries
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.picture_features import PictureFeatures
 from easyedit_dualedit.train.gate_reading import GateReader, plain_gate_states, read_gate_states
 from easyedit_dualedit.train.gate_rows import GateBatches, RowLength, distinct_rows
-from easyedit_dualedit.train.picture_features import PictureFeatures
 from easyedit_dualedit.train.scope_states import ScopeQueries
 
 

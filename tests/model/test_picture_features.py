@@ -10,9 +10,9 @@ from tiny_models import TinyModel
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
+from easyedit_dualedit.model import picture_features as module
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train import picture_features as module
-from easyedit_dualedit.train.picture_features import (
+from easyedit_dualedit.model.picture_features import (
     Features,
     Form,
     PictureFeatures,
@@ -24,7 +24,7 @@ from easyedit_dualedit.train.picture_features import (
     merged,
     read_features,
 )
-from easyedit_dualedit.train.tensor_cache import TensorCache, size_of
+from easyedit_dualedit.model.tensor_cache import TensorCache, size_of
 
 STATES = torch.arange(24.0).view(6, 4)
 

@@ -8,11 +8,11 @@ import torch
 from tiny_editors import request_of, trained_editor
 from tiny_models import TinyModel
 
+from easyedit_dualedit.model import tokenised_prompts as module
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.train import tokenised_prompts as module
-from easyedit_dualedit.train.picture_features import key_of
-from easyedit_dualedit.train.tokenised_prompts import Prompt, TokenisedPrompts
+from easyedit_dualedit.model.picture_features import key_of
+from easyedit_dualedit.model.tokenised_prompts import Prompt, TokenisedPrompts
 
 FIRST = request_of()
 SECOND = request_of("How many squares are there?")

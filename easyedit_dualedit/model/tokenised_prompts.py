@@ -9,8 +9,8 @@ from torch import Tensor
 
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Batch, Query
+from easyedit_dualedit.model.picture_features import PIXELS, PreparedQuery
 from easyedit_dualedit.storage.tensor_check import digest_of_tensors
-from easyedit_dualedit.train.picture_features import PIXELS, PreparedQuery
 
 _MOST = 20_000
 """Prompts that are kept, and parts of them each."""
