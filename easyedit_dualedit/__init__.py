@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from easyedit_dualedit.method.editor import DualEditor
     from easyedit_dualedit.model.inputs import Query
     from easyedit_dualedit.model.loading import load_model
+    from easyedit_dualedit.model.videos import Video
     from easyedit_dualedit.plugin.registry import register
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "EditedModel",
     "GateConfig",
     "Query",
+    "Video",
     "load_model",
     "register",
 ]
@@ -43,6 +45,7 @@ _MODULES = {
     "EditedModel": "method.edited_model",
     "GateConfig": "method.config",
     "Query": "model.inputs",
+    "Video": "model.videos",
     "load_model": "model.loading",
     "register": "plugin.registry",
 }

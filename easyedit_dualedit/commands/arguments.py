@@ -7,6 +7,8 @@ EDIT_HPARAMS = "short name such as llava-1.5-7b, or a YAML file such as those of
 TRAINING_HPARAMS = (
     "short name such as llava-1.5-7b, or a YAML file such as those of hparams/TRAINING/DualEdit"
 )
+SHOWN = "picture, video file or folder of frames"
+"""What may be named after --image."""
 
 
 def add_model(parser: argparse.ArgumentParser, hparams: str) -> None:

@@ -21,6 +21,7 @@ from easyedit_dualedit.report.benchmark import (
     protocol_table,
 )
 from easyedit_dualedit.report.page import write_page
+from easyedit_dualedit.report.page.thumbnails import names_of
 from easyedit_dualedit.report.target_split import split_line, split_table
 from easyedit_dualedit.report.tuning import tuning_table
 
@@ -108,5 +109,5 @@ def write_reports(folder: Path, shown: Console, images: Path | None) -> None:
 def _pictures(cases: Sequence[Mapping[str, Any]], images: Path | None) -> dict[str, Path]:
     if images is None:
         return {}
-    names = {query["image"] for case in cases for query in case["queries"].values()}
-    return {name: images / name for name in sorted(names - {None})}
+    queries = [query for case in cases for query in case["queries"].values()]
+    return {name: images / name for query in queries for name in names_of(query)}

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_edits_folder, add_model
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, SHOWN, add_edits_folder, add_model
 from easyedit_dualedit.errors import DataError
 
 HELP = "ask about a picture with edits applied"
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, EDIT_HPARAMS)
     add_edits_folder(parser)
-    parser.add_argument("--image", type=Path, help="the picture; none for questions of text")
+    parser.add_argument("--image", type=Path, help=f"the {SHOWN}; none for questions of text")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,9 +31,11 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.opened_edits import asked, not_taking, opened
     from easyedit_dualedit.model.inputs import Query
     from easyedit_dualedit.model.pictures import open_image
+    from easyedit_dualedit.model.video_frames import strip_of
 
     if arguments.image is not None:
-        open_image(arguments.image)
+        video = Query(".", arguments.image).video
+        _ = open_image(arguments.image) if video is None else strip_of(video, 1)
     editor, memory = opened(arguments)
     shown = console()
     if not_taking(memory):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_model
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, SHOWN, add_model
 
 HELP = "make one edit and show the answers"
 DESCRIPTION = (
@@ -16,7 +16,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, EDIT_HPARAMS)
-    parser.add_argument("--image", type=Path, help="picture of the edit; none for a text edit")
+    parser.add_argument("--image", type=Path, help=f"{SHOWN} of the edit; none for a text edit")
     parser.add_argument("--prompt", required=True, help="question of the edit")
     parser.add_argument("--target", required=True, help="answer that the model should give")
     parser.add_argument(

@@ -5,7 +5,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_edits_folder, add_model, count
+from easyedit_dualedit.commands.arguments import (
+    EDIT_HPARAMS,
+    SHOWN,
+    add_edits_folder,
+    add_model,
+    count,
+)
 from easyedit_dualedit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     adding = actions.add_parser("add", help="make edits and add them", description=_ADDING)
     add_model(adding, EDIT_HPARAMS)
-    adding.add_argument("--image", type=Path, help="picture of the edit; none for a text edit")
+    adding.add_argument("--image", type=Path, help=f"{SHOWN} of the edit; none for a text edit")
     adding.add_argument("--prompt", help="question of the edit")
     adding.add_argument("--target", help="answer that the model should give")
     adding.add_argument("--data", type=Path, help="instead, the edits of a file in MMEdit's format")
@@ -52,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     removing.add_argument("ids", nargs="+", metavar="ID", help="as `list` shows them")
     applying = actions.add_parser("apply", help="ask questions with the edits applied")
     add_model(applying, EDIT_HPARAMS)
-    applying.add_argument("--image", type=Path, help="picture of the questions")
+    applying.add_argument("--image", type=Path, help=f"{SHOWN} of the questions")
     applying.add_argument(
         "--ask", action="append", required=True, metavar="QUESTION", help="repeatable"
     )

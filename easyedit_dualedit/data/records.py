@@ -1,24 +1,31 @@
-"""Edit records in the formats of MMEdit, VLKEB and ComprehendEdit, validated before any run."""
+"""Edit records of MMEdit, VLKEB, ComprehendEdit and ADS-Edit, validated before any run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from easyedit_dualedit.data import ads_edit, comprehend_edit
 from easyedit_dualedit.data.binding import BINDING, Binding, missing_fields
 from easyedit_dualedit.data.binding import FIELDS as BINDING_FIELDS
 from easyedit_dualedit.data.comprehend_edit import (
     RIGHT_FILE,
     Nearest,
-    as_mmedit,
-    is_left_out,
     is_theirs,
     named,
     nearest_of,
 )
+from easyedit_dualedit.data.record_pictures import (
+    PICTURES,
+    leads_out,
+    names_in,
+    problems_of_pictures,
+    shown_in,
+)
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.answers import exact_match
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.videos import ShownLike
 from easyedit_dualedit.storage.parsing import json_in
 
 FIELDS = (
@@ -50,9 +57,6 @@ PORTABILITY = "port_new"
 
 PORTABILITY_FIELDS = ("port_edit_q", "port_edit_a", "port_q", "port_a")
 """Fields of each of those: the question and answer without the picture, then those about it."""
-
-PICTURES = ("image", "image_rephrase", "m_loc")
-"""The fields that name a picture."""
 
 QUESTION_PREFIX = "nq question: "
 """What MMEdit writes before every text-locality question, and VLKEB before none."""
@@ -123,8 +127,8 @@ def load_records(
 
     Args:
         path: JSON list of objects with the fields of MMEdit, maybe VLKEB's `port_new`, and maybe
-            `binding`; or with those of ComprehendEdit, whose records without an answer are left
-            out.
+            `binding`; or with those of ComprehendEdit or ADS-Edit, whose records without an answer
+            are left out.
         images: folder that the picture names in the file are relative to.
         template: what a picture's question is put into, such as "{} The answer is:".
         limit: how many records to use.
@@ -202,7 +206,12 @@ def _require_limit(limit: int | None) -> None:
 def _numbered(items: Sequence[Any], limit: int | None) -> list[tuple[int, Any]]:
     """Return the records that are used, with MMEdit's names and their place in the file."""
     _require_limit(limit)
-    used = [(place, as_mmedit(item)) for place, item in enumerate(items) if not is_left_out(item)]
+    kinds = (comprehend_edit, ads_edit)
+    used = [
+        (place, ads_edit.as_mmedit(comprehend_edit.as_mmedit(item)))
+        for place, item in enumerate(items)
+        if not any(kind.is_left_out(item) for kind in kinds)
+    ]
     return used[:limit]
 
 
@@ -222,14 +231,15 @@ def _problems(index: int, item: Any, images: Path | None) -> list[str]:
     problems = []
     for field in FIELDS:
         name = named(item, field)
+        if field in PICTURES:
+            problems += problems_of_pictures(index, item, field, name, images)
+            continue
         if field not in item:
             problems.append(f"record {index} has no field {name}")
             continue
         problem = _problem_of_text(item[field], may_be_blank=field == "pred")
         if problem:
             problems.append(f"record {index}, field {name}: {problem}")
-        elif field in PICTURES and images is not None and not _is_file(images / item[field]):
-            problems.append(f"record {index}, field {name}: no picture at {images / item[field]}")
     problems = list(dict.fromkeys(problems))
     problems += _problems_of_portability(index, item.get(PORTABILITY, []))
     return problems + _problems_of_binding(index, item.get(BINDING, {}))
@@ -283,44 +293,40 @@ def _outside(items: Sequence[tuple[int, Any]]) -> list[str]:
     """Return a line for each name of a picture that leads out of the folder of the pictures."""
     lines = []
     for index, item in items:
-        names = [item.get(field) for field in PICTURES] if isinstance(item, dict) else []
-        for field, name in zip(PICTURES, names, strict=False):
-            path = Path(name) if isinstance(name, str) else Path()
-            if path.is_absolute() or ".." in path.parts:
-                lines.append(
-                    f"record {index}, field {named(item, field)}: {name!r} leads out of the folder"
-                    " of the pictures; --allow-outside takes such names"
-                )
+        for field in PICTURES if isinstance(item, dict) else ():
+            lines += [
+                f"record {index}, field {named(item, field)}: {name!r} leads out of the folder"
+                " of the pictures; --allow-outside takes such names"
+                for name in names_in(item, field)
+                if leads_out(name)
+            ]
     return lines
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a text that is too long for a name, or holds a zero
-        return False
-
-
 def _record(index: int, item: dict[str, Any], images: Path, template: str) -> Record:
-    def visual(prompt: str, picture: str, answer: str) -> Query:
-        text = template.replace("{}", prompt.strip())
-        return Query(text, images / picture, answer)
+    def visual(prompt: str, shown: ShownLike | None, answer: str) -> Query:
+        # A question about nothing is no question about a picture.
+        text = prompt.strip() if shown is None else template.replace("{}", prompt.strip())
+        return Query(text, shown, answer)
 
-    picture, answer = item["image"], item["alt"]
+    own, rephrased, other = (shown_in(item, field, images) for field in PICTURES)
+    answer = item["alt"]
     return Record(
         index,
-        request=visual(item["src"], picture, answer),
-        text_rephrase=visual(item["rephrase"], picture, answer),
-        image_rephrase=visual(item["src"], item["image_rephrase"], answer),
+        request=visual(item["src"], own, answer),
+        text_rephrase=visual(item["rephrase"], own, answer),
+        image_rephrase=visual(item["src"], rephrased, answer),
         text_locality=Query(item["loc"].strip(), None, item["loc_ans"]),
-        image_locality=visual(item["m_loc_q"], item["m_loc"], item["m_loc_a"]),
+        image_locality=visual(item["m_loc_q"], other, item["m_loc_a"]),
         prediction=item["pred"].strip(),
         portability=tuple(
-            visual(entry["port_q"], picture, entry["port_a"]) for entry in item.get(PORTABILITY, [])
+            visual(entry["port_q"], own, entry["port_a"]) for entry in item.get(PORTABILITY, [])
         ),
         template=template,
         folder=images,
         binding=(
-            Binding.of(item[BINDING], images / picture, template) if item.get(BINDING) else None
+            Binding.of(item[BINDING], images / names_in(item, "image")[0], template)
+            if item.get(BINDING) and own is not None
+            else None
         ),
     )

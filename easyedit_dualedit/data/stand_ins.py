@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import Image, ImageDraw
 
-from easyedit_dualedit.data.records import PICTURES, read_items
+from easyedit_dualedit.data.record_pictures import PICTURES, names_in
+from easyedit_dualedit.data.records import read_items
 from easyedit_dualedit.errors import ConfigError, DataError
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -29,7 +30,7 @@ def picture_names(path: Path, *, limit: int | None = None) -> list[str]:
         DataError: if the file cannot be read, or holds no list of records.
     """
     items = [item for item in read_items(path, limit=limit) if isinstance(item, dict)]
-    names = [item.get(field) for item in items for field in PICTURES]
+    names = [name for item in items for field in PICTURES for name in names_in(item, field)]
     return list(dict.fromkeys(name for name in names if isinstance(name, str) and name.strip()))
 
 

@@ -37,7 +37,10 @@ def joined_row(encoder: Encoder, query: Query) -> JoinedRow:
     pictures = [open_image(picture) for picture in query.pictures]
     options: dict[str, Any] = {"text": [text], "return_tensors": "pt", "padding": True}
     family, model = encoder.backbone.family, encoder.backbone.model
-    if pictures:
+    if query.video is not None:
+        clip = encoder.clip_of(query)
+        encoded = dict(encoder.processor(**clip.arguments, **options))
+    elif pictures:
         encoded = dict(encoder.processor(images=pictures, **options))
     elif family.chat_template is None:
         encoded = dict(encoder.processor(**options))

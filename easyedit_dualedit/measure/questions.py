@@ -142,8 +142,10 @@ def _shown(query: Query, images: Path | None) -> dict[str, Any]:
         str(path.relative_to(images)) if images and path.is_relative_to(images) else path.name
         for path in pictures
     ]
-    return {
+    shown = {
         "prompt": query.prompt,
         "image": names[0] if names else None,
         "target": query.target,
     }
+    # The frames of a video, or several pictures.
+    return shown if len(names) < 2 else {**shown, "images": names}

@@ -23,6 +23,7 @@ from easyedit_dualedit.model.inputs import (
     last_real_index,
 )
 from easyedit_dualedit.model.prompts import PromptReader
+from easyedit_dualedit.model.video_frames import Clip
 
 
 class Encoder:
@@ -70,6 +71,14 @@ class Encoder:
     def prompt_text(self, query: Query) -> str:
         """Return the prompt as the chat template writes it, ready for an answer."""
         return self._reader.text(query)
+
+    def clip_of(self, query: Query) -> Clip:
+        """Return the frames that the model is shown of a query's video.
+
+        Raises:
+            DataError: if it shows none, it cannot be read, or the model takes none.
+        """
+        return self._reader.clip_of(query)
 
     def target_ids(self, target: str) -> list[int]:
         """Return the token ids of a target, without special tokens.

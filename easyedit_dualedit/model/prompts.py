@@ -103,13 +103,18 @@ class PromptReader:
                 images = [[open_image(picture) for picture in query.pictures] for query in shown]
                 encoded = self._processed(texts, images=images)
             else:
-                encoded = self._processed(texts, clip=self._clip(shown[0]))
+                encoded = self._processed(texts, clip=self.clip_of(shown[0]))
             rows |= dict(zip(places, _unpadded(encoded), strict=True))
             self._require_vision([rows[place] for place in places], shown)
             parts.append(_not_per_token(encoded))
         return parts
 
-    def _clip(self, query: Query) -> Clip:
+    def clip_of(self, query: Query) -> Clip:
+        """Return the frames that the model is shown of a query's video.
+
+        Raises:
+            DataError: if it shows none, it cannot be read, or the model takes none.
+        """
         video, reader = query.video, getattr(self._processor, "video_processor", None)
         if video is None or reader is None:
             raise DataError(
@@ -127,13 +132,7 @@ class PromptReader:
         images: list[list[Image.Image]] | None = None,
         clip: Clip | None = None,
     ) -> dict[str, Tensor]:
-        shown: dict[str, Any] = {"images": images}
-        if clip is not None:
-            shown = {
-                "videos": [clip.pixels],
-                "video_metadata": [clip.metadata],
-                "do_sample_frames": False,
-            }
+        shown = {"images": images} if clip is None else clip.arguments
         try:
             encoded: dict[str, Tensor] = self._processor(
                 text=texts,

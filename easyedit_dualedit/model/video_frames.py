@@ -38,6 +38,15 @@ class Clip:
     metadata: Any
     """What transformers' processors want to know of them."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a processor of transformers takes to read these frames, and no others."""
+        return {
+            "videos": [self.pixels],
+            "video_metadata": [self.metadata],
+            "do_sample_frames": False,
+        }
+
 
 def read_clip(video: Video, video_processor: Any) -> Clip:
     """Return the frames of a video that a model is shown.

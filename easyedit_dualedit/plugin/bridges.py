@@ -15,7 +15,10 @@ from PIL import Image
 from easyedit_dualedit.errors import UpstreamError
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.model.pictures import open_image
-from easyedit_dualedit.plugin import comprehend_edit
+from easyedit_dualedit.model.video_frames import FRAMES_OF_A_FILE, strip_of
+from easyedit_dualedit.model.videos import Video
+from easyedit_dualedit.plugin import ads_edit, comprehend_edit
+from easyedit_dualedit.plugin.comprehend_edit import dataset_reader
 from easyedit_dualedit.plugin.edit_calls import with_own_sequence, without_sequences
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.legacy import LegacyModel
@@ -64,8 +67,12 @@ def _bridge_master(host: Host, patches: Patches) -> None:
     read = comprehend_edit.reading_for_every_model
     patches.wrap(dataset, "__init__", functools.partial(read, host))
     patches.wrap(dataset, "collate_fn", _collating_questions)
+    driving = ads_edit.imported(host, patches)
+    read_driving = functools.partial(ads_edit.reading_for_every_model, reader_of=dataset_reader)
+    patches.wrap(driving, "__init__", functools.partial(read_driving, host))
+    patches.wrap(driving, "collate_fn", _collating_questions)
     editors = host.module("editors.multimodal_editor")
-    known = {**editors.MULTIMODAL_DS_DICT, "comprehendedit": dataset}
+    known = {**editors.MULTIMODAL_DS_DICT, "comprehendedit": dataset, "adsedit": driving}
     patches.replace(editors, "MULTIMODAL_DS_DICT", known)
     for loaded in [m for n, m in sys.modules.items() if n.startswith("easyeditor.")]:
         # Master chooses its code for transformers models by names that leave LLaVA-1.5 out.
@@ -73,6 +80,9 @@ def _bridge_master(host: Host, patches: Patches) -> None:
             patches.wrap(loaded, "is_hf_multimodal_model", functools.partial(_is_hf_model, host))
     reader = host.module("dataset.processor.llavaov_processors").LLaVAOneVisionProcessor
     patches.wrap(reader, "__call__", _read_rgb)
+    other = host.module("dataset.processor.qwen2vl_processors").Qwen2VLProcessor
+    for each in (reader, other):
+        patches.wrap(each, "__call__", _reading_more)
 
 
 def _bridge_release(host: Host, patches: Patches, editor: Any) -> None:
@@ -176,6 +186,25 @@ def _read_rgb(original: Callable[..., Any]) -> Callable[..., Any]:
         if file_type in ("image", "single-image") and isinstance(file, str | Path | Image.Image):
             return open_image(Path(file) if isinstance(file, str) else file)
         return original(self, file, file_type)
+
+    return __call__
+
+
+def _reading_more(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __call__(self: Any, file: Any, file_type: str) -> Any:
+        # Upstream's editor takes file_type="text", and its readers refuse it.
+        if file_type == "text":
+            return None
+        if file_type == "video" and isinstance(file, str) and Path(file).is_dir():
+            file = [str(frame) for frame in Video(file).frames or ()]
+        try:
+            return original(self, file, file_type)
+        except (AttributeError, ImportError):
+            # Its reader for Qwen's models wants a torchvision that still decodes videos.
+            if file_type != "video" or not isinstance(file, str):
+                raise
+            return original(self, strip_of(Video(file), FRAMES_OF_A_FILE), file_type)
 
     return __call__
 

@@ -43,7 +43,7 @@ def reading_for_every_model(host: Host, original: Callable[..., None]) -> Callab
         path = bridged_path(host, config)
         own = config if path is None else ConfigView(config, model_name=HF_NAME, name=path)
         mode, topk = options.get("mode", "train"), options.get("topk", -1)
-        read = _picture_reader(host, own.model_name)
+        read = dataset_reader(host, own.model_name)
         file = Path(data_dir) / f"ComprehendEdit_{mode}.json"
         records, fields = load_records(file, Path(data_dir), limit=size), read_items(file)
         self.config, self.tok, self.vis_processor = own, load_processor(own.name), read
@@ -54,7 +54,8 @@ def reading_for_every_model(host: Host, original: Callable[..., None]) -> Callab
     return __init__
 
 
-def _picture_reader(host: Host, model_name: str) -> Any:
+def dataset_reader(host: Host, model_name: str) -> Any:
+    """Return EasyEdit's own reader of pictures for a model's name."""
     if host.module("util.vl_utils").is_qwen_vl_model(model_name):
         return host.module("dataset.processor.qwen2vl_processors").Qwen2VLProcessor()
     return host.module("dataset.processor.llavaov_processors").LLaVAOneVisionProcessor()

@@ -4,14 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.pictures import Picture
+from easyedit_dualedit.model.videos import Shown, Video
 
-_FILE_TYPES = ("image", "single-image", "multi-image", "text")
+_FILE_TYPES = ("image", "single-image", "multi-image", "video", "text")
 
 
 def requested_queries(
@@ -45,11 +47,43 @@ def _query_of(
     file_type = request.get("file_type") or "image"
     if file_type not in _FILE_TYPES:
         raise DataError(
-            f"request {number} has file_type {file_type!r}; DualEdit edits questions about pictures"
-            f" or none: {', '.join(_FILE_TYPES)}"
+            f"request {number} has file_type {file_type!r}; DualEdit edits questions about"
+            f" pictures, a video or none: {', '.join(_FILE_TYPES)}"
         )
-    image = None if file_type == "text" else request.get("image")
-    return Query(request["prompt"], picture_from(image, to_picture), request["target"])
+    shown = shown_from(request.get("image"), file_type, to_picture)
+    return Query(request["prompt"], shown, request["target"])
+
+
+def shown_from(
+    image: Any,
+    file_type: str | None = None,
+    to_picture: Callable[[Tensor], Image.Image] | None = None,
+) -> Shown | tuple[Picture, ...] | None:
+    """Return what a question shows of what EasyEdit hands over.
+
+    Args:
+        image: a picture, pictures or a video, in any form in which EasyEdit's readers give them.
+        file_type: EasyEdit's word for what it is; None for a picture or pictures.
+        to_picture: makes a picture of an image tensor; None where images are never tensors.
+
+    Raises:
+        DataError: if it is something else.
+    """
+    if file_type == "text" or image is None:
+        return None
+    if isinstance(image, Video):
+        return image
+    return _video_from(image) if file_type == "video" else picture_from(image, to_picture)
+
+
+def _video_from(video: Any) -> Video:
+    """Return the video that EasyEdit hands over: frames, an array, or an array in a list."""
+    if isinstance(video, list | tuple) and len(video) == 1 and getattr(video[0], "ndim", 0) == 4:
+        video = video[0]  # as for its Qwen models
+    if isinstance(video, Tensor) and video.is_floating_point() and bool(video.max() > 1):
+        # Its reader for Qwen gives floats from 0 to 255; resizing leaves some beyond.
+        video = video.round().clamp(0, 255).to(torch.uint8)
+    return Video(video)
 
 
 def picture_from(

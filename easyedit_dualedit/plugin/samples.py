@@ -1,7 +1,7 @@
 """Reads the batches that EasyEdit's datasets make, and says where the answer is in each row."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
-from easyedit_dualedit.plugin.requests import picture_from
+from easyedit_dualedit.plugin.requests import shown_from
 
 METRIC_OF = {
     "edit_inner": "reliability",
@@ -35,6 +35,10 @@ ITEM_KEYS = {
     ),
 }
 """Part of a training batch -> keys of prompt, answer and picture in an item of the dataset."""
+
+
+RECORD = "dualedit_record"
+"""Key of an item that holds its record, where our own reading of a dataset made it."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,14 @@ def records_of(
     """
     records = []
     for index, item in enumerate(items):
+        if RECORD in item:
+            records.append(replace(item[RECORD], index=index))
+            continue
         queries = {}
         for part, (prompt, answer, image) in ITEM_KEYS.items():
-            picture = None if image is None else picture_from(item[image], to_picture)
-            queries[METRIC_OF[part]] = Query(item[prompt], picture, item[answer])
+            kind = item.get("file_type") if part != "loc_image" else None
+            shown = None if image is None else shown_from(item[image], kind, to_picture)
+            queries[METRIC_OF[part]] = Query(item[prompt], shown, item[answer])
         records.append(_record(index, queries, item.get("pred", "")))
     return records
 

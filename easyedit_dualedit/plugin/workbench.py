@@ -43,8 +43,10 @@ class Workbench:
         images = [open_image(picture) for picture in request.pictures]
         # One picture as EasyEdit gives it for most models, several as it gives them for Qwen's.
         image = images[0] if len(images) == 1 else images
-        item = {"prompt": request.prompt, "target": request.target, "image": image}
-        if not images:
+        item: dict[str, Any] = {"prompt": request.prompt, "target": request.target, "image": image}
+        if request.video is not None:
+            item |= {"file_type": "video", "image": request.video}
+        elif not images:
             item |= {"file_type": "text", "image": None}
         edited, _ = self.editor.apply_algo(
             self.editor.model,

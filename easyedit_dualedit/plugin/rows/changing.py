@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from easyedit_dualedit.data.records import Record
@@ -19,6 +20,7 @@ from easyedit_dualedit.errors import DataError, UpstreamError
 from easyedit_dualedit.measure.contender import Bench, Edited
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.video_frames import read_clip
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.model_parts import (
     DOWN,
@@ -121,11 +123,16 @@ class ChangingMethod(ABC):
     def _request(self, record: Record) -> dict[str, Any]:
         """Return a request as EasyEdit's editor prepares it."""
         query = record.request
-        if not query.pictures:
+        if not query.shown:
             raise DataError(
                 f"record {record.index} has a request without a picture, which EasyEdit's"
                 f" multimodal {self.shipped.method} cannot edit; leave it out"
             )
+        if query.video is not None:
+            clip = read_clip(query.video, getattr(self._processor, "video_processor", None))
+            frames = [Image.fromarray(pixels) for pixels in clip.pixels]
+            shown = {"prompt": query.prompt, "target": query.target}
+            return {**shown, "image": frames, "file_type": "video"}
         images = [open_image(picture) for picture in query.pictures]
         several = len(images) > 1
         return {

@@ -11,7 +11,7 @@ from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.report.markup import Element, element
 from easyedit_dualedit.report.page.results import Results
-from easyedit_dualedit.report.page.thumbnails import thumbnails
+from easyedit_dualedit.report.page.thumbnails import FRAMES, names_of, thumbnails
 from easyedit_dualedit.report.page.wording import (
     ASKED_BY,
     COMPARING,
@@ -76,7 +76,7 @@ def case_section(
     """Return notes, controls, the place where cases are shown, and the cases as JSON."""
     cases = selection.cases
     wanted = [
-        query["image"] for case in cases for query in case["queries"].values() if query.get("image")
+        name for case in cases for query in case["queries"].values() for name in names_of(query)
     ]
     small, unreadable = thumbnails(wanted, pictures)
     content = {
@@ -95,6 +95,7 @@ def case_section(
         "families": ASKED_BY,
         "telling": TELLING,
         "pictures": small,
+        "frames": FRAMES,
         "cases": cases,
     }
     return [

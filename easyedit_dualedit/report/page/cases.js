@@ -76,8 +76,8 @@
   function haystack(item) {
     if (!haystacks.has(item)) {
       const parts = [`#${item.index}`];
-      for (const { prompt, target, image } of Object.values(item.queries)) {
-        parts.push(prompt, target, image);
+      for (const { prompt, target, image, images } of Object.values(item.queries)) {
+        parts.push(prompt, target, image, ...(images ?? []));
       }
       for (const { answers } of Object.values(item.methods)) parts.push(...Object.values(answers));
       haystacks.set(item, parts.filter(Boolean).join("\n").toLowerCase());
@@ -163,6 +163,17 @@
     return make("img", { src: source, alt: `picture ${name}`, title: name });
   }
 
+  // A few frames of a video, or pictures of several, as names_of in thumbnails.py chooses them.
+  function strip(query) {
+    const names = query.images ?? [query.image];
+    const count = Math.min(content.frames, names.length);
+    const chosen = Array.from({ length: count }, (_, place) =>
+      names[Math.floor((place * names.length) / count)]
+    );
+    if (chosen.length === 1) return thumbnail(chosen[0]);
+    return make("span", { class: "strip" }, ...chosen.map(thumbnail));
+  }
+
   function question(item, key) {
     const query = item.queries[key];
     const shown = make("div", { class: "asked" }, make("p", { class: "metric" }, named(key)));
@@ -176,7 +187,7 @@
       target.prepend(make("span", { class: "quiet" }, "target "));
       shown.append(target);
     }
-    return make("div", { class: "question" }, thumbnail(query.image), shown);
+    return make("div", { class: "question" }, strip(query), shown);
   }
 
   const named = (metric) => content.metrics[metric] ?? metric;

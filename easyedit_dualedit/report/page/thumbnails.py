@@ -5,14 +5,27 @@ import io
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
+
+from easyedit_dualedit.model.video_frames import strip_of
+from easyedit_dualedit.model.videos import Video, is_video_file
 
 logger = logging.getLogger(__name__)
 
 SIDE = 112
 """Longest side, in pixels."""
 _QUALITY = 80
+FRAMES = 4
+"""Frames of a video, or pictures of several, that are shown at most."""
+
+
+def names_of(query: Mapping[str, Any]) -> list[str]:
+    """Return which pictures of a recorded question are shown, in order, a few of many."""
+    names = [name for name in query.get("images") or [query.get("image")] if name]
+    count = min(FRAMES, len(names))
+    return [names[place * len(names) // count] for place in range(count)]
 
 
 def thumbnails(
@@ -39,6 +52,13 @@ def thumbnails(
 
 
 def _uri(path: Path) -> str:
+    stream = io.BytesIO()
+    small = _strip(path) if is_video_file(path) else _small(path)
+    small.save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _small(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         # Has a JPEG decoded at about the size that is needed.
         picture.draft("RGB", (2 * SIDE, 2 * SIDE))
@@ -48,6 +68,16 @@ def _uri(path: Path) -> str:
             upright = upright.convert("RGBA")
             white = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(white, upright)
-        stream = io.BytesIO()
-        upright.convert("RGB").save(stream, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+        return upright.convert("RGB")
+
+
+def _strip(path: Path) -> Image.Image:
+    """Return frames of a video file side by side."""
+    frames = strip_of(Video(path), FRAMES)
+    for frame in frames:
+        frame.thumbnail((SIDE, SIDE))
+    width, height = frames[0].size
+    strip = Image.new("RGB", (width * len(frames), height))
+    for place, frame in enumerate(frames):
+        strip.paste(frame, (width * place, 0))
+    return strip

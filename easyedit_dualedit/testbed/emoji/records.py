@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from easyedit_dualedit.data.records import PICTURES
+from easyedit_dualedit.data.record_pictures import PICTURES
 from easyedit_dualedit.errors import DataError, PartsError
 from easyedit_dualedit.testbed.emoji.cases import Case, draw_cases
 from easyedit_dualedit.testbed.emoji.drawing import Drawings
