@@ -141,16 +141,19 @@ def queries_of(stored: Mapping[str, Any]) -> CloseQueries:
 
 def _plain(query: Query) -> dict[str, Any]:
     pictures = [str(picture) for picture in query.pictures]
-    values = {"prompt": query.prompt, "pictures": pictures, "target": query.target}
+    values: dict[str, Any] = {"prompt": query.prompt, "pictures": pictures, "target": query.target}
     video = query.video
     if video is not None:
-        values["video"] = [str(video.source), video.rate, video.count]
+        held = isinstance(video.source, tuple)
+        frames = [str(frame) for frame in query.files] if held else str(video.source)
+        values["video"] = [frames, video.rate, video.count]
     return values
 
 
 def _query_of(values: Mapping[str, Any]) -> Query:
     if "video" in values:
-        path, rate, count = values["video"]
-        return Query(values["prompt"], Video(Path(path), rate, count), values["target"])
+        source, rate, count = values["video"]
+        held = [Path(name) for name in source] if isinstance(source, list) else Path(source)
+        return Query(values["prompt"], Video(held, rate, count), values["target"])
     pictures = [Path(picture) for picture in values["pictures"]]
     return Query(values["prompt"], pictures or None, values["target"])

@@ -338,8 +338,10 @@ def test_a_damaged_picture_is_named(work: Workplace, call: Any, content: bytes |
         assert f"{path} cannot be read as a picture" in call(arguments).error
 
 
-def test_a_folder_is_no_picture(work: Workplace, call: Any):
-    assert "cannot be read as a picture" in call(work.edit(image=work.images)).error
+def test_a_folder_is_a_video_and_no_picture(work: Workplace, call: Any, tmp_path: Path):
+    (tmp_path / "a.png").mkdir()
+    assert "cannot be read as a picture" in call(work.edit(image=tmp_path / "a.png")).error
+    assert "takes none; give its frames" in call(work.edit(image=work.images)).error
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
