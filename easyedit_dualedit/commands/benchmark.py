@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import is_testbed
-    from easyedit_dualedit.commands.runs import alone_in
+    from easyedit_dualedit.commands.runs import alone_in, in_turn
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.quirks import quirks
@@ -161,10 +161,11 @@ def run(arguments: argparse.Namespace) -> None:
         }
     # A changed configuration is refused before anything is loaded or trained.
     place, parts = arguments.shard
-    with alone_in(folder, part=f"-{place}-of-{parts}" if parts > 1 else ""):
-        if arguments.fresh:
-            clear_measured(folder, arguments.shard)
-        Run(folder, common, fresh=arguments.fresh)
+    with alone_in(folder, part=f"{place}-of-{parts}" if parts > 1 else None):
+        with in_turn(folder):
+            if arguments.fresh:
+                clear_measured(folder, arguments.shard)
+            Run(folder, common, fresh=arguments.fresh)
         close = data.close_queries(load, backbone, folder) if "specificity" in protocols else {}
         plan = Plan(
             hparams.model_name,
@@ -212,13 +213,15 @@ def run(arguments: argparse.Namespace) -> None:
                 for contender in contenders
             },
         }
-        keep_plan(folder, about)
+        with in_turn(folder):
+            keep_plan(folder, about)
         shown = console()
         if leaks is not None:
             shown.print(audit_table(leaks).for_terminal())
         run_benchmark(plan, contenders, folder)
-        add_seconds(folder, time.perf_counter() - began)
-        write_reports(folder, shown, data.images)
+        with in_turn(folder):
+            add_seconds(folder, time.perf_counter() - began)
+            write_reports(folder, shown, data.images)
     _require_named(folder, arguments.methods or [])
 
 

@@ -28,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Edit the testbed model through EasyEdit and print the table of gates and presets."""
+    from easyedit_dualedit.commands.runs import alone_in
+
+    folder: Path = arguments.output / arguments.name
+    with alone_in(folder):
+        _run(arguments, folder)
+
+
+def _run(arguments: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from easyedit_dualedit.commands.console import console
@@ -49,7 +57,6 @@ def run(arguments: argparse.Namespace) -> None:
     # The testbed is too small to gain from a second thread, and on a busy machine threads that wait
     # for each other are twenty times slower.
     torch.set_num_threads(1)
-    folder: Path = arguments.output / arguments.name
     adapters = DemoAdapters.bundled()
     if arguments.train:
         adapters = DemoAdapters(folder / "adapters-default", folder / "adapters-published")

@@ -18,12 +18,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Put the shards of a run together and write every report."""
     from easyedit_dualedit.commands.benchmark_report import PLAN_FILE, keep_plan, write_reports
     from easyedit_dualedit.commands.console import console
+    from easyedit_dualedit.commands.runs import alone_in
     from easyedit_dualedit.experiments.shards import merge
     from easyedit_dualedit.files import read_json
 
-    merge(arguments.folders, arguments.output)
-    for source in arguments.folders:
-        plan = read_json(source / PLAN_FILE)
-        if plan is not None:
-            keep_plan(arguments.output, plan)
-    write_reports(arguments.output, console(), arguments.images)
+    with alone_in(arguments.output):
+        merge(arguments.folders, arguments.output)
+        for source in arguments.folders:
+            plan = read_json(source / PLAN_FILE)
+            if plan is not None:
+                keep_plan(arguments.output, plan)
+        write_reports(arguments.output, console(), arguments.images)

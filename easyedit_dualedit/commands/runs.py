@@ -20,7 +20,12 @@ from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.report.evaluation import print_report
-from easyedit_dualedit.storage.folder_lock import LOCK_FILE, locked
+from easyedit_dualedit.storage.folder_lock import (
+    LOCK_FILE,
+    locked,
+    locked_part,
+    locked_whole,
+)
 from easyedit_dualedit.train.checkpoint import records_digest
 
 _PATIENCE = 120.0
@@ -28,12 +33,13 @@ _PATIENCE = 120.0
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, *, part: str = "") -> Iterator[None]:
+def alone_in(folder: Path, *, part: str | None = None) -> Iterator[None]:
     """Hold a run's folder: no other process measures into it meanwhile.
 
     Args:
         folder: made if it is not there, and removed again if nothing was written to it.
-        part: of the run, where several processes take one each.
+        part: of the run, where several processes take one each; the whole waits for all of them,
+            and each of them for the whole.
 
     Raises:
         DataError: if the folder cannot be written.
@@ -43,7 +49,10 @@ def alone_in(folder: Path, *, part: str = "") -> Iterator[None]:
     try:
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(locked(folder, name=f"{LOCK_FILE}{part}", patience=_PATIENCE))
+                if part is None:
+                    held.enter_context(locked_whole(folder, patience=_PATIENCE))
+                else:
+                    held.enter_context(locked_part(folder, part, patience=_PATIENCE))
             except OSError as error:
                 raise DataError(f"cannot write to {folder}: {error.strerror}") from error
             yield
@@ -51,6 +60,17 @@ def alone_in(folder: Path, *, part: str = "") -> Iterator[None]:
         if is_new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Change what the parts of a run share, one process at a time.
+
+    Raises:
+        LockError: if another process is at it and does not end soon.
+    """
+    with locked(folder, name=f"{LOCK_FILE}-shared", patience=_PATIENCE):
+        yield
 
 
 def settings_of(

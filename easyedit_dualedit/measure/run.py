@@ -54,9 +54,11 @@ class Run:
             for name in (METRICS_FILE, SETTINGS_FILE):
                 (folder / name).unlink(missing_ok=True)
         settings = json.loads(json.dumps(settings))
+        # Looked for first: another process may begin the run between the two.
+        has_cases = (folder / CASES_FOLDER).exists()
         stored = read_json(folder / SETTINGS_FILE)
         if stored is None:
-            if (folder / CASES_FOLDER).exists():
+            if has_cases:
                 raise ConfigError(
                     f"{folder} holds {CASES_FOLDER}/ but no {SETTINGS_FILE}; choose another --name"
                 )

@@ -52,6 +52,49 @@ def locked(folder: Path, *, name: str = LOCK_FILE, patience: float = PATIENCE) -
         lock.release()
 
 
+@contextlib.contextmanager
+def locked_part(folder: Path, part: str, *, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold one part of a folder: others may hold other parts meanwhile, but nobody the whole.
+
+    Args:
+        folder: as `locked` takes it.
+        part: its name.
+        patience: seconds to wait for each process that is in the way.
+
+    Raises:
+        LockError: if another process still holds the part, or the whole.
+        OSError: if the folder cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        with locked(folder, patience=patience):
+            held.enter_context(locked(folder, name=_of_part(part), patience=patience))
+        yield
+
+
+@contextlib.contextmanager
+def locked_whole(folder: Path, *, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold a folder while nobody holds it, or a part of it.
+
+    Args:
+        folder: as `locked` takes it.
+        patience: seconds to wait for each process that is in the way.
+
+    Raises:
+        LockError: if another process still holds the folder, or a part of it.
+        OSError: if the folder cannot be written.
+    """
+    with locked(folder, patience=patience):
+        # No other part is begun while this is held; those that were are waited for.
+        for path in sorted(folder.glob(_of_part("*"))):
+            with locked(folder, name=path.name, patience=patience):
+                pass
+        yield
+
+
+def _of_part(part: str) -> str:
+    return f"{LOCK_FILE}-{part}"
+
+
 def _acquire(lock: FileLock, folder: Path, patience: float) -> None:
     silent = min(_SILENT, patience)
     try:

@@ -4,12 +4,13 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import started
 
 from easyedit_dualedit.errors import LockError
-from easyedit_dualedit.storage.folder_lock import LOCK_FILE, locked
+from easyedit_dualedit.storage.folder_lock import LOCK_FILE, locked, locked_part, locked_whole
 
 
 def hold(folder: Path, seconds: float) -> None:
@@ -78,6 +79,37 @@ def test_a_caller_and_its_callee_hold_one_lock(tmp_path: Path):
         thread.start()
         thread.join()
         assert seen == ["refused"], "another thread is another holder"
+
+
+def test_the_whole_and_its_parts_exclude_each_other_and_parts_do_not(tmp_path: Path):
+    def by_another(how: Any, *arguments: Any) -> str:
+        """Return what comes of a lock in another thread, which is another holder."""
+        seen: list[str] = []
+
+        def take() -> None:
+            try:
+                with how(tmp_path, *arguments, patience=0.1):
+                    seen.append("entered")
+            except LockError:
+                seen.append("refused")
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+        return seen[0]
+
+    with locked_part(tmp_path, "0-of-2"):
+        assert by_another(locked_part, "1-of-2") == "entered"
+        assert by_another(locked_part, "0-of-2") == "refused"
+        assert by_another(locked_whole) == "refused"
+        assert by_another(locked_part, "1-of-2") == "entered", "the whole does not wait any longer"
+    with locked_whole(tmp_path):
+        assert by_another(locked_part, "0-of-2") == "refused"
+        assert by_another(locked_whole) == "refused"
+    (tmp_path / f"{LOCK_FILE}-of-a-killed-process").touch()
+    with locked_whole(tmp_path, patience=0.1):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path):
