@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import PRESETS
 from easyedit_dualedit.settings import (
@@ -117,6 +118,11 @@ class TrainingConfig:
         if folder is not None and not (isinstance(folder, str) and folder.strip()):
             problems.append(f"state_cache_folder = {folder!r}: a folder as text, or null for none")
         return problems
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each metric's loss."""
+        return {metric: float(getattr(self, f"{metric}_weight")) for metric in METRICS}
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:

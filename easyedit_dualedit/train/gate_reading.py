@@ -8,7 +8,6 @@ its row, and rows of like length are read together.
 import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from easyedit_dualedit.model.inputs import Query, TokenLayout
 from easyedit_dualedit.model.picture_features import PreparedQuery, UnknownFeaturesError
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
 from easyedit_dualedit.train.gate_rows import GateBatches, GateRow, RowLength, distinct_rows
+from easyedit_dualedit.train.precision import precision
 from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.shared_rows import UnshareableError
 from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of
@@ -137,7 +137,8 @@ class GateReader:
         batches = GateBatches(rows, self._length, self._batch_tokens, processes)
         total = len(rows) // processes.count
         bar = tqdm(total=total, desc="reading states", unit="query", disable=not progress)
-        with undisturbed(editor.backbone.model), precision(editor, autocast), bar:
+        computing = precision(editor.backbone.device.type, autocast)
+        with undisturbed(editor.backbone.model), computing, bar:
             for batch, prepared in batches:
                 places = torch.tensor([row.place for row in batch], device=device)
                 for values, read in zip(kept, self._states(batch, prepared), strict=True):
@@ -238,13 +239,6 @@ def plain_gate_states(editor: DualEditor, queries: Sequence[Query]) -> tuple[Ten
     with undisturbed(backbone.model), record(backbone.layers, [layer], stop=True) as seen:
         backbone.model(**batch.inputs, use_cache=False)
     return _states_at(seen[layer], batch.layout)
-
-
-def precision(editor: DualEditor, autocast: str) -> AbstractContextManager[Any]:
-    """Return the context in which the frozen model computes as a training configuration says."""
-    if autocast == "none":
-        return nullcontext()
-    return torch.autocast(editor.backbone.device.type, torch.bfloat16)
 
 
 def _states_at(hidden: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:

@@ -1,8 +1,11 @@
 """The losses of training, as pure functions of logits and labels.
 
-Shapes: b batch, s sequence, v vocabulary. Logits at a position predict the token after it.
+Shapes: b batch, s sequence, v vocabulary, n answer tokens. Logits at a position predict the token
+after it.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +25,27 @@ class StepLosses:
     accuracy: dict[str, float]
     """Share of answer tokens that the edited model finds likeliest, 0 to 1, by metric; of metrics
     out of scope, share of positions at which it finds the same likeliest as the unedited one."""
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """How an edited model does on each answer token of some records' queries."""
+
+    loss: Tensor
+    """Cross-entropy in scope, divergence from the unedited model out of it, in nats, [n]."""
+    right: Tensor
+    """True where the likeliest token is the answer's or, out of scope, the unedited model's, bool
+    [n]."""
+    metric: Tensor
+    """Index in METRICS of the query that it belongs to, long [n]."""
+    record: Tensor
+    """Place of its record, long [n]."""
+
+    @classmethod
+    def joined(cls, parts: "Sequence[AnswerTokens]") -> "AnswerTokens":
+        """Return the tokens of several parts, at least one, in order."""
+        columns = [[getattr(part, f.name) for part in parts] for f in dataclasses.fields(cls)]
+        return cls(*map(torch.cat, columns))
 
 
 def answer_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +79,18 @@ def answer_divergence(plain: Tensor, edited: Tensor, labels: Tensor) -> Tensor:
         edited: logits of the edited model, the same shape.
         labels: as in `answer_logits`.
     """
-    before = functional.log_softmax(answer_logits(plain, labels)[0].float(), -1)
-    after = functional.log_softmax(answer_logits(edited, labels)[0].float(), -1)
-    divergence: Tensor = (before.exp() * (before - after)).sum(-1)
+    divergence = token_divergence(answer_logits(plain, labels)[0], answer_logits(edited, labels)[0])
     return divergence.mean() if len(divergence) else torch.zeros((), device=edited.device)
+
+
+def token_divergence(plain: Tensor, edited: Tensor) -> Tensor:
+    """Return KL(plain || edited) of each row of logits, in nats, [n].
+
+    Args:
+        plain: logits of the unedited model, [n, v].
+        edited: logits of the edited model, [n, v].
+    """
+    before = functional.log_softmax(plain.float(), -1)
+    after = functional.log_softmax(edited.float(), -1)
+    divergence: Tensor = (before.exp() * (before - after)).sum(-1)
+    return divergence

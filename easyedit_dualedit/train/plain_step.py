@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
@@ -17,10 +18,10 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import IGNORED, Batch
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.losses import (
+    AnswerTokens,
     StepLosses,
-    answer_cross_entropy,
-    answer_divergence,
     answer_logits,
+    token_divergence,
 )
 from easyedit_dualedit.train.processes import Processes
 
@@ -33,40 +34,48 @@ def plain_losses(
     Each edit is tried on its own queries: cross-entropy of the answer where the edit should answer
     (request and rephrases), divergence from the unedited model where it should not.
     """
+    answers = plain_answers(editor, records, config)
+    return Processes.current().losses(answers, config.weights)
+
+
+def plain_answers(
+    editor: DualEditor, records: Sequence[Record], config: TrainingConfig, *, is_edited: bool = True
+) -> AnswerTokens:
+    """Return the answer tokens of one batch of edits, the gate held open, or of no edits at all."""
     model = editor.backbone.model
     edits = editor.read(metric_queries(records, "reliability"))
-    weights = {metric: float(getattr(config, f"{metric}_weight")) for metric in METRICS}
+    weights = config.weights
     in_scope = [metric for metric in METRICS if weights[metric] and metric in IN_SCOPE]
     out_of_scope = [metric for metric in METRICS if weights[metric] and metric not in IN_SCOPE]
-    sums, counts, right = ([torch.zeros(())] * len(METRICS) for _ in range(3))
+    found = []
     for metrics in filter(None, (in_scope, out_of_scope)):
         queries = [query for metric in metrics for query in metric_queries(records, metric)]
         ends = config.end_of_answer and metrics is in_scope
         batch = editor.encoder.encode(queries, end_of_answer=ends)
-        own_edit = torch.arange(len(edits)).repeat(len(metrics))
-        edited = editor.edited(edits, assignment=own_edit, gate=editor.open_gate())
-        after = _answer_end(edited, batch, layout=batch.layout)
-        before = after
-        if metrics is out_of_scope:
+        if is_edited:
+            own_edit = torch.arange(len(edits)).repeat(len(metrics))
+            edited = editor.edited(edits, assignment=own_edit, gate=editor.open_gate())
+            after = _answer_end(edited, batch, layout=batch.layout)
+        else:
+            after = _answer_end(model, batch)
+        predicted, expected = answer_logits(after, batch.labels)
+        if metrics is in_scope:
+            losses = functional.cross_entropy(predicted.float(), expected, reduction="none")
+        else:
             with torch.no_grad():
-                before = _answer_end(model, batch)
-        parts = [values.chunk(len(metrics)) for values in (before, after, batch.labels)]
-        for metric, unedited, logits, labels in zip(metrics, *parts, strict=True):
-            predicted, expected = answer_logits(logits, labels)
-            if metric in IN_SCOPE:
-                loss = answer_cross_entropy(logits, labels)
-            else:
-                loss = answer_divergence(unedited, logits, labels)
-                expected = answer_logits(unedited, labels)[0].argmax(-1)
-            place = METRICS.index(metric)
-            counts[place] = loss.new_tensor(len(expected))
-            sums[place] = loss * counts[place]
-            right[place] = (predicted.argmax(-1) == expected).sum().to(loss.dtype)
+                before = answer_logits(_answer_end(model, batch), batch.labels)[0]
+            losses = token_divergence(before, predicted)
+            expected = before.argmax(-1)
+        row = _answer_rows(after, batch)
+        numbers = torch.tensor([METRICS.index(metric) for metric in metrics], device=row.device)
+        right = predicted.argmax(-1) == expected
+        found.append(AnswerTokens(losses, right, numbers[row // len(records)], row % len(records)))
+    return AnswerTokens.joined(found)
 
-    def stacked(values: list[Tensor]) -> Tensor:
-        return torch.stack([value.to(loss.device) for value in values])
 
-    return Processes.current().losses(stacked(sums), stacked(counts), stacked(right), weights)
+def _answer_rows(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the row of each answer token, in the order of `answer_logits`, long [n]."""
+    return (batch.labels[:, -logits.shape[1] :][:, 1:] != IGNORED).nonzero()[:, 0]
 
 
 def _answer_end(model: Any, batch: Batch, **extra: Any) -> Tensor:

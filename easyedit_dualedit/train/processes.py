@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.train.losses import StepLosses
+from easyedit_dualedit.train.losses import AnswerTokens, StepLosses
 
 Item = TypeVar("Item")
 
@@ -46,18 +46,18 @@ class Processes:
         distributed.all_reduce(values)
         return values
 
-    def losses(
-        self, sums: Tensor, counts: Tensor, right: Tensor, weights: Mapping[str, float]
-    ) -> StepLosses:
+    def losses(self, answers: AnswerTokens, weights: Mapping[str, float]) -> StepLosses:
         """Return the losses of the batch of all processes, from this one's answer tokens.
 
         Args:
-            sums: sum of the losses of the answer tokens of each of METRICS, [m].
-            counts: their number, [m].
-            right: how many of them are as they should be, [m].
+            answers: of this process's share of the batch.
             weights: metric -> weight; those of weight 0 are left out.
         """
-        counts = self.total(counts).clamp(min=1)
+        nothing = torch.zeros(len(METRICS), device=answers.loss.device)
+        ones = torch.ones_like(answers.loss)
+        sums = nothing.index_add(0, answers.metric, answers.loss)
+        right = nothing.index_add(0, answers.metric, answers.right.float())
+        counts = self.total(nothing.index_add(0, answers.metric, ones)).clamp(min=1)
         means = sums / counts
         values, shares = self.total(torch.stack([means.detach(), right / counts])).tolist()
         places = {metric: place for place, metric in enumerate(METRICS) if weights[metric]}

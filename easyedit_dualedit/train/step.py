@@ -1,6 +1,6 @@
 """The losses of one training step in little time: the frozen part of the model runs once for all.
 
-`plain_losses` says what the losses are; here is how the same numbers cost less.
+`plain_answers` says what the losses are; here is how the same numbers cost less.
 
 The queries of a step go up to the first edited layer together, without autograd, each picture once
 through the vision tower. Queries of one edit about one picture share their beginning. From there
@@ -13,7 +13,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -24,7 +23,7 @@ from torch.nn import functional
 
 from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
-from easyedit_dualedit.method.adapter import ProjectedEdit, add_at, packed
+from easyedit_dualedit.method.adapter import ProjectedEdit, add_at
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.hooks import LayerEdit
@@ -33,9 +32,11 @@ from easyedit_dualedit.model.picture_features import UnknownFeaturesError
 from easyedit_dualedit.model.prompts import PER_TOKEN
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
-from easyedit_dualedit.train.losses import StepLosses
-from easyedit_dualedit.train.plain_step import plain_losses
+from easyedit_dualedit.train.losses import AnswerTokens, StepLosses, token_divergence
+from easyedit_dualedit.train.plain_step import plain_answers
+from easyedit_dualedit.train.precision import precision
 from easyedit_dualedit.train.processes import Processes
+from easyedit_dualedit.train.projected_requests import projected_requests
 from easyedit_dualedit.train.row_group import Row, RowGroup, answers
 from easyedit_dualedit.train.shared_rows import UnshareableError
 from easyedit_dualedit.train.state_folder import StateFolder
@@ -92,57 +93,60 @@ class TrainingStep:
 
     def losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
         """Return the losses of one batch of edits, with the gate held open."""
-        if config.autocast == "none":  # whatever holds outside
-            return self._losses(records, config)
-        with torch.autocast(self._editor.backbone.device.type, torch.bfloat16):
-            return self._losses(records, config)
+        return Processes.current().losses(self.answers(records, config), config.weights)
+
+    def answers(
+        self, records: Sequence[Record], config: TrainingConfig, *, is_edited: bool = True
+    ) -> AnswerTokens:
+        """Return the answer tokens of one batch of edits, the gate held open, or of no edits."""
+        with precision(self._editor.backbone.device.type, config.autocast):
+            return self._answers(records, config, is_edited=is_edited)
 
     def read_again(self, records: Sequence[Record], config: TrainingConfig) -> None:
         """Keep of a batch what `losses` would keep, so that a continued training goes on alike.
 
         States differ in the last bits with the rows that they are computed beside.
         """
-        casts = torch.autocast(
-            self._editor.backbone.device.type, torch.bfloat16, enabled=config.autocast != "none"
-        )
-        with casts, suppress(UnsupportedModelError, UnknownFeaturesError):  # `losses` tells them
+        casts = precision(self._editor.backbone.device.type, config.autocast)
+        with casts, suppress(UnsupportedModelError, UnknownFeaturesError):  # `answers` tells them
             self._groups(records, _metrics(config), config)
 
     def forget(self) -> None:
         """Keep nothing in memory of the steps so far."""
         self.frozen.forget()
 
-    def _losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
+    def _answers(
+        self, records: Sequence[Record], config: TrainingConfig, *, is_edited: bool
+    ) -> AnswerTokens:
         self.frozen.recomputes = config.checkpoint_activations
         self.frozen.compiles = config.compile_layers
         if not self.is_plain:
             try:
-                return self._shared(records, config)
+                return self._shared(records, config, is_edited=is_edited)
             except (UnsupportedModelError, UnknownFeaturesError) as reason:
                 logger.warning("every loss runs a whole forward of its own: %s", reason)
                 self.is_plain = True
-        return plain_losses(self._editor, records, config)
+        return plain_answers(self._editor, records, config, is_edited=is_edited)
 
-    def _shared(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
-        weights = {metric: float(getattr(config, f"{metric}_weight")) for metric in METRICS}
-        wanted = [metric for metric in METRICS if weights[metric]]
+    def _shared(
+        self, records: Sequence[Record], config: TrainingConfig, *, is_edited: bool
+    ) -> AnswerTokens:
+        wanted = [metric for metric in METRICS if config.weights[metric]]
         locality = [metric for metric in wanted if metric not in IN_SCOPE]
         groups = self._groups(records, _metrics(config), config)
-        projected = self._project(groups)
+        projected = projected_requests(self._editor, groups) if is_edited else {}
         head = head_of(self._editor.backbone.model)
         device = groups[0].frozen.states.device
-        sums = torch.zeros(len(METRICS), device=device)
-        counts = torch.zeros(len(METRICS), device=device)
-        right = torch.zeros(len(METRICS), device=device)
         outside = torch.tensor([METRICS.index(metric) for metric in locality], device=device)
+        found = []
         for group in groups:
             rows = group.rows(wanted)
             if not rows:
                 continue
             upper = group.frozen.take(rows)
             at, expected, metric = answers(group, upper.rows)
-            hidden = upper.final_states(at, self._changes(group, upper, projected))
-            logits = head(hidden).float()
+            changes = self._changes(group, upper, projected) if is_edited else None
+            logits = head(upper.final_states(at, changes)).float()
             losses = functional.cross_entropy(logits, expected, reduction="none")
             hits = logits.argmax(-1) == expected
             others = group.rows(locality)
@@ -151,15 +155,13 @@ class TrainingStep:
                 with torch.no_grad():
                     unedited = group.frozen.take(others)
                     plain = head(unedited.final_states(answers(group, unedited.rows)[0]))
-                    before = functional.log_softmax(plain.float(), -1)
-                after = functional.log_softmax(logits[kept], -1)
-                divergence = (before.exp() * (before - after)).sum(-1)
-                losses = losses.masked_scatter(kept, divergence)
-                hits = hits.masked_scatter(kept, before.argmax(-1) == after.argmax(-1))
-            right = right.index_add(0, metric, hits.float())
-            sums = sums.index_add(0, metric, losses)
-            counts = counts.index_add(0, metric, torch.ones_like(losses))
-        return Processes.current().losses(sums, counts, right, weights)
+                after = logits[kept]
+                losses = losses.masked_scatter(kept, token_divergence(plain, after))
+                same = plain.float().argmax(-1) == after.argmax(-1)
+                hits = hits.masked_scatter(kept, same)
+            record = group.record[upper.rows, None].expand_as(at)[at]
+            found.append(AnswerTokens(losses, hits, metric, record))
+        return AnswerTokens.joined(found)
 
     def _groups(
         self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
@@ -274,42 +276,6 @@ class TrainingStep:
         chosen: Tensor = logits[:, :-1][batch.labels[:, 1:] != IGNORED]
         return chosen
 
-    def _project(self, groups: Sequence[RowGroup]) -> dict[Modality, ProjectedEdit]:
-        """Return the edits of the requests of some records, projected, in the records' order."""
-        adapters = self._editor.adapters
-        layers = {adapters.layer_of[name] for name in adapters.modalities}
-        records: list[Tensor] = []
-        signals: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
-        words: list[Tensor] = []
-        with torch.no_grad():
-            for group in groups:
-                chosen = group.rows(["reliability"])
-                if not chosen:
-                    continue
-                upper = group.frozen.take(chosen)
-                batch = group.frozen.batch.select(upper.rows)
-                # An end-of-turn token is asked for, but carries no edit.
-                ended = (batch.labels != IGNORED) & ~batch.target
-                layout = replace(batch.layout, real=batch.layout.real & ~ended)
-                batch = replace(batch, layout=layout)
-                carrying = self._editor.carrying(batch)
-                records.append(group.record[upper.rows])
-                words.append(packed(self._editor.words(batch)[..., None], carrying)[0])
-                for layer, signal in signals.items():
-                    signal.append(packed(upper.states_at(layer, carrying), carrying))
-        order = torch.cat(records).argsort()
-        projected = {}
-        width = max(each.shape[1] for each in words)
-        ids = torch.cat([_widened(each, width) for each in words])[order]
-        vectors = adapters.word_vectors(ids[..., 0])
-        for name in adapters.modalities:
-            signal = signals[adapters.layer_of[name]]
-            states = torch.cat([_widened(each, width) for each, _ in signal])[order]
-            masks = [_widened(each[..., None], width)[..., 0] for _, each in signal]
-            mask = torch.cat(masks)[order]
-            projected[name] = adapters[name].project(states, mask, vectors)
-        return projected
-
     def _changes(
         self, group: RowGroup, upper: UpperLayers, projected: dict[Modality, ProjectedEdit]
     ) -> dict[int, LayerEdit]:
@@ -337,8 +303,3 @@ def _metrics(config: TrainingConfig) -> list[str]:
     """Return what is read of a record: the request, and what has a weight."""
     wanted = [metric for metric in METRICS if getattr(config, f"{metric}_weight")]
     return ["reliability", *(metric for metric in wanted if metric != "reliability")]
-
-
-def _widened(values: Tensor, width: int) -> Tensor:
-    """Return values [b, e, d] with zeros, or False, up to a width, [b, width, d]."""
-    return functional.pad(values, (0, 0, 0, width - values.shape[1]))
