@@ -96,4 +96,5 @@ def _train(name: str, target: Path, data: Path, steps: int | None) -> None:
     from easyedit_dualedit.plugin.hparams_files import shipped_hparams
 
     hparams = Hparams.from_hparams(shipped_hparams(name, Hparams.folder))
+    hparams.validation_records = 0  # the demo's adapters are those of all records
     train_and_save(hparams, testbed_records(data, "train"), target, steps)

@@ -11,6 +11,7 @@ from easyedit_dualedit.commands import (
     ablate,
     benchmark,
     chat,
+    curves,
     demo,
     edit,
     edits,
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 _COMMANDS = {
     "demo": demo,
     "train": train,
+    "curves": curves,
     "edit": edit,
     "evaluate": evaluate,
     "locate": locate,
@@ -47,6 +49,7 @@ _INTERRUPTED = {
     "edits": "the edits saved so far stay; the same command adds those that are missing",
     "edit": "nothing was to be kept",
     "chat": "nothing was to be kept",
+    "curves": "the lines of the training stay; give the same command again",
     "merge": "nothing was changed in what is merged; give the same command again",
 }
 """What an interrupted command leaves, where it is not `_CONTINUES`."""

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from easyedit_dualedit.method.gate_calibration import Calibration
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
     from easyedit_dualedit.train.config import TrainingConfig
+    from easyedit_dualedit.train.curves import Line, Listener
     from easyedit_dualedit.train.processes import Processes
 
 HELP = "train adapters for a model"
+CURVES_FOLDER = "curves"
+"""In the folder of the adapters: what was measured during their training."""
+
 DESCRIPTION = "Train the adapters of a model on edit records and calibrate the gate."
 
 
@@ -29,6 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, help="optimiser steps, instead of max_iters")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder that the adapters are written to"
+    )
+    parser.add_argument(
+        "--validation",
+        type=records_held_out,
+        metavar="RECORDS",
+        help="records that are held out, and measured during the training; 0 for none (default:"
+        " validation_records of the hparams, or 200 and at most a tenth of all)",
+    )
+    parser.add_argument(
+        "--log",
+        choices=["tensorboard"],
+        help="also write the curves for TensorBoard, into OUTPUT/curves/tensorboard",
     )
     parser.add_argument(
         "--gate-only",
@@ -50,12 +66,23 @@ def run(arguments: argparse.Namespace) -> None:
     drawn = arguments.output.with_name(f"{arguments.output.name}-data")
     records = records_of(arguments, hparams.model_name, drawn, "train")
     PictureFiles.opened(records)
-    make = remake_gate_and_save if arguments.gate_only else train_and_save
     _require_writable(arguments.output)
     # Processes of one group train into one folder; the first is the one that writes.
     is_first = os.environ.get("RANK", "0") == "0"
     with alone_in(arguments.output) if is_first else nullcontext():
-        make(hparams, records, arguments.output, arguments.steps)
+        if arguments.gate_only:
+            remake_gate_and_save(hparams, records, arguments.output, arguments.steps)
+            return
+        if arguments.validation is not None:
+            hparams.validation_records = arguments.validation
+        listeners = listeners_of(arguments.output / CURVES_FOLDER, arguments.log)
+        train_and_save(
+            hparams,
+            records,
+            arguments.output,
+            arguments.steps,
+            listeners=listeners if is_first else (),
+        )
 
 
 def train_and_save(
@@ -63,35 +90,73 @@ def train_and_save(
     records: "Sequence[Record]",
     output: Path,
     steps: int | None,
+    *,
+    listeners: "Sequence[Listener]" = (),
 ) -> None:
     """Train adapters, save them, and print what the gates do on the training records.
 
     Args:
-        hparams: of the training.
-        records: to train on.
+        hparams: of the training; they say how many of the records validate.
+        records: to train on and to validate on.
         output: folder of the adapters; a training that was stopped continues from what is in it.
+            Of a training that validates, the states with the best measures and of the last one lie
+            in folders within it, and the best are the folder's own.
         steps: optimiser steps, instead of those of the hyperparameters.
+        listeners: are told each line of the curves.
 
     Raises:
         ArchiveError: if the folder cannot be written to.
+        DataError: if too many records are to validate.
     """
     import torch
 
     from easyedit_dualedit.method.editor import DualEditor
+    from easyedit_dualedit.train.checkpoint import began_without_validation
+    from easyedit_dualedit.train.curves import Curves
     from easyedit_dualedit.train.trainer import train
+    from easyedit_dualedit.train.validation_split import validation_count, validation_split
+    from easyedit_dualedit.train.watch import Watching
 
     _require_writable(output)
-    config = _config(hparams, records, steps)
     checkpoint = output / "training.pt"
+    count = validation_count(hparams.validation_records, len(records))
+    if hparams.validation_records is None and began_without_validation(checkpoint):
+        count = 0
+    split = validation_split(records, count)
+    config = _config(hparams, split.training, steps)
+    watching = Watching(
+        split.validation,
+        every=hparams.val_interval,
+        patience=hparams.early_stop_patience,
+        folder=output,
+        curves=Curves(output / CURVES_FOLDER, listeners),
+        curves_every=hparams.log_interval,
+    )
     with _model(hparams) as (model, processor, processes):
         torch.manual_seed(config.seed)
         editor = DualEditor(model, processor, hparams.dualedit_config())
-        gates = train(editor, records, config, checkpoint=checkpoint)
+        gates = train(editor, split.training, config, checkpoint=checkpoint, watching=watching)
     if not processes.is_first:
         return  # all have the same adapters, and one saves them
     editor.save(output)
     checkpoint.unlink(missing_ok=True)
     _show(gates, output)
+
+
+def listeners_of(folder: Path, log: str | None) -> "list[Listener]":
+    """Return what draws the curves of a training at each validation and, if asked to, logs them.
+
+    Raises:
+        ConfigError: if what logs them is not installed.
+    """
+    from easyedit_dualedit.report.tensorboard import TensorBoard
+    from easyedit_dualedit.report.training_curves import draw_curves
+
+    def draw(line: "Line") -> None:
+        if line["part"] == "validation":
+            draw_curves(folder)
+
+    return [draw, *([TensorBoard(folder / "tensorboard")] if log == "tensorboard" else [])]
 
 
 def remake_gate_and_save(
@@ -124,6 +189,17 @@ def remake_gate_and_save(
     if processes.is_first:
         editor.save(output)
         _show(gates, output)
+
+
+def records_held_out(text: str) -> int:
+    """Return a whole number, 0 or above.
+
+    Raises:
+        ArgumentTypeError: if the text is none.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or above")
+    return int(text)
 
 
 def _config(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.settings import is_whole
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 
 _LEFT_TO_PRESET = (
@@ -34,12 +35,17 @@ class TrainerHparams:
     """EasyEdit stops one step earlier."""
     max_epochs: int | None = None
     val_batch_size: int = 1
+    validation_records: int | None = None
+    """Records that the command `train` holds out to validate on; None means 200, a tenth of all at
+    most, and 0 none. EasyEdit's trainers validate on the set that they are given."""
     val_interval: int = 500
+    """Steps between two validations."""
     val_steps: int = 100
     log_interval: int = 50
     eval_log_interval: int = 50
     early_stop_key: str = "loss/total_edit_val"
     early_stop_patience: int = 20000
+    """Steps without a better validation after which the command `train` ends; 0 means never."""
     model_save_pt: int = 500
 
     cedit: float = 1.0
@@ -146,6 +152,10 @@ class TrainerHparams:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 problems.append(f"{key} = {value!r}: a whole number, 1 or above")
+        for key in ("validation_records", "early_stop_patience"):
+            value = getattr(self, key)
+            if value is not None and not is_whole(value, 0):
+                problems.append(f"{key} = {value!r}: a whole number, 0 or above")
         return problems + self._checkpoint_problems()
 
     def _checkpoint_problems(self) -> list[str]:

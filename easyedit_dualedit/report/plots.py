@@ -41,7 +41,7 @@ def plot_layers(found: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, axes = _figure(1, 2)
+    figure, axes = new_figure(1, 2)
     layers = [entry["layer"] for entry in found["layers"]]
     for axis, measure, title in zip(
         axes, ("kl", "flips"), ("KL of the answer, nats a token", "answers changed, %"), strict=True
@@ -64,7 +64,7 @@ def plot_layers(found: Mapping[str, Any], path: Path) -> None:
         axis.set_title(title)
         axis.set_ylim(bottom=0)
     axes[0].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_ablation(
@@ -80,7 +80,7 @@ def plot_ablation(
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, (axis,) = _figure(1, 1)
+    figure, (axis,) = new_figure(1, 1)
     from matplotlib import colormaps
 
     colours = colormaps["tab20"]
@@ -101,7 +101,7 @@ def plot_ablation(
     axis.set_xlim(-3, 103)
     axis.set_ylim(-3, 103)
     axis.legend(fontsize="x-small", bbox_to_anchor=(1.02, 1), loc="upper left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_many(points: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -114,7 +114,7 @@ def plot_many(points: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, (axis,) = _figure(1, 1)
+    figure, (axis,) = new_figure(1, 1)
     for name, found in points.items():
         edits = [point["edits"] for point in found]
         axis.plot(edits, [point["average"] for point in found], marker="o", label=name)
@@ -123,7 +123,7 @@ def plot_many(points: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     axis.set_ylabel("average of the five metrics, %")
     axis.set_ylim(-3, 103)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_sizes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -136,7 +136,7 @@ def plot_sizes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, (axis,) = _figure(1, 1)
+    figure, (axis,) = new_figure(1, 1)
     for row in rows:
         size = row["bytes_per_edit"] / 1000
         axis.scatter(size, row["average"], label=row["precision"])
@@ -145,10 +145,15 @@ def plot_sizes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axis.set_xlim(left=0)
     axis.set_ylim(-3, 103)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(rows: int, columns: int) -> tuple[Any, list[Any]]:
+def new_figure(rows: int, columns: int) -> tuple[Any, list[Any]]:
+    """Return a figure and its axes, row by row.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
     if not is_available():
         raise ConfigError('plots need matplotlib; pip install "easyedit-dualedit[plots]"')
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -159,7 +164,8 @@ def _figure(rows: int, columns: int) -> tuple[Any, list[Any]]:
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     figure.savefig(temporary, format="png", dpi=150)

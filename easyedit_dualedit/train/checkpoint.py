@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -29,8 +29,25 @@ _TEACHES_NOTHING = (
 )
 """Settings of a training that are not about what the adapters learn, but for rounding."""
 
+WATCH = "watch"
+"""Name of the part that says how a training does, and whether it validates."""
+
 _PRECISION = "autocast"
 """The setting that changes losses by rounding that can be measured."""
+
+
+class Stateful(Protocol):
+    """What has a state of numbers, texts and tensors."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Take over a state.
+
+        Raises:
+            Exception: of any kind, if it is none.
+        """
 
 
 class Checkpoint:
@@ -44,14 +61,27 @@ class Checkpoint:
         schedule: torch.optim.lr_scheduler.LRScheduler,
         records: Sequence[Record],
         config: TrainingConfig,
+        further: Mapping[str, Stateful] | None = None,
     ):
-        """Keep what is stored; without a path nothing is stored or restored."""
+        """Keep what is stored; without a path nothing is stored or restored.
+
+        Args:
+            path: of the file.
+            editor: whose adapters are trained.
+            optimiser: of the training.
+            schedule: of its rate.
+            records: that are trained on.
+            config: of the training.
+            further: what else has a state; a file from before it was there leaves it as it is.
+        """
         self._path = path
-        self._parts: dict[str, Any] = {
+        self._parts: dict[str, Stateful] = {
             "adapters": editor.adapters,
             "optimiser": optimiser,
             "schedule": schedule,
         }
+        self._adapters, self._optimiser = editor.adapters, optimiser
+        self._further = dict(further or {})
         self._run: dict[str, Any] = {
             "editor": editor.config.to_dict(),
             "training": asdict(config),
@@ -68,7 +98,8 @@ class Checkpoint:
         if self._path is None:
             return
         temporary = self._path.with_name(self._path.name + ".part")
-        values = {name: part.state_dict() for name, part in self._parts.items()}
+        parts = {**self._parts, **self._further}
+        values = {name: part.state_dict() for name, part in parts.items()}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"step": step, "run": self._run, **values}, temporary)
@@ -89,7 +120,7 @@ class Checkpoint:
             saved = torch.load(self._path, map_location="cpu", weights_only=True)
             run, step = saved["run"], saved["step"]
             there = _decisive(run)
-            if not is_whole(step, 1):
+            if not is_whole(step, 0):
                 raise ValueError(f"step = {step!r}")
         here = _decisive(self._run)
         differing = sorted(key for key in here if there.get(key) != here[key])
@@ -106,9 +137,26 @@ class Checkpoint:
         with parsing(f"the checkpoint {self._path}", "remove it", ArchiveError):
             for name, part in self._parts.items():
                 part.load_state_dict(saved[name])
-            _require_numbers(self._parts["adapters"], self._parts["optimiser"])
+            _require_numbers(self._adapters, self._optimiser)
+            for name, part in self._further.items():
+                if name in saved:
+                    part.load_state_dict(saved[name])
         logger.info("continuing %s at step %d", self._path, step)
         return int(step)
+
+
+def began_without_validation(path: Path) -> bool:
+    """Return whether a file is the checkpoint of a training that holds no records out.
+
+    Those of earlier versions all are; they go on with all records.
+    """
+    if not path.is_file():
+        return False
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return not saved[WATCH]["validates"] if WATCH in saved else "step" in saved
+    except Exception:  # restoring it says what is wrong
+        return False
 
 
 def _require_numbers(adapters: nn.Module, optimiser: torch.optim.Optimizer) -> None:

@@ -6,12 +6,12 @@ chosen on what was taught would be too bold.
 """
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import picture_key
+from easyedit_dualedit.train.record_groups import pictures_of, record_groups, shown_by
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def divided(records: Sequence[Record], count: int) -> Division:
         records: at least two.
         count: of held-out records, at least one.
     """
-    groups = _by_picture(records)
+    groups = record_groups(records, shown_by)
     held: list[int] = []
     for group in reversed(groups):
         if len(held) >= count or len(held) + len(group) == len(records):
@@ -64,10 +64,10 @@ def unshared(teaching: Sequence[Query], held_out: Sequence[Query]) -> tuple[list
         teaching: queries of one kind, of the records that teach.
         held_out: of the same kind, of those held out.
     """
-    fresh = _apart(teaching, held_out)
+    fresh = apart(teaching, held_out)
     if sum(fresh) * 2 >= len(fresh):
         return fresh, [True] * len(held_out)
-    fresh = _apart(held_out, teaching)
+    fresh = apart(held_out, teaching)
     if not any(fresh):
         logger.warning(
             "all held-out queries of a kind share pictures or questions with taught ones"
@@ -76,32 +76,10 @@ def unshared(teaching: Sequence[Query], held_out: Sequence[Query]) -> tuple[list
     return [True] * len(teaching), fresh
 
 
-def _apart(queries: Sequence[Query], others: Sequence[Query]) -> list[bool]:
+def apart(queries: Sequence[Query], others: Sequence[Query]) -> list[bool]:
+    """Return which queries share neither picture nor question with any of some others."""
     prompts = {query.prompt for query in others}
-    shown = {key for query in others for key in _pictures(query)}
-    return [query.prompt not in prompts and not shown & set(_pictures(query)) for query in queries]
-
-
-def _pictures(query: Query) -> list[Hashable]:
-    return [picture_key(picture) for picture in query.files]
-
-
-def _by_picture(records: Sequence[Record]) -> list[list[int]]:
-    """Return the places of records that share a picture of the edit, group by group."""
-    leader = list(range(len(records)))
-
-    def find(place: int) -> int:
-        while leader[place] != place:
-            leader[place] = leader[leader[place]]
-            place = leader[place]
-        return place
-
-    first: dict[Hashable, int] = {}
-    for place, record in enumerate(records):
-        for query in (record.request, record.image_rephrase):
-            for key in _pictures(query):
-                leader[find(place)] = find(first.setdefault(key, place))
-    groups: dict[int, list[int]] = {}
-    for place in range(len(records)):
-        groups.setdefault(find(place), []).append(place)
-    return sorted(groups.values(), key=lambda group: group[-1])
+    shown = {key for query in others for key in pictures_of(query)}
+    return [
+        query.prompt not in prompts and not shown & set(pictures_of(query)) for query in queries
+    ]

@@ -1,4 +1,8 @@
-"""Trains the adapters on edit records, then calibrates the gate. The base model stays frozen."""
+"""Makes the gate, then trains the adapters on edit records. The base model stays frozen.
+
+The gate comes first, since it does not depend on the adapters: what is saved while they are trained
+is ready for use, and validation measures with the gate that decides in the end.
+"""
 
 import contextlib
 import math
@@ -8,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.training_targets import targets_of
@@ -17,12 +20,14 @@ from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_calibration import Calibration
 from easyedit_dualedit.model.hooks import undisturbed
-from easyedit_dualedit.train.checkpoint import Checkpoint
+from easyedit_dualedit.train.checkpoint import WATCH, Checkpoint, Stateful
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.drawn_targets import with_drawn_targets
-from easyedit_dualedit.train.gate_trainer import make_gate
+from easyedit_dualedit.train.gate_stage import GateStage
 from easyedit_dualedit.train.processes import Processes
+from easyedit_dualedit.train.progress import TrainingProgress
 from easyedit_dualedit.train.step import TrainingStep
+from easyedit_dualedit.train.watch import Watch, Watching
 
 CHECKPOINT_EVERY = 200
 """Steps between two checkpoints."""
@@ -42,8 +47,11 @@ def train(
     *,
     checkpoint: Path | None = None,
     progress: bool = True,
+    watching: Watching | None = None,
 ) -> dict[GateKind, Calibration]:
     """Train the adapters of `editor` in place, calibrate its gate, and return how the gate does.
+
+    With validation records the adapters are in the end those that did best on them.
 
     Inside a group of torch.distributed, each process takes its share of every batch, and all end
     with the same adapters: those of one process with the same batches, but for rounding. Only the
@@ -56,7 +64,8 @@ def train(
         checkpoint: file to continue from if it exists, written every `CHECKPOINT_EVERY` steps or
             `CHECKPOINT_SECONDS`, and after the last; the caller removes it once the adapters are
             saved. On one machine a continued training gives the bits of an unbroken one.
-        progress: whether to show a bar.
+        progress: whether to show how far it is.
+        watching: what is measured and written meanwhile; None means nothing.
 
     Raises:
         DataError: if there are fewer records than a batch takes.
@@ -82,10 +91,16 @@ def train(
     records = with_drawn_targets(
         records, config.augment_targets, editor.encoder.tokenizer, config.seed
     )
-    state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config)
+    gate = GateStage(editor, records, config)
+    watch = Watch(watching or Watching(), editor, config)
+    further: dict[str, Stateful] = {"gate": gate, WATCH: watch}
+    state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config, further)
     first = state.restore()
     processes.agree(editor.adapters.parameters())
     progress = progress and processes.is_first
+    # Before anything is saved in the middle of a training.
+    known = editor.training_targets or ()
+    editor.training_targets = tuple(sorted({*known, *targets_of(records)}))
     training_step = TrainingStep.within(editor, config)
 
     def batches(step: int) -> Iterator[Sequence[Record]]:
@@ -96,19 +111,24 @@ def train(
             yield processes.share([records[i] for i in indices])
 
     with undisturbed(editor.backbone.model), _frozen(editor.backbone.model):
+        if gate.run(progress=progress) and processes.is_first:
+            state.store(first)
         for step in range(first - first % FORGET_EVERY, first):
             for batch in batches(step):
                 training_step.read_again(batch, config)
-        stored = time.monotonic()
-        bar = tqdm(
-            range(first, config.steps),
-            initial=first,
-            total=config.steps,
-            desc="training",
-            unit="step",
-            disable=not progress,
+        bar = TrainingProgress(
+            first,
+            config.steps,
+            config.batch_size * config.accumulate,
+            device=editor.backbone.device,
+            shown=progress,
         )
-        for step in bar:
+        is_over = watch.is_over(first)
+        if not is_over and watch.begin(first, records, bar) and processes.is_first:
+            state.store(first)
+        stored = time.monotonic()
+        step = first
+        while not watch.is_over(step):
             optimiser.zero_grad(set_to_none=True)
             if step % FORGET_EVERY == 0:
                 training_step.forget()
@@ -116,24 +136,26 @@ def train(
                 losses = training_step.losses(batch, config)
                 (losses.total / config.accumulate).backward()  # type: ignore[no-untyped-call]
             processes.add_gradients(editor.adapters.parameters())
-            if config.gradient_clip:
-                nn.utils.clip_grad_norm_(editor.adapters.parameters(), config.gradient_clip)
+            norm = nn.utils.clip_grad_norm_(
+                editor.adapters.parameters(), config.gradient_clip or math.inf
+            )
+            rate = float(schedule.get_last_lr()[0])
             optimiser.step()
             schedule.step()
-            told = {metric: float(loss) for metric, loss in losses.by_metric.items()}
-            bar.set_postfix({metric: f"{loss:.3f}" for metric, loss in told.items()})
-            _require_numbers(told.values(), f"losses of step {step + 1}", config)
-            is_last = step + 1 == config.steps
+            step += 1
+            bar.step(losses.by_metric)
+            _require_numbers(losses.by_metric.values(), f"losses of step {step}", config)
+            measured = watch.after(step, losses, rate, float(norm), bar)
             late = time.monotonic() - stored > CHECKPOINT_SECONDS
-            if processes.is_first and (is_last or late or (step + 1) % CHECKPOINT_EVERY == 0):
-                state.store(step + 1)
+            due = measured or late or step == config.steps or step % CHECKPOINT_EVERY == 0
+            if processes.is_first and due:
+                state.store(step)
                 stored = time.monotonic()
+        watch.finish(step, bar)
+        bar.close()
         extremes = [each.detach().abs().amax() for each in editor.adapters.parameters()]
         _require_numbers(torch.stack(extremes).tolist(), "trained weights", config)
-        calibrations = _gate_stage(editor, records, config, progress=progress)
-    known = editor.training_targets or ()
-    editor.training_targets = tuple(sorted({*known, *targets_of(records)}))
-    return calibrations
+    return gate.calibrations
 
 
 def remake_gate(
@@ -158,17 +180,9 @@ def remake_gate(
     """
     tokenizer = editor.encoder.tokenizer
     records = with_drawn_targets(records, config.augment_targets, tokenizer, config.seed)
-    progress = progress and Processes.current().is_first
-    return _gate_stage(editor, records, config, progress=progress)
-
-
-def _gate_stage(
-    editor: DualEditor, records: Sequence[Record], config: TrainingConfig, *, progress: bool
-) -> dict[GateKind, Calibration]:
-    calibrations = make_gate(editor, records, config, progress=progress)
-    # Each has made the same from the same states, but for the last bits on another device.
-    Processes.current().agree(editor.gate.state_dict().values())
-    return calibrations
+    stage = GateStage(editor, records, config)
+    stage.run(progress=progress and Processes.current().is_first)
+    return stage.calibrations
 
 
 def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:

@@ -47,8 +47,7 @@ def test_train_evaluate_and_edit_work_one_after_the_other(work: Workplace, call:
     done = call(work.train(lr=0.03, word_path=False))
     assert done.code == 0, done.err
     assert sorted(path.name for path in work.adapters.iterdir()) == [
-        "adapters.safetensors",
-        "config.json",
+        *("adapters.safetensors", "config.json", "curves"),
     ]
     for kind in ("cosine", "centred", "last-token"):
         assert kind in done.out
@@ -167,10 +166,11 @@ def test_an_interrupted_training_continues_to_the_same_adapters(
     allow = interrupt_at(monkeypatch, 2)
     stopped = call(command)
     assert stopped.code == 130
-    assert [path.name for path in output.iterdir()] == ["training.pt"]
+    assert sorted(path.name for path in output.iterdir()) == ["curves", "training.pt"]
     allow()
     assert call(command).code == 0
-    assert sorted(path.name for path in output.iterdir()) == ["adapters.safetensors", "config.json"]
+    names = ["adapters.safetensors", "config.json", "curves"]
+    assert sorted(path.name for path in output.iterdir()) == names
     whole = work.folder / "whole"
     assert call(work.train("--output", whole, hparams=hparams)).code == 0
     assert same_adapters(output, whole)

@@ -1,8 +1,10 @@
 """The command `train`: the gate of trained adapters can be made again without training them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from workplace import Workplace
 
@@ -42,3 +44,46 @@ def test_a_gate_is_made_again_and_the_adapters_stay(work: Workplace, call: Any):
 
 def test_a_gate_alone_needs_adapters(work: Workplace, call: Any):
     assert "archive is not set" in call(work.train("--gate-only")).error
+
+
+def test_a_training_shows_how_it_does(work: Workplace, call: Any):
+    changes = {"gate_steps": 3, "val_interval": 2, "log_interval": 1}
+    out = work.folder / "watched"
+    made = call(work.train("--output", out, "--validation", 2, **changes))
+    assert made.code == 0, made.err
+    assert "training: validation at step 4: reliability" in made.err
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("adapters.safetensors", "best", "config.json", "curves", "last"),
+    ]
+    own, best = Archive.load(out), Archive.load(out / "best")
+    assert parts(out) and is_equal(dict(own.tensors), dict(best.tensors))
+    assert not is_equal(parts(out / "last")[1], {})
+    curves = out / "curves"
+    for name in ("curves.csv", "curves.png"):
+        (curves / name).unlink()
+    shown = call(["curves", str(out)])
+    assert shown.code == 0 and "reliability" in shown.out, shown.err
+    assert sorted(path.name for path in curves.iterdir()) == [
+        *("curves.csv", "curves.jsonl", "curves.png"),
+    ]
+    assert call(work.evaluate("--limit", 1, archive=str(out))).code == 0
+    assert call(work.evaluate("--limit", 1, "--name", "best", archive=str(out / "best"))).code == 0
+
+
+def test_few_records_are_all_trained_on(work: Workplace, call: Any):
+    out = work.folder / "few"
+    assert call(work.train("--output", out)).code == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["adapters.safetensors", "config.json", "curves"]
+    too_many = call(work.train("--output", out, "--validation", 5)).error
+    assert "5 validation records are more than half of the 8 records" in too_many
+    assert "no curves in" in call(["curves", str(work.folder)]).error
+
+
+def test_tensorboard_that_is_missing_is_told_before_anything_runs(
+    work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    error = call(work.train("--output", work.folder / "new", "--log", "tensorboard")).error
+    assert "pip install tensorboard" in error
+    assert not (work.folder / "new").exists()

@@ -15,7 +15,7 @@ from easyedit_dualedit.data.training_targets import targets_of
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model import layer_swaps
-from easyedit_dualedit.train import trainer
+from easyedit_dualedit.train import gate_stage, trainer
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_trainer import calibrate
 from easyedit_dualedit.train.losses import StepLosses
@@ -303,12 +303,8 @@ def test_a_checkpoint_of_another_run_is_refused(
     llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setattr(
-        trainer, "make_gate", lambda *_, **_k: pytest.fail("stop before calibration")
-    )
     checkpoint = tmp_path / "training.pt"
-    with pytest.raises(BaseException, match="stop before"):
-        train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
+    train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
     with pytest.raises(ArchiveError, match="another configuration"):
         train(editor_of(llava), records, fast(steps=9), checkpoint=checkpoint, progress=False)
     checkpoint.write_bytes(b"no checkpoint")
@@ -316,7 +312,7 @@ def test_a_checkpoint_of_another_run_is_refused(
         train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
 
 
-def test_a_failed_gate_stage_costs_no_adapters(
+def test_another_gate_costs_no_adapters(
     llava: TinyModel,
     records: list[Record],
     tmp_path: Path,
@@ -325,12 +321,16 @@ def test_a_failed_gate_stage_costs_no_adapters(
 ):
     checkpoint = tmp_path / "training.pt"
     trained = editor_of(llava)
-    real = trainer.make_gate
-    monkeypatch.setattr(trainer, "make_gate", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train(trained, records, fast(steps=2, gate_steps=3), checkpoint=checkpoint, progress=False)
-    monkeypatch.setattr(trainer, "make_gate", real)
+    first = fast(steps=2, gate_steps=3)
+    gates = train(trained, records, first, checkpoint=checkpoint, progress=False)
     monkeypatch.setattr(TrainingStep, "losses", lambda *_: pytest.fail("they are trained"))
+    real = gate_stage.make_gate
+    monkeypatch.setattr(gate_stage, "make_gate", lambda *_, **_k: pytest.fail("it is made"))
+    again = editor_of(llava)
+    assert train(again, records, first, checkpoint=checkpoint, progress=False) == gates
+    found = again.state_dict()
+    assert all(torch.equal(v, found[k]) for k, v in trained.state_dict().items())
+    monkeypatch.setattr(gate_stage, "make_gate", real)
     # What the adapters do not depend on may be another now.
     others = {
         "gate_steps": 5,
@@ -349,6 +349,15 @@ def test_a_failed_gate_stage_costs_no_adapters(
     assert all(torch.equal(v, found[k]) for k, v in trained.adapters.state_dict().items())
     with pytest.raises(ArchiveError, match="training"):
         train(editor_of(llava), records, fast(steps=3), checkpoint=checkpoint, progress=False)
+
+
+def test_a_failed_gate_stage_costs_no_step(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gate_stage, "make_gate", lambda *_, **_k: 1 / 0)
+    monkeypatch.setattr(TrainingStep, "losses", lambda *_: pytest.fail("the gate comes first"))
+    with pytest.raises(ZeroDivisionError):
+        train(editor_of(llava), records, fast(steps=2), progress=False)
 
 
 def test_too_few_records_are_refused(llava: TinyModel, records: list[Record]):

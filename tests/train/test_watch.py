@@ -1,0 +1,193 @@
+"""A watched training: curves, the best state, patience; a kill in the middle changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_data import editor_of, fast, write_data
+from tiny_models import TinyModel
+
+from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.method.archive import Archive
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train import trainer, watch
+from easyedit_dualedit.train.checkpoint import began_without_validation
+from easyedit_dualedit.train.curves import Curves, Line, read_curves
+from easyedit_dualedit.train.losses import StepLosses
+from easyedit_dualedit.train.progress import TrainingProgress
+from easyedit_dualedit.train.step import TrainingStep
+from easyedit_dualedit.train.trainer import train
+from easyedit_dualedit.train.validation import Measured
+from easyedit_dualedit.train.watch import Watching
+
+CLOCK = ("seconds", "samples_per_second", "peak_gibibytes")
+CONFIG = fast(steps=7, batch_size=2, schedule="one-cycle", gate_steps=2)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    folder = tmp_path_factory.mktemp("data")
+    return load_records(write_data(folder, 10), folder)
+
+
+def watching(records: list[Record], folder: Path, **changes: Any) -> Watching:
+    curves = Curves(folder / "curves")
+    return Watching(
+        records[8:], **{"every": 3, "folder": folder, "curves": curves, "curves_every": 2} | changes
+    )
+
+
+def timeless(folder: Path) -> list[Line]:
+    lines = read_curves(folder / "curves")
+    return [{name: v for name, v in line.items() if name not in CLOCK} for line in lines]
+
+
+def trained(tiny: TinyModel, records: list[Record], folder: Path, **changes: Any) -> DualEditor:
+    torch.manual_seed(5)
+    editor = editor_of(tiny)
+    plan = watching(records, folder, **changes)
+    path = folder / "training.pt"
+    train(editor, records[:8], CONFIG, checkpoint=path, progress=False, watching=plan)
+    return editor
+
+
+def same(one: Any, other: Any) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+def test_curves_tell_of_every_part(llava: TinyModel, records: list[Record], tmp_path: Path):
+    trained(llava, records, tmp_path)
+    lines = timeless(tmp_path)
+    assert [(line["step"], line["part"][0]) for line in lines] == [
+        *((0, "v"), (2, "t"), (3, "v"), (4, "t"), (6, "t"), (6, "v"), (7, "t"), (7, "v")),
+    ]
+    first = lines[0]
+    assert first["gate"] == "cosine" and first["records"] == {"all": 2, "seen": 2, "unseen": 0}
+    assert first["loss"]["total"] == pytest.approx(sum(first["losses"]["all"].values()))
+    assert set(lines[1]["loss"]) == {"total", *first["losses"]["all"]}
+    assert lines[1]["gradient_norm"] > 0 and lines[1]["learning_rate"] > 0
+
+
+def test_watching_changes_no_step(llava: TinyModel, records: list[Record], tmp_path: Path):
+    trained(llava, records, tmp_path)
+    torch.manual_seed(5)
+    alone = editor_of(llava)
+    train(alone, records[:8], CONFIG, progress=False)
+    assert same(Archive.load(tmp_path / "last").tensors, alone.state_dict())
+
+
+def test_a_kill_anywhere_changes_nothing(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = trained(llava, records, tmp_path / "whole")
+    # After every step, so that checkpoints fall between the lines of the curves.
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
+    real, real_add = TrainingStep.losses, Curves.add
+    calls = {"step": 0, "line": 0}
+
+    def failing(*arguments: Any) -> StepLosses:
+        calls["step"] += 1
+        if calls["step"] % 3 == 0:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    def failing_add(self: Curves, line: Line) -> None:
+        real_add(self, line)
+        calls["line"] += 1
+        if calls["line"] in (1, 4):  # written, but no checkpoint knows of it
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingStep, "losses", failing)
+    monkeypatch.setattr(Curves, "add", failing_add)
+    kills = 0
+    while True:
+        try:
+            broken = trained(llava, records, tmp_path / "broken")
+            break
+        except KeyboardInterrupt:
+            kills += 1
+            assert kills < 12
+    assert kills >= 4
+    assert same(broken.state_dict(), whole.state_dict())
+    assert timeless(tmp_path / "broken") == timeless(tmp_path / "whole")
+    for name in ("best", "last"):
+        pair = [Archive.load(tmp_path / run / name).tensors for run in ("broken", "whole")]
+        assert same(*pair)
+
+
+def scores(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have validation measure these averages, one after another."""
+    left = iter(values)
+
+    def measure(_self: object) -> Measured:
+        shares = {"all": dict.fromkeys(("a", "b", "c", "d", "e"), next(left))}
+        return Measured({"all": {"a": 1.0}}, shares, shares)
+
+    monkeypatch.setattr(watch.Validation, "measure", measure)
+
+
+def test_the_best_state_is_what_is_left(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scores([0.1, 0.9, 0.9, 0.2], monkeypatch)
+    editor = trained(llava, records, tmp_path)
+    lines = [line for line in read_curves(tmp_path / "curves") if line["part"] == "validation"]
+    assert [line["is_best"] for line in lines] == [True, True, False, False]
+    assert same(Archive.load(tmp_path / "best").tensors, editor.state_dict())
+    last = Archive.load(tmp_path / "last")
+    assert not same(last.tensors, editor.state_dict())
+    assert last.training_targets == editor.training_targets
+
+
+def test_patience_ends_a_training(
+    llava: TinyModel,
+    records: list[Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    scores([0.1, 0.9, 0.2, 0.2], monkeypatch)
+    trained(llava, records, tmp_path, patience=3)
+    assert read_curves(tmp_path / "curves")[-1]["step"] == 6
+    # The same command has nothing left to do.
+    monkeypatch.setattr(TrainingStep, "losses", lambda *_: pytest.fail("it was over"))
+    torch.manual_seed(5)
+    editor = editor_of(llava)
+    path, plan = tmp_path / "training.pt", watching(records, tmp_path, patience=3)
+    train(editor, records[:8], CONFIG, checkpoint=path, progress=True, watching=plan)
+    assert "ends after step 6: nothing better since step 3" in capfd.readouterr().err
+    assert same(Archive.load(tmp_path / "best").tensors, editor.state_dict())
+
+
+def test_checkpoints_say_whether_they_validate(
+    llava: TinyModel, records: list[Record], tmp_path: Path
+):
+    assert not began_without_validation(tmp_path / "training.pt")
+    trained(llava, records, tmp_path)
+    assert not began_without_validation(tmp_path / "training.pt")
+    path = tmp_path / "alone.pt"
+    train(editor_of(llava), records, CONFIG, checkpoint=path, progress=False)
+    assert began_without_validation(path)
+    values = torch.load(path, weights_only=True)
+    # As earlier versions wrote it.
+    torch.save({k: v for k, v in values.items() if k not in ("watch", "gate")}, path)
+    assert began_without_validation(path)
+    editor = editor_of(llava)
+    train(editor, records, CONFIG, checkpoint=path, progress=False)
+    assert editor.gate.threshold
+
+
+def test_without_a_terminal_a_line_a_minute_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    now = {"seconds": 0.0}
+    monkeypatch.setattr("easyedit_dualedit.train.progress.time.monotonic", lambda: now["seconds"])
+    progress = TrainingProgress(100, 1000, 4, device=torch.device("cpu"), shown=True)
+    for _ in range(100):
+        now["seconds"] += 1.5
+        progress.step({"reliability": 0.5, "text_generality": 0.25})
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("training: step 140 of 1000, 22 min left, 2.7 samples/s, ")
+    assert lines[0].endswith(" GiB, loss 0.750")
