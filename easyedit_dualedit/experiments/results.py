@@ -21,7 +21,7 @@ from easyedit_dualedit.files import read_json
 from easyedit_dualedit.measure.intervals import interval, paired_difference
 from easyedit_dualedit.measure.metrics import AVERAGE, means
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS, PROTOCOLS
-from easyedit_dualedit.measure.run import SETTINGS_FILE
+from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE
 from easyedit_dualedit.measure.target_split import TargetSplit, told
 
 _FIRST = "generate"
@@ -157,13 +157,17 @@ def costs(folder: Path, names: Sequence[str], indices: Sequence[int]) -> dict[st
 def stored_names(folder: Path) -> list[str]:
     """Return the names of the methods that a run holds, without the unedited model.
 
+    Those of which nothing is there yet, not even settings, are left out: their run was stopped.
+
     Raises:
-        DataError: if a folder of a method has no settings.
+        DataError: if a folder of a method has cases and no settings.
     """
     names = []
     for path in sorted((folder / METHODS_FOLDER).iterdir()):
         settings = read_json(path / SETTINGS_FILE)
         if settings is None:
+            if not (path / CASES_FOLDER).exists():
+                continue
             raise DataError(f"{path} has no {SETTINGS_FILE}; remove the folder")
         if path != method_folder(folder, UNEDITED):
             names.append(str(settings["name"]))

@@ -35,7 +35,8 @@ def merge(folders: Sequence[Path], output: Path) -> None:
         Run(output, read_json(folder / SETTINGS_FILE) or {})
         for source in sorted((folder / METHODS_FOLDER).iterdir()):
             target = output / METHODS_FOLDER / source.name
-            if source.resolve() == target.resolve():
+            is_begun = (source / SETTINGS_FILE).is_file() or (source / CASES_FOLDER).exists()
+            if source.resolve() == target.resolve() or not is_begun:
                 continue
             run = Run(target, read_json(source / SETTINGS_FILE) or {})
             for path in sorted((source / CASES_FOLDER).glob("*.json")):

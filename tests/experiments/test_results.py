@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, method_folder
 from easyedit_dualedit.experiments.results import (
     compared,
@@ -162,3 +163,13 @@ def test_numbers_hold_nothing_that_a_second_run_would_change(run: Path):
 
 def test_names_come_from_the_folders(run: Path):
     assert sorted(stored_names(run)) == sorted(NAMES)
+
+
+def test_a_method_that_was_stopped_before_it_began_is_no_method_yet(run: Path):
+    before = stored_names(run)
+    begun = method_folder(run, "Begun")
+    begun.mkdir()
+    assert stored_names(run) == before
+    (begun / "cases").mkdir()
+    with pytest.raises(DataError, match="has no run.json"):
+        stored_names(run)

@@ -35,8 +35,10 @@ def test_shards_merge_to_the_unsharded_run(records: list[Record], tmp_path: Path
     run_benchmark(plan_of(records, tmp_path, shard=(0, 2)), methods, tmp_path / "a")
     run_benchmark(plan_of(records, tmp_path, shard=(1, 2)), methods, tmp_path / "b")
     assert len(contents(tmp_path / "a")) == 6
+    method_folder(tmp_path / "a", "Stopped before it began").mkdir()
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
     assert contents(tmp_path / "merged") == contents(whole)
+    assert not method_folder(tmp_path / "merged", "Stopped before it began").exists()
     for shard in ((0, 2), (1, 2)):
         run_benchmark(plan_of(records, tmp_path, shard=shard), methods, tmp_path / "both")
     assert contents(tmp_path / "both") == contents(whole)
