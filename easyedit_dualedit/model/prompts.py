@@ -13,7 +13,7 @@ from easyedit_dualedit.errors import BackboneError, DataError
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.pictures import open_image
-from easyedit_dualedit.model.video_frames import Clip, read_clip
+from easyedit_dualedit.model.video_frames import Clip, Clips
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Model inputs that are one number a token."""
@@ -35,6 +35,8 @@ class PromptReader:
         self._template = template
         self._tokenizer = processor.tokenizer
         ids = backbone.vision_token_ids
+        video_processor = getattr(processor, "video_processor", None)
+        self._clips = None if video_processor is None else Clips(video_processor)
         self._vision_tokens: list[str] = self._tokenizer.convert_ids_to_tokens(ids)
 
     def text(self, query: Query) -> str:
@@ -115,15 +117,15 @@ class PromptReader:
         Raises:
             DataError: if it shows none, it cannot be read, or the model takes none.
         """
-        video, reader = query.video, getattr(self._processor, "video_processor", None)
-        if video is None or reader is None:
+        video = query.video
+        if video is None or self._clips is None:
             raise DataError(
                 f"{type(self._processor).__name__} reads no video, so"
                 f" {type(self._backbone.model).__name__} takes none; give its frames as several"
                 " pictures, if the model takes those, or use a model of a family that watches"
                 " videos"
             )
-        return read_clip(video, reader)
+        return self._clips.of(video)
 
     def _processed(
         self,

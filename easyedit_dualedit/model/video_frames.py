@@ -1,6 +1,8 @@
 """Which frames of a video a model is shown, and how they are read."""
 
 import importlib.util
+from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.pictures import open_image
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
-from easyedit_dualedit.model.videos import Video
+from easyedit_dualedit.model.videos import Video, shown_key
 
 FRAMES_OF_A_FILE = 8
 """Frames that are shown of a file where neither the user nor the processor says, as EasyEdit has
@@ -20,6 +22,9 @@ it."""
 
 _ASSUMED_RATE = 24.0
 """Frames a second where nobody says, as the processors of transformers assume."""
+
+CLIP_BYTES = 256 * 2**20
+"""Bytes of decoded frames that are kept: 64 frames of 1280x720 are 177 million."""
 
 _DECODERS = {"torchcodec": "torchcodec", "pyav": "av", "opencv": "cv2"}
 """Name that transformers has for a library that decodes videos -> its module."""
@@ -78,6 +83,28 @@ def read_clip(video: Video, video_processor: Any) -> Clip:
     metadata.width, metadata.height = images[0].size
     metadata.frames_indices = places
     return Clip(np.stack([np.asarray(image) for image in images]), metadata)
+
+
+class Clips:
+    """Clips of the videos that were read last, within a budget of memory: decoding takes long."""
+
+    def __init__(self, video_processor: Any, budget: int = CLIP_BYTES):
+        """Read for one model's processor; keep at most `budget` bytes of frames."""
+        self._video_processor = video_processor
+        self._budget = budget
+        self._held: OrderedDict[Hashable, Clip] = OrderedDict()
+
+    def of(self, video: Video) -> Clip:
+        """Return the frames of a video that the model is shown; see `read_clip`."""
+        key = shown_key(video)
+        clip = self._held.get(key)
+        if clip is None:
+            clip = read_clip(video, self._video_processor)
+        self._held[key] = clip
+        self._held.move_to_end(key)
+        while self._held and sum(each.pixels.nbytes for each in self._held.values()) > self._budget:
+            self._held.popitem(last=False)
+        return clip
 
 
 def strip_of(video: Video, most: int = 4) -> list[Image.Image]:

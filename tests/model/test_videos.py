@@ -9,7 +9,7 @@ from tiny_videos import frames, video_of, write_clip
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model import video_frames
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.video_frames import read_clip, strip_of
+from easyedit_dualedit.model.video_frames import Clips, read_clip, strip_of
 from easyedit_dualedit.model.videos import Video, shown_digest, shown_key, still_of
 
 
@@ -122,3 +122,16 @@ def test_missing_and_empty_sources_are_named(tmp_path: Path):
 def test_frames_of_several_sizes_are_refused():
     with pytest.raises(DataError, match=r"2 sizes, such as 30x30 and 40x40"):
         read_clip(Video([picture(size=(30, 30)), picture(size=(40, 40))]), None)
+
+
+def test_clips_are_kept_within_their_budget():
+    reader = shared("llava-onevision").processor.video_processor
+    first, second = video_of("red", "blue"), video_of("blue", "red")
+    clips = Clips(reader, budget=2 * 40 * 40 * 3)
+    assert clips.of(first) is clips.of(video_of("red", "blue"))
+    kept = clips.of(second)
+    assert clips.of(second) is kept
+    again = clips.of(first)
+    np.testing.assert_array_equal(again.pixels, read_clip(first, reader).pixels)
+    nothing = Clips(reader, budget=10)
+    assert nothing.of(first) is not nothing.of(first)
