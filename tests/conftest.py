@@ -122,6 +122,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
     parser.addoption(
+        "--adds", type=int, default=150, help="edits that are added one by one, against the clock"
+    )
+
+    parser.addoption(
         "--writing-seconds", type=float, default=5.0, help="how long eight processes add edits"
     )
 
