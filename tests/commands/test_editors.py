@@ -1,6 +1,7 @@
 """Every command that takes trained adapters takes both forms: our folder, and a checkpoint file."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from workplace import Workplace
 
+from easyedit_dualedit.measure.run import METRICS_FILE
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin.archives import described_state
@@ -50,16 +52,20 @@ def lines(work: Workplace, archive: Path, place: Path) -> dict[str, list[str]]:
 def test_both_forms_of_adapters_work_everywhere(
     work: Workplace, call: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    answers: dict[str, list[str]] = {}
+    answers: list[str] = []
+    numbers: list[Any] = []
     for form, archive in (("folder", work.adapters), ("file", checkpoint)):
         for name, line in lines(work, archive, work.folder / form).items():
             monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))
             called = call(line)
             assert called.code == 0, (form, name, called.err)
-            answers.setdefault(name, []).append(called.out)
-    for name in ("edit", "evaluate"):
-        folder, file = (out.replace("/file", "/folder") for out in answers[name])
-        assert folder == file, name
+            if name == "edit":
+                answers.append(called.out)
+        for run in ("evaluate", "benchmark"):
+            metrics = work.folder / form / run / METRICS_FILE
+            numbers.append(json.loads(metrics.read_text(encoding="utf-8"))["methods"])
+    assert answers[0] == answers[1]
+    assert numbers[:2] == numbers[2:]
 
 
 def test_a_file_that_is_no_checkpoint_is_one_line_everywhere(work: Workplace, call: Any):
