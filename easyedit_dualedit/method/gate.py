@@ -21,21 +21,13 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.method.config import GateConfig, GateKind
+from easyedit_dualedit.method.gate_projection import GateForm, GateProjection
 from easyedit_dualedit.model.inputs import TokenLayout
 
 logger = logging.getLogger(__name__)
 
 CALIBRATED_KINDS: tuple[GateKind, ...] = ("cosine", "centred", "last-token")
 """Kinds that compare the states as they are, in the order in which a gate stores thresholds."""
-
-EDIT_COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
-"""Numbers of stored edits that a `learned` gate keeps thresholds for."""
-
-KEY_WIDTH = 128
-"""Length of the keys of a `learned` gate."""
-
-_HIDDEN_WIDTH = 256
-"""Width of the layer between states and keys."""
 
 _TIE = 1e-5
 """Cosines closer than this differ by rounding: two edits of one request, say."""
@@ -85,7 +77,7 @@ class Gate(nn.Module):
         self.register_buffer("mean", torch.zeros(hidden_size))
         self.register_buffer("thresholds", torch.full((len(CALIBRATED_KINDS),), math.nan))
         self.projection = GateProjection(hidden_size)
-        self.register_load_state_dict_pre_hook(_leave_out_earlier_projection)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_prepare_projection)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_warn_of_fallback)  # type: ignore[no-untyped-call]
 
     @property
@@ -223,70 +215,6 @@ class Gate(nn.Module):
             return functional.normalize(states, dim=-1)
 
 
-class GateProjection(nn.Module):
-    """The trained part of a `learned` gate: it makes keys that tell a thousand edits apart.
-
-    A key joins the state of the last prompt token, which knows what is asked, and the mean over the
-    image tokens, which hardly changes when a scene is rearranged and tells scenes apart whose
-    answer is the same. The threshold grows with the number of edits, since each more is one more
-    chance to open for a query that concerns none. At LLaVA-1.5-7B size there are 2.1 million
-    parameters, 6 % of the adapters'.
-    """
-
-    thresholds: Tensor
-
-    def __init__(self, hidden_size: int):
-        """Build an untrained projection of states of `hidden_size`."""
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2 * hidden_size, _HIDDEN_WIDTH),
-            nn.GELU(),
-            nn.Linear(_HIDDEN_WIDTH, KEY_WIDTH),
-        )
-        self.register_buffer("thresholds", torch.full((len(EDIT_COUNTS),), math.nan))
-
-    @property
-    def is_trained(self) -> bool:
-        """True once it has been trained and its thresholds calibrated."""
-        return not math.isnan(self.thresholds[0])
-
-    def forward(self, states: Tensor, vision: Tensor | None = None) -> Tensor:
-        """Return unit vectors, [..., k].
-
-        Args:
-            states: states of last prompt tokens, [..., d].
-            vision: means of the states of the image tokens at the same layer, [..., d]; zeros, or
-                None, without a picture.
-        """
-        # The norm of zeros is zeros, so a query without a picture needs no case of its own.
-        picture = torch.zeros_like(states) if vision is None else vision
-        both = functional.layer_norm(torch.stack([states, picture], -2), states.shape[-1:])
-        keys: Tensor = functional.normalize(self.layers(both.flatten(-2)), dim=-1)
-        return keys
-
-    def threshold(self, count: int) -> float:
-        """Return the cosine at or above which the best of `count` edits applies; NaN if untrained.
-
-        It is linear in the logarithm of the count between `EDIT_COUNTS`, and constant outside.
-        """
-        values: list[float] = self.thresholds.tolist()
-        if count <= EDIT_COUNTS[0]:
-            return values[0]
-        if count >= EDIT_COUNTS[-1]:
-            return values[-1]
-        upper = next(place for place, each in enumerate(EDIT_COUNTS) if each >= count)
-        low, high = math.log(EDIT_COUNTS[upper - 1]), math.log(EDIT_COUNTS[upper])
-        share = (math.log(count) - low) / (high - low)
-        return values[upper - 1] + share * (values[upper] - values[upper - 1])
-
-    def reset(self) -> None:
-        """Draw new weights from the global random state, and forget the thresholds."""
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
-        self.thresholds.fill_(math.nan)
-
-
 def vision_mean(hidden: Tensor, vision: Tensor) -> Tensor:
     """Return the mean state of the image tokens of each row, float32 [b, d]; zeros without any.
 
@@ -300,15 +228,30 @@ def vision_mean(hidden: Tensor, vision: Tensor) -> Tensor:
     return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def _leave_out_earlier_projection(
-    _gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
+def _prepare_projection(
+    gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
 ) -> None:
-    """Drop a projection of version 0.1, which read no image tokens: it cannot be used any more."""
+    """Give the gate a projection of the form that is about to be loaded.
+
+    A projection of version 0.1, which read no image tokens, is dropped: it cannot be used any more.
+    """
+    if not isinstance(gate, Gate):
+        return
+    size, names = (
+        len(gate.mean),
+        [name for name in tensors if name.startswith(f"{prefix}projection.")],
+    )
     if f"{prefix}projection.threshold" in tensors:
-        fresh = GateProjection(len(tensors[f"{prefix}mean"])).state_dict()
-        for name in [name for name in tensors if name.startswith(f"{prefix}projection.")]:
+        for name in names:
             del tensors[name]
+        fresh = GateProjection(size).state_dict()
         tensors.update({f"{prefix}projection.{name}": value for name, value in fresh.items()})
+    elif names:
+        form: GateForm = (
+            "two-layer" if f"{prefix}projection.layers.2.weight" in tensors else "linear"
+        )
+        if form != gate.projection.form:
+            gate.projection = GateProjection(size, form).to(gate.mean.device)
 
 
 def _warn_of_fallback(gate: nn.Module, _keys: object) -> None:

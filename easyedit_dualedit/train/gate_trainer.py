@@ -5,8 +5,10 @@ can depend on what comes after them.
 """
 
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TypeVar
 
 import torch
@@ -16,13 +18,17 @@ from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import EDIT_COUNTS
 from easyedit_dualedit.method.gate_calibration import Calibration, ScopeSample, set_thresholds
+from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.config import TrainingConfig
-from easyedit_dualedit.train.gate_fit import fit_projection
+from easyedit_dualedit.train.gate_fit import FITTINGS, fit_projection
 from easyedit_dualedit.train.gate_reading import GateStates, read_gate_states
-from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
+from easyedit_dualedit.train.gate_thresholds import (
+    CountCalibration,
+    ScopedSimilarities,
+    thresholds_by_count,
+)
 from easyedit_dualedit.train.held_out import Division, divided, unshared
 from easyedit_dualedit.train.scope_states import ScopeQueries, ScopeStates
 
@@ -228,15 +234,31 @@ def _trained(
     *,
     progress: bool,
 ) -> Calibration:
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        fit_projection(editor, taught, config, progress=progress)
-    return _calibrate_projection(editor, apart)
+    """Train every form, and keep the one that treats most held-out queries rightly."""
+    tried: list[tuple[float, GateProjection, Calibration]] = []
+    for fitting in FITTINGS:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            projection = fit_projection(taught, fitting, config, progress=progress)
+        allowed = editor.config.gate.false_open_rate
+        found = _calibrate_projection(projection, apart, false_open_rate=allowed)
+        right = fmean((1 + each.true_open_rate - each.false_open_rate) / 2 for each in found)
+        logger.info(
+            "the %s form of the learned gate treats %.4f of held-out queries rightly",
+            fitting.form,
+            right,
+        )
+        single = Calibration(found[0].threshold, found[0].true_open_rate, found[0].false_open_rate)
+        tried.append((right, projection, single))
+    _, editor.gate.projection, single = max(tried, key=operator.itemgetter(0))
+    return single
 
 
 @torch.no_grad()
-def _calibrate_projection(editor: DualEditor, states: ScopeStates) -> Calibration:
-    projection = editor.gate.projection
+def _calibrate_projection(
+    projection: GateProjection, states: ScopeStates, *, false_open_rate: float
+) -> list[CountCalibration]:
+    """Set the thresholds of a projection; return how it does among each of `EDIT_COUNTS`."""
     edits = projection(states.gate[_REQUEST], states.vision[_REQUEST])
     kinds = {
         kind: ScopedSimilarities(
@@ -248,18 +270,17 @@ def _calibrate_projection(editor: DualEditor, states: ScopeStates) -> Calibratio
         for kind in SCOPE
     }
     calibrations = thresholds_by_count(
-        list(kinds.values()), EDIT_COUNTS, false_open_rate=editor.config.gate.false_open_rate
+        list(kinds.values()), EDIT_COUNTS, false_open_rate=false_open_rate
     )
     thresholds = [calibrations[count].threshold for count in EDIT_COUNTS]
     projection.thresholds.copy_(torch.tensor(thresholds))
     for count, each in calibrations.items():
         logger.info(
-            "the learned gate among %d edits: threshold %.3f, opens rightly for %.4f, wrongly for"
-            " %.4f",
+            "the %s form among %d edits: threshold %.3f, opens rightly for %.4f, wrongly for %.4f",
+            projection.form,
             count,
             each.threshold,
             each.true_open_rate,
             each.false_open_rate,
         )
-    single = calibrations[EDIT_COUNTS[0]]
-    return Calibration(single.threshold, single.true_open_rate, single.false_open_rate)
+    return [calibrations[count] for count in EDIT_COUNTS]

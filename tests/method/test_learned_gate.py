@@ -7,24 +7,26 @@ import torch
 from torch import nn
 
 from easyedit_dualedit.method.config import GateConfig
-from easyedit_dualedit.method.gate import (
+from easyedit_dualedit.method.gate import Gate, vision_mean
+from easyedit_dualedit.method.gate_projection import (
     EDIT_COUNTS,
+    GATE_FORMS,
     KEY_WIDTH,
-    Gate,
+    GateForm,
     GateProjection,
-    vision_mean,
 )
 
 HIDDEN = 16
 
 
-def projection_of() -> GateProjection:
+def projection_of(form: GateForm = "two-layer") -> GateProjection:
     torch.manual_seed(0)
-    return GateProjection(HIDDEN)
+    return GateProjection(HIDDEN, form)
 
 
-def test_keys_are_unit_vectors_of_both_states():
-    projection = projection_of()
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_keys_are_unit_vectors_of_both_states(form: GateForm):
+    projection = projection_of(form)
     states, vision = torch.randn(3, HIDDEN), torch.randn(3, HIDDEN)
     keys = projection(states, vision)
     assert keys.shape == (3, KEY_WIDTH)
@@ -60,8 +62,6 @@ def test_the_threshold_is_linear_in_the_logarithm_of_the_count():
     assert projection.threshold(3) < between < projection.threshold(10)
     assert projection.threshold(10**7) == pytest.approx(0.9)
     assert projection.threshold(0) == pytest.approx(0.5)
-    projection.reset()
-    assert not projection.is_trained
 
 
 def gate_of(first: float, last: float) -> Gate:
@@ -120,3 +120,17 @@ def test_a_projection_of_an_earlier_version_is_left_out(caplog: pytest.LogCaptur
     gate.load_state_dict(earlier)
     assert gate.kind == "cosine" and gate.threshold == pytest.approx(0.9)
     assert "no trained learned gate" in caplog.text
+
+
+@pytest.mark.parametrize("before", GATE_FORMS)
+@pytest.mark.parametrize("saved", GATE_FORMS)
+def test_a_gate_takes_the_form_that_was_saved(saved: GateForm, before: GateForm):
+    gate, loaded = (Gate(HIDDEN, GateConfig("learned")) for _ in range(2))
+    gate.projection, loaded.projection = projection_of(saved), GateProjection(HIDDEN, before)
+    gate.projection.thresholds.fill_(0.5)
+    sharing = loaded.with_config(GateConfig("learned", threshold=0.9))
+    loaded.load_state_dict(gate.state_dict())
+    states, vision = torch.randn(3, HIDDEN), torch.randn(3, HIDDEN)
+    assert loaded.projection.form == saved and loaded.threshold == 0.5
+    assert torch.equal(loaded.key(states, vision), gate.key(states, vision))
+    assert torch.equal(sharing.key(states, vision), gate.key(states, vision))

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import GateProjection
+from easyedit_dualedit.method.gate_projection import GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train import gate_fit, gate_trainer
 from easyedit_dualedit.train.gate_reading import read_gate_states
+from easyedit_dualedit.train.gate_thresholds import CountCalibration
 from easyedit_dualedit.train.gate_trainer import calibrate, make_gate, records_for_gate, train_gate
 from easyedit_dualedit.train.scope_states import ScopeQueries, ScopeStates, collect
 
@@ -69,10 +71,17 @@ def test_thresholds_come_from_records_that_taught_nothing(llava: TinyModel, reco
     editor = editor_of(llava)
     rates = train_gate(editor, records, fast(gate_steps=30), progress=False)
     learned = editor.gate.projection.thresholds.clone()
-    held_out = collect(editor, records[-4:], progress=False)  # a sixth of them
-    assert gate_trainer._calibrate_projection(editor, held_out) == rates
+
+    def calibrated_on(part: list[Record]) -> CountCalibration:
+        states = collect(editor, part, progress=False)
+        rate = editor.config.gate.false_open_rate
+        projection = editor.gate.projection
+        return gate_trainer._calibrate_projection(projection, states, false_open_rate=rate)[0]
+
+    single = calibrated_on(records[-4:])  # a sixth of them
+    assert (single.threshold, single.true_open_rate) == (rates.threshold, rates.true_open_rate)
     assert torch.equal(editor.gate.projection.thresholds, learned)
-    gate_trainer._calibrate_projection(editor, collect(editor, records[:-4], progress=False))
+    calibrated_on(records[:-4])
     assert not torch.equal(editor.gate.projection.thresholds, learned)
 
 
@@ -89,9 +98,13 @@ def test_what_is_held_out_is_not_taught(
         changes = {"request": own[0], "image_rephrase": own[1], "image_locality": locality}
         shared.append(replace(record, **changes))
     taught: list[ScopeStates] = []
-    monkeypatch.setattr(
-        gate_trainer, "fit_projection", lambda _e, states, _c, **_k: taught.append(states)
-    )
+    fit = gate_trainer.fit_projection
+
+    def noting_states(states: ScopeStates, *rest: Any, **options: Any) -> GateProjection:
+        taught.append(states)
+        return fit(states, *rest, **options)
+
+    monkeypatch.setattr(gate_trainer, "fit_projection", noting_states)
     collected: list[list[Record]] = []
     real = ScopeQueries.of
 
@@ -122,7 +135,7 @@ def test_the_loss_is_that_of_finding_the_own_edit_or_none():
     counts = {kind: everywhere for kind in SCOPE} | {OTHER_QUESTION: torch.arange(count) % 2 == 0}
     batch = ScopeStates(states, states, counts, partners)
     got = gate_fit._routing_loss(
-        lambda gate, _vision: gate,  # type: ignore[arg-type]
+        lambda gate: gate,
         batch,
         torch.tensor(scale),
         torch.tensor(none),

@@ -1,0 +1,69 @@
+"""Which form of the learned gate is trained, and on what it is chosen."""
+
+import pytest
+import torch
+
+from easyedit_dualedit.data.records import METRICS
+from easyedit_dualedit.data.scope import HARD, IN_SCOPE, SCOPE
+from easyedit_dualedit.errors import CalibrationError
+from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.gate_fit import FITTINGS, Fitting, fit_projection
+from easyedit_dualedit.train.scope_states import ScopeStates
+
+HIDDEN, KNOWN = 96, 32
+CONFIG = TrainingConfig(gate_steps=60)
+
+
+def states_of(count: int, seed: int) -> ScopeStates:
+    """Things in a third of all directions, seen through noise that is larger in the others."""
+    source = torch.Generator().manual_seed(seed)
+
+    def draw(scale: float, width: int = HIDDEN) -> torch.Tensor:
+        return scale * torch.randn(count, width, generator=source)
+
+    def seen(things: torch.Tensor) -> torch.Tensor:
+        noise = draw(1.0)
+        noise[:, :KNOWN] *= 0.1
+        return torch.nn.functional.pad(things, (0, HIDDEN - KNOWN)) + noise
+
+    things = draw(1.0, KNOWN)
+    gate = {kind: seen(things if kind in IN_SCOPE else draw(1.0, KNOWN)) for kind in SCOPE}
+    vision = {kind: seen(things if kind in IN_SCOPE else draw(1.0, KNOWN)) for kind in SCOPE}
+    counts = {kind: torch.ones(count, dtype=torch.bool) for kind in SCOPE}
+    return ScopeStates(gate, vision, counts, torch.full((count,), -1))
+
+
+def opened_for(fitting: Fitting, states: ScopeStates, held_out: ScopeStates) -> float:
+    """Return the share of image rephrases above all queries out of scope."""
+    torch.manual_seed(0)
+    projection = fit_projection(states, fitting, CONFIG, progress=False).eval()
+    with torch.no_grad():
+        keys = {kind: projection(held_out.gate[kind], held_out.vision[kind]) for kind in SCOPE}
+    similar = {kind: (keys[kind] * keys[METRICS[0]]).sum(-1) for kind in SCOPE}
+    bound = max(float(similar[kind].max()) for kind in HARD)
+    return float((similar["image_generality"] > bound).float().mean())
+
+
+def test_few_records_are_not_learned_by_heart_by_the_linear_form():
+    taught, held_out = states_of(120, 0), states_of(200, 1)
+    opened = {fitting.form: opened_for(fitting, taught, held_out) for fitting in FITTINGS}
+    assert opened["linear"] > 0.9 > opened["two-layer"], opened
+
+
+def test_a_projection_is_what_was_trained_without_its_dropout_and_whitening():
+    for fitting in FITTINGS:
+        torch.manual_seed(0)
+        projection = fit_projection(states_of(20, 0), fitting, CONFIG, progress=False)
+        assert projection.form == fitting.form and not projection.is_trained
+        gate = Gate(HIDDEN, GateConfig("learned"))
+        gate.projection = projection
+        assert set(gate.state_dict()) >= {"projection.layers.0.weight", "projection.thresholds"}
+
+
+def test_states_that_are_no_numbers_are_refused():
+    states = states_of(10, 0)
+    states.gate["image_generality"][3, 2] = torch.nan
+    with pytest.raises(CalibrationError, match="NaN or infinity"):
+        fit_projection(states, FITTINGS[0], CONFIG, progress=False)
