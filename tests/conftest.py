@@ -104,6 +104,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
     parser.addoption(
+        "--launchers",
+        action="store_true",
+        help="train and evaluate under torchrun and accelerate launch (two minutes)",
+    )
+
+    parser.addoption(
         "--full-width",
         action="store_true",
         help="run the contract on models of full width with four layers (minutes, 12 GB)",

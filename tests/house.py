@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGE = "easyedit_dualedit"
 ROOT = Path(__file__).parents[1] / PACKAGE
 
-GROUND = ("errors", "storage", "settings", "files")
+GROUND = ("errors", "storage", "settings", "files", "processes")
 """What every wing may import: a wing, and modules at the top of the package."""
 
 _MEASURED = {"model", "method", "data", "train", "measure"}
@@ -24,6 +24,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "storage": {"errors"},
     "settings": {"errors", "storage"},
     "files": {"errors", "storage"},
+    "processes": {"errors", "storage", "files"},
     "model": set(),
     "method": {"model"},
     "data": {"model"},

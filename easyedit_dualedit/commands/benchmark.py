@@ -20,6 +20,8 @@ from easyedit_dualedit.settings import parse_value
 
 if TYPE_CHECKING:
     from easyedit_dualedit.data.records import Record
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+    from easyedit_dualedit.processes import Processes
 
 HELP = "compare with EasyEdit's own methods"
 DESCRIPTION = (
@@ -91,20 +93,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure DualEdit and EasyEdit's own methods on the same edits, and write every report."""
+    from easyedit_dualedit.commands.hparams import read_hparams
+    from easyedit_dualedit.commands.launchers import launched
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+    from easyedit_dualedit.processes import by_itself
+
+    hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
+    with launched(hparams) as processes, by_itself():
+        # The shard's records are dealt out again.
+        place, parts = arguments.shard
+        arguments.shard = (place + parts * processes.place, parts * processes.count)
+        _benchmark(arguments, hparams, processes)
+
+
+def _benchmark(
+    arguments: argparse.Namespace,
+    hparams: "DualEditMultimodalTrainingHparams",
+    processes: "Processes",
+) -> None:
+    """Measure this process's share of the records; the first of all writes every report."""
     import torch
 
     from easyedit_dualedit.commands.benchmark_data import read_data
     from easyedit_dualedit.commands.benchmark_report import add_seconds, keep_plan, write_reports
     from easyedit_dualedit.commands.benchmark_rows import adapters_of, chosen_rows
     from easyedit_dualedit.commands.console import console
-    from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import is_testbed
     from easyedit_dualedit.commands.runs import alone_in, in_turn
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.quirks import quirks
     from easyedit_dualedit.experiments.benchmark import run_benchmark
-    from easyedit_dualedit.experiments.benchmark_folder import clear_measured
+    from easyedit_dualedit.experiments.benchmark_folder import METHODS_FOLDER, clear_measured
     from easyedit_dualedit.experiments.plan import Plan
     from easyedit_dualedit.experiments.tuning import Budget, set_aside, tuned
     from easyedit_dualedit.measure.questions import digest_of_some
@@ -112,20 +132,19 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.measure.target_split import TargetSplit
     from easyedit_dualedit.model.families import BackboneConfig
     from easyedit_dualedit.model.loading import load_model
-    from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
     from easyedit_dualedit.plugin.models import load_processor
     from easyedit_dualedit.report.leak_audit import audit_table
     from easyedit_dualedit.train.checkpoint import records_digest
 
     began = time.perf_counter()
     folder: Path = arguments.output / arguments.name
-    hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
     settings = _given(arguments.settings)
     if is_testbed(hparams.model_name):
         # It is too small to gain from a second thread, and threads that wait for each other on a
         # busy machine are twenty times slower.
         torch.set_num_threads(1)
-    data = read_data(arguments, hparams.model_name, folder / "data")
+    with processes.first_alone():
+        data = read_data(arguments, hparams.model_name, folder / "data")
     budget = None
     if arguments.tune is not None:
         validation, rest = set_aside(data.training, data.evaluated, arguments.validation)
@@ -162,7 +181,7 @@ def run(arguments: argparse.Namespace) -> None:
     # A changed configuration is refused before anything is loaded or trained.
     place, parts = arguments.shard
     with alone_in(folder, part=f"{place}-of-{parts}" if parts > 1 else None):
-        with in_turn(folder):
+        with processes.first_alone(), in_turn(folder):
             if arguments.fresh:
                 clear_measured(folder, arguments.shard)
             Run(folder, common, fresh=arguments.fresh)
@@ -216,9 +235,12 @@ def run(arguments: argparse.Namespace) -> None:
         with in_turn(folder):
             keep_plan(folder, about)
         shown = console()
-        if leaks is not None:
+        if leaks is not None and processes.is_first:
             shown.print(audit_table(leaks).for_terminal())
-        run_benchmark(plan, contenders, folder)
+        run_benchmark(plan, contenders, folder, progress=processes.is_first)
+        processes.bring_together(folder, f"{METHODS_FOLDER}/**/*.json")
+        if not processes.is_first:
+            return
         with in_turn(folder):
             add_seconds(folder, time.perf_counter() - began)
             write_reports(folder, shown, data.images)

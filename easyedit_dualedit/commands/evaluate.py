@@ -1,8 +1,9 @@
 """The command `evaluate`: each record of a file is edited alone, and all its queries are asked."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_run, add_training_records
 from easyedit_dualedit.errors import ConfigError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from easyedit_dualedit.data.records import Record
     from easyedit_dualedit.measure.evaluation import EditMaker
     from easyedit_dualedit.method.editor import DualEditor
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+    from easyedit_dualedit.processes import Processes
 
 HELP = "edit the records of a file and measure"
 DESCRIPTION = (
@@ -57,21 +60,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Edit every record of a file, measure all of its queries and print the table."""
-    from easyedit_dualedit.commands.editors import editor_of
     from easyedit_dualedit.commands.hparams import read_hparams
-    from easyedit_dualedit.commands.runs import alone_in, measure_and_print, settings_of
+    from easyedit_dualedit.commands.launchers import launched
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+    from easyedit_dualedit.processes import by_itself
+
+    hparams = read_hparams(arguments, DualEditMultimodalHparams)
+    given = {key: value for key, value in hparams.to_dict().items() if value is not None}
+    with launched(hparams) as processes, by_itself():
+        _evaluate(arguments, hparams, given, processes)
+
+
+def _evaluate(
+    arguments: argparse.Namespace,
+    hparams: "DualEditMultimodalHparams",
+    given: Mapping[str, Any],
+    processes: "Processes",
+) -> None:
+    """Evaluate this process's share of the records; the first prints all.
+
+    Args:
+        arguments: of the command.
+        hparams: of the edits, on this process's device.
+        given: the hyperparameters as they were given, which are the same in all processes.
+        processes: that share the records.
+    """
+    from easyedit_dualedit.commands.editors import editor_of
+    from easyedit_dualedit.commands.runs import alone_in, measure_and_print, part_of, settings_of
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
     from easyedit_dualedit.measure.close_queries import close_queries
     from easyedit_dualedit.measure.questions import digest_of_some, require_questions
     from easyedit_dualedit.measure.run import Run
-    from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
     from easyedit_dualedit.train.checkpoint import records_digest
 
     folder: Path = arguments.output / arguments.name
-    hparams = read_hparams(arguments, DualEditMultimodalHparams)
-    records, others = _read(arguments, hparams.model_name, folder / "data")
+    with processes.first_alone():
+        records, others = _read(arguments, hparams.model_name, folder / "data")
     # Before the model is loaded, so that a mistake in a file is told at once.
     pictures = PictureFiles.opened([*records, *others])
     require_questions(records, arguments.protocols)
@@ -89,14 +115,15 @@ def run(arguments: argparse.Namespace) -> None:
         methods,
         {"archive": Path(hparams.archive or "")},
         **(asked if protocols else {}),
-        hparams={key: value for key, value in hparams.to_dict().items() if value is not None},
+        hparams=given,
         others=records_digest(others) if arguments.specificity else None,
     )
     further = None
     shown = list(methods)[1]
-    with alone_in(folder):
+    with alone_in(folder, part=part_of(processes)):
         # Before anything is drawn: other settings are told at once.
-        Run(folder, settings, fresh=arguments.fresh)
+        with processes.first_alone():
+            Run(folder, settings, fresh=arguments.fresh and processes.is_first)
         if arguments.specificity:
             drawn_from = [records_digest(part) for part in (records, others)]
             further = close_queries(
@@ -112,6 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
             further,
             protocols=protocols,
             split=split,
+            processes=processes,
         )
 
 

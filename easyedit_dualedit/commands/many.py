@@ -17,6 +17,8 @@ from easyedit_dualedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from easyedit_dualedit.data.records import Record
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+    from easyedit_dualedit.processes import Processes
 
 HELP = "measure many edits in one model"
 DESCRIPTION = (
@@ -55,15 +57,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure many edits, method by method, and write the report."""
+    from easyedit_dualedit.commands.hparams import read_hparams
+    from easyedit_dualedit.commands.launchers import launched
+    from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+    from easyedit_dualedit.processes import by_itself
+
+    hparams = read_hparams(arguments, DualEditMultimodalHparams)
+    with launched(hparams) as processes, by_itself():
+        _many(arguments, hparams, processes)
+
+
+def _many(
+    arguments: argparse.Namespace, hparams: "DualEditMultimodalHparams", processes: "Processes"
+) -> None:
+    """Ask about this process's share of the edits; the first writes the report of all."""
     import torch
     import transformers
 
     from easyedit_dualedit.commands.editors import editor_of
-    from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.many_methods import measure, methods_of, sized_methods
     from easyedit_dualedit.commands.many_report import GATE_FILE, write_reports
     from easyedit_dualedit.commands.records import is_testbed
-    from easyedit_dualedit.commands.runs import alone_in
+    from easyedit_dualedit.commands.runs import alone_in, part_of
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
@@ -71,14 +86,13 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.files import digest_of, read_json, write_json
     from easyedit_dualedit.measure.run import CASES_FOLDER, Run
     from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
-    from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
     from easyedit_dualedit.plugin.rows.roster import easyedit_version
     from easyedit_dualedit.train.checkpoint import records_digest
 
     folder: Path = arguments.output / arguments.name
-    hparams = read_hparams(arguments, DualEditMultimodalHparams)
     counts = sorted(set(arguments.counts))
-    records = _records(arguments, hparams.model_name, folder / "data", counts[-1])
+    with processes.first_alone():
+        records = _records(arguments, hparams.model_name, folder / "data", counts[-1])
     if len(records) < counts[-1]:
         raise ConfigError(
             f"--counts {counts[-1]} needs as many records, there are {len(records)}; lower it"
@@ -98,8 +112,9 @@ def run(arguments: argparse.Namespace) -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    with alone_in(folder):
-        Run(folder, settings, fresh=arguments.fresh)
+    with alone_in(folder, part=part_of(processes)):
+        with processes.first_alone():
+            Run(folder, settings, fresh=arguments.fresh and processes.is_first)
         # Below the folder that `fresh` removes, so that nothing of an earlier run is taken for new.
         cases = folder / CASES_FOLDER
         shown_by = pictures.shown_by(records)
@@ -114,9 +129,12 @@ def run(arguments: argparse.Namespace) -> None:
             editor.backbone.model, editor.encoder, Run(cases / "unedited", {}, shown=shown_by)
         )
         for name, make in methods.items():
-            measure(name, make(), groups, unedited, editor.encoder, cases, pictures)
+            measure(name, make(), groups, unedited, editor.encoder, cases, pictures, processes)
         for name, method in sized_methods(editor).items():
-            measure(name, method, sized, unedited, editor.encoder, cases, pictures)
+            measure(name, method, sized, unedited, editor.encoder, cases, pictures, processes)
+        processes.bring_together(folder, f"{CASES_FOLDER}/**/*.json")
+        if not processes.is_first:
+            return
         gate = read_json(cases / GATE_FILE) or {}
         (shown,) = set(pictures.shown_by(records, together=True).values())
         if gate.get("pictures", shown) != shown:

@@ -28,6 +28,7 @@ from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.models import load_processor
 from easyedit_dualedit.plugin.rows.roster import easyedit_contenders
+from easyedit_dualedit.processes import Processes
 
 SEQUENTIAL = ("GRACE", "WISE", "LoRA")
 """EasyEdit's methods that can go on editing an edited model."""
@@ -87,14 +88,16 @@ def measure(
     encoder: Any,
     folder: Path,
     pictures: PictureFiles,
+    processes: Processes,
 ) -> None:
     """Measure a method on groups of edits; what is stored in the folder is not measured again.
 
-    A case depends on all edits of its group, and so on all their pictures.
+    A case depends on all edits of its group, and so on all their pictures. Each process makes all
+    edits of a group and asks about its share of them.
     """
     total = 2 * sum(len(group.records) for group in groups)
-    with tqdm(total=total, desc=name, unit="step") as bar:
+    with tqdm(total=total, desc=name, unit="step", disable=not processes.is_first) as bar:
         for group in groups:
             shown = pictures.shown_by(group.records, together=True)
             run = Run(folder / slug(name) / group.name, {}, shown=shown)
-            measure_group(method, group, unedited, encoder, run, bar=bar)
+            measure_group(method, group, unedited, encoder, run, bar=bar, processes=processes)

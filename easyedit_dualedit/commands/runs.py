@@ -19,6 +19,7 @@ from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.report.evaluation import print_report
 from easyedit_dualedit.storage.folder_lock import (
     LOCK_FILE,
@@ -73,6 +74,13 @@ def in_turn(folder: Path) -> Iterator[None]:
         yield
 
 
+def part_of(processes: Processes) -> str | None:
+    """Return which part of a run a process makes, as `alone_in` takes it."""
+    if processes.count == 1:
+        return None
+    return f"{processes.place}-of-{processes.count}"
+
+
 def settings_of(
     records: Sequence[Record],
     methods: Mapping[str, EditMaker],
@@ -107,6 +115,7 @@ def measure_and_print(
     *,
     protocols: Sequence[ProtocolName] = (),
     split: TargetSplit | str | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """Edit every record alone with each method, measure, and print table and examples.
 
@@ -119,8 +128,21 @@ def measure_and_print(
         further: more queries by the index of their record.
         protocols: measured besides.
         split: which targets were seen in training, or why that is not known.
+        processes: that share the records; the first prints.
     """
-    cases = evaluate(records, encoder, methods, run, further=further, protocols=protocols)
+    processes = processes or Processes()
+    cases = evaluate(
+        records,
+        encoder,
+        methods,
+        run,
+        further=further,
+        protocols=protocols,
+        progress=processes.is_first,
+        processes=processes,
+    )
+    if not processes.is_first:
+        return
     metrics = run.finish(cases, split)
     terminal = console()
     print_report(terminal, metrics, cases, method=shown)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easyedit_dualedit.commands.arguments import TRAINING_HPARAMS, add_data, add_model, count
+from easyedit_dualedit.commands.launchers import launched, rank, with_precision
 from easyedit_dualedit.errors import ArchiveError
 
 if TYPE_CHECKING:
     from easyedit_dualedit.data.records import Record
     from easyedit_dualedit.method.gate_calibration import Calibration
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+    from easyedit_dualedit.processes import Processes
     from easyedit_dualedit.train.config import TrainingConfig
     from easyedit_dualedit.train.curves import Line, Listener
-    from easyedit_dualedit.train.processes import Processes
 
 HELP = "train adapters for a model"
 CURVES_FOLDER = "curves"
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     PictureFiles.opened(records)
     _require_writable(arguments.output)
     # Processes of one group train into one folder; the first is the one that writes.
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = rank() == 0
     with alone_in(arguments.output) if is_first else nullcontext():
         if arguments.gate_only:
             remake_gate_and_save(hparams, records, arguments.output, arguments.steps)
@@ -205,7 +206,7 @@ def records_held_out(text: str) -> int:
 def _config(
     hparams: "DualEditMultimodalTrainingHparams", records: "Sequence[Record]", steps: int | None
 ) -> "TrainingConfig":
-    config = hparams.training_config()
+    config = with_precision(hparams.training_config())
     if steps is None and hparams.max_iters is None:
         steps = max(1, (hparams.max_epochs or 1) * (len(records) // config.batch_size))
     return config if steps is None else dataclasses.replace(config, steps=steps)
@@ -217,12 +218,8 @@ def _model(
 ) -> "Iterator[tuple[Any, Any, Processes]]":
     """Yield the model, its processor, and this process among those that train together."""
     from easyedit_dualedit.model.loading import load_model
-    from easyedit_dualedit.train.processes import joined
 
-    on_processor = str(hparams.device) == "cpu"
-    with joined("gloo" if on_processor else "nccl") as processes:
-        if processes.count > 1 and not on_processor:
-            hparams.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    with launched(hparams) as processes:
         yield *load_model(hparams.model_name, **hparams.placement), processes
 
 

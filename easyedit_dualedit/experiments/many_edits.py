@@ -28,6 +28,7 @@ from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.packing import Precision
 from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.processes import Processes
 
 FEWEST_ASKED = 100
 """Records that a point is measured on at least, in groups if need be."""
@@ -132,9 +133,16 @@ def measure_group(
     *,
     bar: "tqdm[Any]",
     seed: int = 0,
+    processes: Processes | None = None,
 ) -> None:
-    """Make a group's edits and store a case for each record, unless all are stored already."""
-    missing = [record for record in group.records if run.case(record.index) is None]
+    """Make a group's edits and store a case for each record, unless all are stored already.
+
+    Several processes each ask about a share of the records; groups of one are dealt out, too.
+    """
+    processes = processes or Processes()
+    first = (processes.place - group.place) % processes.count
+    own = group.records[first :: processes.count]
+    missing = [record for record in own if run.case(record.index) is None]
     if not missing:
         bar.update(2 * len(group.records))
         return

@@ -13,11 +13,12 @@ from easyedit_dualedit.measure.asking import Asker, Replies
 from easyedit_dualedit.measure.contender import Edited
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, ProtocolName
 from easyedit_dualedit.measure.questions import Questions
-from easyedit_dualedit.measure.run import Run
+from easyedit_dualedit.measure.run import CASES_FOLDER, Run
 from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.processes import Processes
 
 EditMaker = Callable[[Record], EditedModel | None]
 """Makes the edit of a record and returns the edited model; None stands for the unedited one."""
@@ -33,6 +34,7 @@ def evaluate(
     protocols: Sequence[ProtocolName] = (),
     batch_size: int = 10,
     progress: bool = True,
+    processes: Processes | None = None,
 ) -> list[dict[str, Any]]:
     """Return the case of every record under every method, each stored as soon as it is known.
 
@@ -48,13 +50,18 @@ def evaluate(
         protocols: measured beside `EVALUATION_PROTOCOLS`, of `OF_SOME_RECORDS`.
         batch_size: records whose queries share a forward; each still sees its own edit alone.
         progress: whether to show a bar.
+        processes: of which this one makes its share of the batches, and the first returns the
+            cases of all, the others none; None means that it makes all.
 
     Raises:
         DataError: if a picture cannot be read or a target tokenises to nothing.
     """
+    processes = processes or Processes()
     cases = {record.index: run.case(record.index) for record in records}
-    with tqdm(total=len(records), desc="editing", unit="edit", disable=not progress) as bar:
-        for start in range(0, len(records), batch_size):
+    starts = processes.share(range(0, len(records), batch_size))
+    total = sum(len(records[start : start + batch_size]) for start in starts)
+    with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as bar:
+        for start in starts:
             # The same batches however often a run was stopped: rounding depends on them.
             chosen = records[start : start + batch_size]
             if any(cases[record.index] is None for record in chosen):
@@ -66,7 +73,11 @@ def evaluate(
                         run.store(record.index, case)
                         cases[record.index] = case
             bar.update(len(chosen))
-    return [case for case in cases.values() if case is not None]
+    processes.bring_together(run.folder, f"{CASES_FOLDER}/*.json")
+    if not processes.is_first:
+        return []
+    every = {index: case or run.case(index) for index, case in cases.items()}
+    return [case for case in every.values() if case is not None]
 
 
 def evaluate_together(

@@ -16,7 +16,7 @@ from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.picture_features import PreparedQuery
 from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.videos import Shown, shown_key
-from easyedit_dualedit.train.processes import Processes
+from easyedit_dualedit.processes import Processes
 
 _LONGEST_SHARED = 512
 """Tokens of a row that questions share, unless one of them alone takes half of that."""

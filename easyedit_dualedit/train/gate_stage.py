@@ -8,9 +8,9 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_calibration import Calibration
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_trainer import make_gate
-from easyedit_dualedit.train.processes import Processes
 
 
 class GateStage:

@@ -5,14 +5,16 @@ after it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.model.inputs import IGNORED
+from easyedit_dualedit.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,34 @@ class AnswerTokens:
         """Return the tokens of several parts, at least one, in order."""
         columns = [[getattr(part, f.name) for part in parts] for f in dataclasses.fields(cls)]
         return cls(*map(torch.cat, columns))
+
+
+def step_losses(
+    answers: AnswerTokens, weights: Mapping[str, float], processes: Processes
+) -> StepLosses:
+    """Return the losses of the batch of all processes, from one's answer tokens.
+
+    Every token counts alike, whichever process it is in: gradients are those of one process, which
+    means of the processes' means would not be.
+
+    Args:
+        answers: of the process's share of the batch.
+        weights: metric -> weight; those of weight 0 are left out.
+        processes: that share the batch.
+    """
+    nothing = torch.zeros(len(METRICS), device=answers.loss.device)
+    ones = torch.ones_like(answers.loss)
+    sums = nothing.index_add(0, answers.metric, answers.loss)
+    right = nothing.index_add(0, answers.metric, answers.right.float())
+    counts = processes.total(nothing.index_add(0, answers.metric, ones)).clamp(min=1)
+    means = sums / counts
+    values, shares = processes.total(torch.stack([means.detach(), right / counts])).tolist()
+    places = {metric: place for place, metric in enumerate(METRICS) if weights[metric]}
+    return StepLosses(
+        torch.stack([weights[metric] * means[place] for metric, place in places.items()]).sum(),
+        {metric: values[place] for metric, place in places.items()},
+        {metric: shares[place] for metric, place in places.items()},
+    )
 
 
 def answer_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

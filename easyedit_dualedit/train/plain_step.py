@@ -16,14 +16,15 @@ from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import IGNORED, Batch
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.losses import (
     AnswerTokens,
     StepLosses,
     answer_logits,
+    step_losses,
     token_divergence,
 )
-from easyedit_dualedit.train.processes import Processes
 
 
 def plain_losses(
@@ -35,7 +36,7 @@ def plain_losses(
     (request and rephrases), divergence from the unedited model where it should not.
     """
     answers = plain_answers(editor, records, config)
-    return Processes.current().losses(answers, config.weights)
+    return step_losses(answers, config.weights, Processes.current())
 
 
 def plain_answers(

@@ -30,12 +30,12 @@ from easyedit_dualedit.model.hooks import LayerEdit
 from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.model.picture_features import UnknownFeaturesError
 from easyedit_dualedit.model.prompts import PER_TOKEN
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
-from easyedit_dualedit.train.losses import AnswerTokens, StepLosses, token_divergence
+from easyedit_dualedit.train.losses import AnswerTokens, StepLosses, step_losses, token_divergence
 from easyedit_dualedit.train.plain_step import plain_answers
 from easyedit_dualedit.train.precision import precision
-from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.projected_requests import projected_requests
 from easyedit_dualedit.train.row_group import Row, RowGroup, answers
 from easyedit_dualedit.train.shared_rows import UnshareableError
@@ -93,7 +93,7 @@ class TrainingStep:
 
     def losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
         """Return the losses of one batch of edits, with the gate held open."""
-        return Processes.current().losses(self.answers(records, config), config.weights)
+        return step_losses(self.answers(records, config), config.weights, Processes.current())
 
     def answers(
         self, records: Sequence[Record], config: TrainingConfig, *, is_edited: bool = True

@@ -20,11 +20,11 @@ from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_calibration import Calibration
 from easyedit_dualedit.model.hooks import undisturbed
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.checkpoint import WATCH, Checkpoint, Stateful
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.drawn_targets import with_drawn_targets
 from easyedit_dualedit.train.gate_stage import GateStage
-from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.progress import TrainingProgress
 from easyedit_dualedit.train.step import TrainingStep
 from easyedit_dualedit.train.watch import Watch, Watching

@@ -17,11 +17,11 @@ from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.data.training_targets import TrainingTargets, targets_of
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_reading import read_gate_states
 from easyedit_dualedit.train.held_out import apart
 from easyedit_dualedit.train.losses import AnswerTokens
-from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.step import TrainingStep
 
 GROUPS = ("all", "seen", "unseen")

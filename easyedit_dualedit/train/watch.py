@@ -14,10 +14,10 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.curves import Curves, Line
 from easyedit_dualedit.train.losses import StepLosses
-from easyedit_dualedit.train.processes import Processes
 from easyedit_dualedit.train.progress import TrainingProgress, peak_gibibytes
 from easyedit_dualedit.train.validation import Measured, Validation
 

@@ -16,8 +16,8 @@ from easyedit_dualedit.data.records import load_records
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.processes import Processes, joined
 from easyedit_dualedit.train.plain_step import plain_losses
-from easyedit_dualedit.train.processes import Processes, joined
 from easyedit_dualedit.train.trainer import train
 
 STEPS = 3
@@ -53,8 +53,8 @@ def work(place: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(place), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined("gloo") as processes:
-        assert processes == Processes(place, 2)
+    with joined(cpu=True) as (processes, device):
+        assert processes == Processes(place, 2) and device is None
         run(Path(folder))
     assert not distributed.is_initialized()
 
@@ -95,7 +95,7 @@ def test_a_batch_has_a_record_for_every_process(tmp_path: Path, monkeypatch: pyt
 
 def test_alone_nothing_is_joined(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined("gloo") as processes:
+    with joined(cpu=True) as (processes, device):
         assert processes == Processes(0, 1) and processes.is_first
         assert not distributed.is_initialized()
         assert processes.share([1, 2, 3]) == [1, 2, 3]
