@@ -47,7 +47,7 @@ class Clip:
     def arguments(self) -> dict[str, Any]:
         """What a processor of transformers takes to read these frames, and no others."""
         return {
-            "videos": [self.pixels],
+            "videos": [[self.pixels]],
             "video_metadata": [self.metadata],
             "do_sample_frames": False,
         }
