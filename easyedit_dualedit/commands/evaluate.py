@@ -13,6 +13,7 @@ from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, GateConfig, Gat
 if TYPE_CHECKING:
     from easyedit_dualedit.data.records import Record
     from easyedit_dualedit.measure.evaluation import EditMaker
+    from easyedit_dualedit.method.active_edits import EditSignal
     from easyedit_dualedit.method.editor import DualEditor
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
     from easyedit_dualedit.processes import Processes
@@ -105,9 +106,10 @@ def _evaluate(
     split = split_of(records, archive=hparams.archive, file=arguments.training_records)
     editor = editor_of(hparams)
     methods: dict[str, EditMaker] = {"unedited": lambda _record: None}
+    read = _ReadOnce(editor)
     for kind in arguments.gates or [None]:
         name = DUALEDIT if kind is None else f"{DUALEDIT}, {kind} gate"
-        methods[name] = _with_gate(editor, kind)
+        methods[name] = _with_gate(editor, read, kind)
     # Only where they are asked, so that runs that were begun without them go on.
     asked = {"protocols": protocols, "questions": digest_of_some(records, protocols)}
     settings = settings_of(
@@ -168,11 +170,24 @@ def _read(
     return records, others
 
 
-def _with_gate(editor: "DualEditor", kind: GateKind | None) -> "EditMaker":
+class _ReadOnce:
+    """Reads the edit of a record once, for the rows of all gates."""
+
+    def __init__(self, editor: "DualEditor"):
+        self._editor = editor
+        self._read: tuple[Record, list[EditSignal]] | None = None
+
+    def __call__(self, record: "Record") -> "list[EditSignal]":
+        if self._read is None or self._read[0] is not record:
+            self._read = record, self._editor.read([record.request])
+        return self._read[1]
+
+
+def _with_gate(editor: "DualEditor", read: _ReadOnce, kind: GateKind | None) -> "EditMaker":
     if kind is None:
-        return lambda record: editor.edited(editor.read([record.request]))
+        return lambda record: editor.edited(read(record))
     threshold = PUBLISHED_THRESHOLD if kind == "last-token" else None
     gate = editor.gate.with_config(GateConfig(kind=kind, threshold=threshold))
     if gate.kind != kind:
         raise ConfigError(f"the archive holds no trained {kind} gate; leave it out of --gates")
-    return lambda record: editor.edited(editor.read([record.request]), gate=gate)
+    return lambda record: editor.edited(read(record), gate=gate)

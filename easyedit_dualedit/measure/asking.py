@@ -2,12 +2,12 @@
 
 Methods that are not ours are asked every question alone, in a batch of one and without padding, as
 EasyEdit's evaluator does: some of them count positions from the left, and no method's number may
-depend on its neighbours. DualEdit may be asked the questions about several records together. All
+depend on its neighbours. `Panel` asks DualEdit the questions about several records together. All
 forwards come before the first generation, for methods whose state a generation changes.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -75,7 +75,7 @@ class Replies:
 
 
 @dataclass
-class _Asked:
+class Asked:
     """One question as it is put to a model, and what the model says."""
 
     record: int
@@ -97,8 +97,6 @@ class Asker:
         encoder: Encoder,
         questions: Sequence[Questions],
         protocols: Sequence[ProtocolName],
-        *,
-        together: bool = False,
     ):
         """Encode nothing yet.
 
@@ -106,13 +104,10 @@ class Asker:
             encoder: encodes for the models that are asked.
             questions: about each record.
             protocols: which are measured; nothing else is computed.
-            together: whether all questions share padded batches; otherwise each is asked alone.
-                Together, each answer may be as long as the longest that its record asks for.
         """
         self._encoder = encoder
         self._questions = tuple(questions)
         self._protocols = frozenset(protocols)
-        self._together = together
         self._encoded = _Encoded(encoder)
 
     @torch.no_grad()
@@ -126,32 +121,21 @@ class Asker:
         Raises:
             DataError: if a picture cannot be read or a target tokenises to nothing.
         """
-        every = self._asked_of(edited)
+        every = asked_of(self._encoder, self._questions, edited.asked)
         if "easyedit" in self._protocols:
             for one in every:
                 if one.name in self._questions[one.record].own:
                     one.reply = self._in_easyedits_row(edited, one)
-        for part in self._batches([one for one in every if self._is_forced(one)]):
-            batch = self._encoded.batch([one.query for one in part])
-            logits, seconds = _timed_forward(edited, batch)
-            for one, tokens in zip(part, named_tokens(logits, batch.target), strict=True):
+        for one in every:
+            if is_forced(one, self._questions, self._protocols):
+                batch = self._encoded.batch(one.query)
+                logits, one.seconds = _timed_forward(edited, batch)
+                (tokens,) = named_tokens(logits, batch.target)
                 one.reply = replace(one.reply, predicted=tokens)
-                one.seconds = seconds
-        if edited.route is not None:
-            for part in self._batches(every):
-                batch = self._encoded.batch([one.query for one in part], prompt=True)
-                routing = edited.route(batch)
-                opened = zip(routing.similarity.tolist(), routing.is_open.tolist(), strict=True)
-                for one, (similarity, is_open) in zip(part, opened, strict=True):
-                    one.reply = replace(one.reply, similarity=similarity, is_open=is_open)
         # Under any protocol the page shows what is said to the record's own questions.
-        for part in self._batches(every):
-            for one, text in zip(part, self._generated(edited, part), strict=True):
-                one.reply = replace(one.reply, text=text)
-        return [
-            _replies([one for one in every if one.record == record])
-            for record in range(len(self._questions))
-        ]
+        for one in every:
+            self._answer(edited, one)
+        return replies_of(every, len(self._questions))
 
     @torch.no_grad()
     def request_seconds(self, edited: Edited) -> float:
@@ -163,66 +147,91 @@ class Asker:
         request = edited.asked(self._questions[0].own[METRICS[0]])
         return _timed_forward(edited, self._encoder.encode([request]))[1]
 
-    def _asked_of(self, edited: Edited) -> list[_Asked]:
-        """Return every question as the method puts it to the model, record by record."""
-        every = []
-        for record, questions in enumerate(self._questions):
-            queries = {name: edited.asked(query) for name, query in questions.every.items()}
-            limits = {name: self._limit(questions, name, queries[name]) for name in queries}
-            if self._together:
-                limits = dict.fromkeys(limits, max(limits.values()))
-            every += [_Asked(record, name, queries[name], limits[name]) for name in queries]
-        return every
-
-    def _limit(self, questions: Questions, name: str, query: Query) -> int:
-        """Return how many tokens a free answer may have, to tell any answer that is looked for."""
-        old = replace(query, target=questions.old.get(name, query.target))
-        return max(answer_limit(self._encoder, query), answer_limit(self._encoder, old))
-
-    def _is_forced(self, one: _Asked) -> bool:
-        """Return whether the answer to a question is fed in."""
-        questions = self._questions[one.record]
-        # The request's forward is what every method is timed by.
-        own = questions.own if "visedit" in self._protocols else METRICS[:1]
-        return one.name in own or one.name in questions.ported
-
-    def _batches(self, asked: Sequence[_Asked]) -> Iterator[Sequence[_Asked]]:
-        size = max(1, len(asked)) if self._together else 1
-        for start in range(0, len(asked), size):
-            yield asked[start : start + size]
-
-    def _in_easyedits_row(self, edited: Edited, one: _Asked) -> Reply:
+    def _in_easyedits_row(self, edited: Edited, one: Asked) -> Reply:
         row = joined_row(self._encoder, one.query)
         logits = _logits(edited.model(**row.inputs))
         if one.name in IN_SCOPE:
             return Reply(accuracy=answer_accuracy(logits, row.labels))
         return Reply(likeliest=likeliest(logits, _RANKS[one.name]).to("cpu", torch.int32))
 
-    def _generated(self, edited: Edited, part: Sequence[_Asked]) -> list[str]:
-        batch = self._encoded.batch([one.query for one in part], prompt=True)
-        return greedy_answers(edited.model, self._encoder, batch, [one.limit for one in part])
+    def _answer(self, edited: Edited, one: Asked) -> None:
+        """Ask for a free answer, and what the gate decides for it."""
+        batch = self._encoded.batch(one.query, prompt=True)
+        model, decided = edited.watched() if edited.watched is not None else (edited.model, [])
+        (text,) = greedy_answers(model, self._encoder, batch, [one.limit])
+        one.reply = replace(one.reply, text=text)
+        if decided:
+            similarity, is_open = decided[0].similarity.tolist(), decided[0].is_open.tolist()
+            one.reply = replace(one.reply, similarity=similarity[0], is_open=is_open[0])
 
 
-def _replies(asked: Sequence[_Asked]) -> Replies:
-    """Return what a model says about one record."""
-    seconds = [one.seconds for one in asked if one.seconds is not None]
-    return Replies({one.name: one.reply for one in asked}, median(seconds) if seconds else 0.0)
+def asked_of(
+    encoder: Encoder,
+    questions: Sequence[Questions],
+    worded: Callable[[Query], Query] | None = None,
+    *,
+    together: bool = False,
+) -> list[Asked]:
+    """Return every question about some records, record by record.
+
+    Args:
+        encoder: knows the tokens of answers.
+        questions: about each record.
+        worded: turns a question into what a method puts to the model.
+        together: whether each answer may be as long as the longest that its record asks for.
+    """
+    every = []
+    for record, asked in enumerate(questions):
+        queries = {
+            name: query if worded is None else worded(query) for name, query in asked.every.items()
+        }
+        limits = {name: _limit(encoder, asked, name, queries[name]) for name in queries}
+        if together:
+            limits = dict.fromkeys(limits, max(limits.values()))
+        every += [Asked(record, name, queries[name], limits[name]) for name in queries]
+    return every
+
+
+def _limit(encoder: Encoder, questions: Questions, name: str, query: Query) -> int:
+    """Return how many tokens a free answer may have, to tell any answer that is looked for."""
+    old = replace(query, target=questions.old.get(name, query.target))
+    return max(answer_limit(encoder, query), answer_limit(encoder, old))
+
+
+def is_forced(
+    one: Asked, questions: Sequence[Questions], protocols: Collection[ProtocolName]
+) -> bool:
+    """Return whether the answer to a question is fed in."""
+    about = questions[one.record]
+    # The request's forward is what every method is timed by.
+    own = about.own if "visedit" in protocols else METRICS[:1]
+    return one.name in own or one.name in about.ported
+
+
+def replies_of(asked: Sequence[Asked], records: int) -> list[Replies]:
+    """Return what a model says about each of so many records."""
+    replies = []
+    for record in range(records):
+        own = [one for one in asked if one.record == record]
+        seconds = [one.seconds for one in own if one.seconds is not None]
+        told = {one.name: one.reply for one in own}
+        replies.append(Replies(told, median(seconds) if seconds else 0.0))
+    return replies
 
 
 class _Encoded:
-    """Batches of questions, each encoded once."""
+    """Questions in a batch of one, each encoded once."""
 
     def __init__(self, encoder: Encoder):
         self._encoder = encoder
-        self._batches: dict[tuple[tuple[int, ...], bool], tuple[Sequence[Query], Batch]] = {}
+        self._batches: dict[tuple[int, bool], tuple[Query, Batch]] = {}
 
-    def batch(self, queries: Sequence[Query], *, prompt: bool = False) -> Batch:
-        """Return the batch of some questions, with their answers unless `prompt`."""
+    def batch(self, query: Query, *, prompt: bool = False) -> Batch:
+        """Return the batch of a question, with its answer unless `prompt`."""
         # By identity: pictures in memory cannot be hashed, and kept queries keep their ids.
-        key = tuple(map(id, queries)), prompt
+        key = id(query), prompt
         if key not in self._batches:
-            batch = self._encoder.encode(queries, with_target=not prompt)
-            self._batches[key] = queries, batch
+            self._batches[key] = query, self._encoder.encode([query], with_target=not prompt)
         return self._batches[key][1]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.gate import Routing
-from easyedit_dualedit.model.inputs import Batch, Query
+from easyedit_dualedit.model.inputs import Query
 
 
 def _as_asked(query: Query) -> Query:
@@ -27,8 +27,9 @@ class Edited:
     """What has to be kept of the edit beside the unedited model."""
     asked: Callable[[Query], Query] = _as_asked
     """Turns a question into what the method puts to the model; most leave it as it is."""
-    route: Callable[[Batch], Routing] | None = None
-    """Returns the gate's decisions, if the method has a gate."""
+    watched: Callable[[], tuple[Any, list[Routing]]] | None = None
+    """Returns the model and a list to which every decision of its gate is added while it is called;
+    None if the method has no gate."""
     reads_layout: bool = False
     """Whether the model takes the `layout` of a batch beside its inputs."""
 
@@ -38,7 +39,7 @@ class Edited:
         return cls(
             model,
             stored_bytes,
-            route=lambda batch: model.route(layout=batch.layout, **batch.inputs),
+            watched=model.watched,
             reads_layout=True,
         )
 

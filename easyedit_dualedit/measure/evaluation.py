@@ -9,8 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import METRICS, Record
-from easyedit_dualedit.measure.asking import Asker, Replies
-from easyedit_dualedit.measure.contender import Edited
+from easyedit_dualedit.measure.panel import Panel
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, ProtocolName
 from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.run import CASES_FOLDER, Run
@@ -33,6 +32,7 @@ def evaluate(
     further: Mapping[int, Mapping[str, Query]] | None = None,
     protocols: Sequence[ProtocolName] = (),
     batch_size: int = 10,
+    panel: Panel | None = None,
     progress: bool = True,
     processes: Processes | None = None,
 ) -> list[dict[str, Any]]:
@@ -48,7 +48,8 @@ def evaluate(
         further: more queries of each record, by its index, and by what they measure: the same
             kinds for each. All are compared with the unedited model, as locality is.
         protocols: measured beside `EVALUATION_PROTOCOLS`, of `OF_SOME_RECORDS`.
-        batch_size: records whose queries share a forward; each still sees its own edit alone.
+        batch_size: records that are asked about together; each still sees its own edit alone.
+        panel: asks, within a budget of tokens; None lets the device's memory choose the budget.
         progress: whether to show a bar.
         processes: of which this one makes its share of the batches, and the first returns the
             cases of all, the others none; None means that it makes all.
@@ -58,6 +59,7 @@ def evaluate(
     """
     processes = processes or Processes()
     cases = {record.index: run.case(record.index) for record in records}
+    panel = Panel(encoder) if panel is None else panel
     starts = processes.share(range(0, len(records), batch_size))
     total = sum(len(records[start : start + batch_size]) for start in starts)
     with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as bar:
@@ -66,8 +68,9 @@ def evaluate(
             chosen = records[start : start + batch_size]
             if any(cases[record.index] is None for record in chosen):
                 made = evaluate_together(
-                    chosen, encoder, makers, further=further, protocols=protocols
+                    chosen, encoder, makers, further=further, protocols=protocols, panel=panel
                 )
+                bar.set_postfix(tokens=panel.budget.tokens, refresh=False)
                 for record, case in zip(chosen, made, strict=True):
                     if cases[record.index] is None:
                         run.store(record.index, case)
@@ -87,6 +90,7 @@ def evaluate_together(
     *,
     further: Mapping[int, Mapping[str, Query]] | None = None,
     protocols: Sequence[ProtocolName] = (),
+    panel: Panel | None = None,
 ) -> list[dict[str, Any]]:
     """Return the cases of records whose queries share a batch; see `evaluate`.
 
@@ -102,15 +106,18 @@ def evaluate_together(
         )
         for record in records
     ]
-    edits = {name: [make(record) for record in records] for name, make in makers.items()}
+    panel = Panel(encoder) if panel is None else panel
+    # Record by record: methods that share the reading of an edit keep that of one record.
+    made = [{name: make(record) for name, make in makers.items()} for record in records]
+    edits = {name: [models[name] for models in made] for name in makers}
     cases = [
         {"index": record.index, **case}
         for record, case in zip(
-            records, _cases(own, encoder, edits, EVALUATION_PROTOCOLS), strict=True
+            records, _cases(own, encoder, edits, EVALUATION_PROTOCOLS, panel), strict=True
         )
     ]
     for protocol in protocols:
-        _add_protocol(cases, records, encoder, edits, protocol)
+        _add_protocol(cases, records, encoder, edits, protocol, panel)
     return cases
 
 
@@ -119,6 +126,7 @@ def _cases(
     encoder: Encoder,
     edits: Mapping[str, Sequence[EditedModel | None]],
     protocols: Sequence[ProtocolName],
+    panel: Panel,
 ) -> list[dict[str, Any]]:
     """Return what each record's models say to its questions, equally many for each record.
 
@@ -127,16 +135,14 @@ def _cases(
         encoder: of the model.
         edits: of each method the edited model of each record; None is the unedited one.
         protocols: which are measured.
+        panel: asks.
     """
-    asker = Asker(encoder, questions, protocols, together=True)
-    before = asker.ask(Edited(encoder.backbone.model, 0))
+    before, replies = panel.ask(questions, edits, protocols)
     cases: list[dict[str, Any]] = [
         {"queries": asked.to_dict(), "before": plain.texts, "methods": {}}
         for asked, plain in zip(questions, before, strict=True)
     ]
-    for name, models in edits.items():
-        after = _asked_side_by_side(asker, models, questions)
-        after = before if after is None else after
+    for name, after in replies.items():
         for case, asked, plain, edited in zip(cases, questions, before, after, strict=True):
             values = score(asked, plain, edited, encoder, protocols)
             case["methods"][name] = {"values": values, **edited.to_dict()}
@@ -149,6 +155,7 @@ def _add_protocol(
     encoder: Encoder,
     edits: Mapping[str, Sequence[EditedModel | None]],
     protocol: ProtocolName,
+    panel: Panel,
 ) -> None:
     """Add to the cases of records what those of them say that have a protocol's questions.
 
@@ -158,21 +165,11 @@ def _add_protocol(
     for count in sorted({len(questions.every) for questions in every} - {0}):
         places = [place for place, asked in enumerate(every) if len(asked.every) == count]
         chosen = {name: [models[place] for place in places] for name, models in edits.items()}
-        made = _cases([every[place] for place in places], encoder, chosen, (protocol,))
+        asked = [every[place] for place in places]
+        made = _cases(asked, encoder, chosen, (protocol,), panel)
         for place, more in zip(places, made, strict=True):
             for part in ("queries", "before"):
                 cases[place][part].update(more[part])
             for name, outcome in more["methods"].items():
                 for part, values in outcome.items():
                     cases[place]["methods"][name][part].update(values)
-
-
-def _asked_side_by_side(
-    asker: Asker, edits: Sequence[EditedModel | None], questions: Sequence[Questions]
-) -> list[Replies] | None:
-    """Return what the edited model of each record says about it; None if none is edited."""
-    models = [model for model in edits if model is not None]
-    if not models:
-        return None
-    rows = len(questions[0].every)
-    return asker.ask(Edited.by_dualedit(EditedModel.side_by_side(models, rows)))

@@ -4,7 +4,7 @@ An `EditSignal` is one edit as it was read from the model. `ActiveEdits` holds s
 stored, in the form in which a forward uses them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -70,6 +70,8 @@ class ActiveEdits:
     """Keys and values of each adapter in use; empty without edits."""
     assignment: Tensor | None = None
     """The only edit that each row may use, long [b]; None lets the gate choose among all."""
+    watch: Callable[[Routing], None] | None = None
+    """Is told each decision."""
 
     @classmethod
     def of(
@@ -133,6 +135,17 @@ class ActiveEdits:
             return cls.of_stored(stored, adapters, gate, assignment)
         return cls.of(signals, adapters, gate, assignment)
 
+    def with_gate(self, gate: Gate) -> Self:
+        """Return the same edits under another gate.
+
+        Raises:
+            DataError: if edits are stored: of them only their gate's own keys are known.
+        """
+        signals = [edit for edit in self.edits if isinstance(edit, EditSignal)]
+        if len(signals) < len(self.edits):
+            raise DataError("stored edits keep their gate; read them anew for another")
+        return replace(self, gate=gate, keys=keys_of(signals, gate) if signals else self.keys)
+
     def __len__(self) -> int:
         """Return the number of edits."""
         return len(self.edits)
@@ -160,7 +173,10 @@ class ActiveEdits:
             DataError: if the rows do not fit the assignment.
             CalibrationError: if the gate has no threshold.
         """
-        return self.gate.decide(hidden, layout, self.keys, self.assignment)
+        routing = self.gate.decide(hidden, layout, self.keys, self.assignment)
+        if self.watch is not None:
+            self.watch(routing)
+        return routing
 
     def decide_ahead(
         self, backbone: Backbone, inputs: Mapping[str, Any], layout: TokenLayout

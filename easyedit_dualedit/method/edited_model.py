@@ -20,7 +20,7 @@ from easyedit_dualedit.errors import BackboneError, ChunkedPrefillError, DataErr
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.edit_check import EditCheck, checked
 from easyedit_dualedit.method.edited_call import Decisions, EditedCall, LayoutFinder
-from easyedit_dualedit.method.gate import Routing
+from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.method.surface import REFUSED_METHODS, REFUSED_OPTIONS
 from easyedit_dualedit.model.call_arguments import real_tokens, token_ids
@@ -154,6 +154,46 @@ class EditedModel:
         assignment = torch.arange(len(models)).repeat_interleave(rows)
         active = ActiveEdits.together([model._active for model in models], assignment)
         return cls(models[0]._encoder, active)
+
+    def of_rows(self, rows: Sequence[int]) -> "EditedModel":
+        """Return the model that answers some of the rows of a `side_by_side` one, as it does."""
+        assignment = self._active.assignment
+        if assignment is None:
+            return self
+        chosen = assignment[torch.tensor(list(rows), dtype=torch.long)]
+        return EditedModel(self._encoder, dataclasses.replace(self._active, assignment=chosen))
+
+    def watched(self) -> "tuple[EditedModel, list[Routing]]":
+        """Return the same model, and a list to which it adds each decision of its gate."""
+        decided: list[Routing] = []
+        active = dataclasses.replace(self._active, watch=decided.append)
+        return EditedModel(self._encoder, active), decided
+
+    def with_gate(self, gate: Gate) -> "EditedModel":
+        """Return the model with the same edits, as they were read, under another gate.
+
+        Raises:
+            DataError: if edits are stored: of them only their gate's own keys are known.
+        """
+        return EditedModel(self._encoder, self._active.with_gate(gate))
+
+    @property
+    def edit_gate(self) -> Gate:
+        """The gate that decides."""
+        return self._active.gate
+
+    @property
+    def gate_layer(self) -> int:
+        """The layer whose states the gate reads."""
+        return self._active.gate_layer
+
+    def decide(self, hidden: Tensor, layout: TokenLayout) -> Routing:
+        """Return which edit applies to each row, from unedited states of `gate_layer`, [b, s, d].
+
+        Raises:
+            CalibrationError: if the gate has no threshold.
+        """
+        return self._active.decide(hidden, layout)
 
     def __getattr__(self, name: str) -> Any:
         """Return the base model's attribute; methods that return the model return this one."""

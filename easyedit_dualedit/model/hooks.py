@@ -144,7 +144,11 @@ def before_call(model: nn.Module, observe: CallObserver) -> Iterator[None]:
 
 @contextmanager
 def record(
-    layers: Sequence[nn.Module], indices: Sequence[int], *, stop: bool = False
+    layers: Sequence[nn.Module],
+    indices: Sequence[int],
+    *,
+    stop: bool = False,
+    first: bool = False,
 ) -> Iterator[dict[int, Tensor]]:
     """Yield a dictionary that fills with layer index -> output, shape [b, s, d].
 
@@ -153,14 +157,15 @@ def record(
         indices: layers to read.
         stop: end the forward after the deepest of them: later layers and the lm_head do not run,
             and the block ends where the model was called.
+        first: keep what the first forward inside the block gives; otherwise what the last gives.
     """
     states: dict[int, Tensor] = {}
-    deepest = max(indices)
+    deepest = max(indices, default=-1)
     signal = _Stop()
     with Hooks() as hooks:
         for index in indices:
             ending = signal if stop and index == deepest else None
-            hooks.read(layers[index], _reading(states, index, ending))
+            hooks.read(layers[index], _reading(states, index, ending, first))
         try:
             yield states
         except _Stop as stopped:
@@ -290,14 +295,15 @@ def _changing(edit: LayerEdit) -> Callable[[nn.Module, Any, Any], Any]:
 
 
 def _reading(
-    states: dict[int, Tensor], index: int, ending: _Stop | None
+    states: dict[int, Tensor], index: int, ending: _Stop | None, first: bool
 ) -> Callable[[nn.Module, Any, Any], None]:
     owner = threading.get_ident()
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         if threading.get_ident() != owner:
             return
-        states[index] = _hidden(output)
+        if not (first and index in states):
+            states[index] = _hidden(output)
         if ending is not None:
             raise ending
 

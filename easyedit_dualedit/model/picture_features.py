@@ -6,6 +6,7 @@ answer of that method is kept and given again.
 """
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -269,6 +270,7 @@ def _replaced(
     real, thread = getattr(owner, name), threading.get_ident()
     wrapped = wrap(real)
 
+    @functools.wraps(real)  # generate looks for the names of its parameters
     def chosen(*args: Any, **kwargs: Any) -> Any:
         mine = threading.get_ident() == thread
         return (wrapped if mine else real)(*args, **kwargs)

@@ -15,16 +15,18 @@ from torch import Tensor
 from easyedit_dualedit.data.binding import Binding
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.experiments.dualedit_rows import AdaptedEditor
-from easyedit_dualedit.measure.asking import Asker
+from easyedit_dualedit.measure.asking import Asker, Replies
 from easyedit_dualedit.measure.contender import Edited
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.measure.metrics import LOCALITY
+from easyedit_dualedit.measure.panel import Panel
 from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import family_of
 from easyedit_dualedit.model.inputs import IGNORED, Query
+from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.plugin.processors import CompleteProcessor
 
 IN_SCOPE = tuple(metric for metric in METRICS if metric not in LOCALITY)
@@ -150,6 +152,16 @@ class RunsOn:
         return torch.cat([input_ids, input_ids.new_tensor([said] * len(input_ids))], 1)
 
 
+def replies_of(
+    encoder: Encoder, questions: list[Questions], model: RunsOn, together: bool
+) -> list[Replies]:
+    """Return what a model says, question by question or in batches of a panel."""
+    if not together:
+        return Asker(encoder, questions, ("generate",)).ask(Edited(model, 0))
+    encoder = Encoder(replace(encoder.backbone, model=model), encoder.processor)
+    return Panel(encoder, RowBudget(4096)).ask(questions, {}, ("generate",))[0]
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_an_answer_that_runs_on_past_the_target_is_not_exact(
     llava: TinyModel, record: Record, together: bool
@@ -159,12 +171,11 @@ def test_an_answer_that_runs_on_past_the_target_is_not_exact(
     same = replace(record, **dict.fromkeys(QUERIES, record.request))
     questions = Questions.of(same, ("generate",))
     model = RunsOn(llava.model, target)
-    asker = Asker(encoder, [questions], ("generate",), together=together)
-    (replies,) = asker.ask(Edited(model, 0))
+    (replies,) = replies_of(encoder, [questions], model, together)
     assert all(str(text).startswith(str(record.request.target)) for text in replies.texts.values())
     values = score(questions, replies, replies, encoder, ("generate",))["generate"]
     assert [values[metric] for metric in IN_SCOPE] == [0.0, 0.0, 0.0]
-    assert model.allowed == [len(target) + 8] * (1 if together else 5)
+    assert model.allowed == [len(target) + 8] * (2 if together else 5)
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -177,10 +188,8 @@ def test_how_long_an_answer_may_be(llava: TinyModel, record: Record, together: b
         Questions.of(replace(record, request=longer), ("generate",)),
     ]
     token = encoder.target_ids("one")[-1]
-    asker = Asker(encoder, questions, ("generate",), together=together)
-    for asked_of, replies in zip(
-        questions, asker.ask(Edited(RunsOn(llava.model, [token]), 0)), strict=True
-    ):
+    said = replies_of(encoder, questions, RunsOn(llava.model, [token]), together)
+    for asked_of, replies in zip(questions, said, strict=True):
         counts = {n: len(encoder.target_ids(str(q.target))) for n, q in asked_of.own.items()}
         longest = max(counts.values())
         for name, text in replies.texts.items():
