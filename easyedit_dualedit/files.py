@@ -66,10 +66,12 @@ def _is_running(process: int) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all.
 
+    Half of a surrogate pair, such as a name that is not UTF-8 has, is written as JSON escapes it.
+
     Raises:
         DataError: if the file cannot be written.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

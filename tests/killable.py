@@ -8,6 +8,7 @@ a line of JSON out is how it ended.
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -72,6 +73,7 @@ class Killable:
         work: str = "command",
         seconds: float = SLOWEST,
         change: int = -1,
+        privileged: bool = True,
     ) -> Ended:
         """Return how some work ended.
 
@@ -80,6 +82,7 @@ class Killable:
             work: a key of `WORK`.
             seconds: to kill it after.
             change: of files, to kill it right before; -1 for none.
+            privileged: False takes from root what it may do beyond the rights of a file's owner.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         asked = {
@@ -87,6 +90,7 @@ class Killable:
             "arguments": [str(each) for each in arguments],
             "seconds": seconds,
             "change": change,
+            "privileged": privileged,
             "log": str(self._log),
         }
         self._process.stdin.write(json.dumps(asked) + "\n")
@@ -140,6 +144,18 @@ class _Changes:
         self.count += 1
 
 
+def _drop_privileges() -> None:
+    """Let root be kept out where its files say so, as anybody else is."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return
+    import ctypes
+
+    version, none = 0x20080522, 0
+    header, rights = (ctypes.c_uint32 * 2)(version, none), (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(header, rights) != 0:
+        raise OSError(ctypes.get_errno(), "cannot give up the rights of root")
+
+
 def _copy(asked: dict[str, Any], folder: str, told: int) -> None:
     """Do some work in a copy of this process, which then ends."""
     code = 1
@@ -147,6 +163,8 @@ def _copy(asked: dict[str, Any], folder: str, told: int) -> None:
         os.setsid()
         for stream in (1, 2):
             os.dup2(os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        if not asked["privileged"]:
+            _drop_privileges()
         changes = _Changes(folder, asked["change"])
         sys.addaudithook(changes)
         code = WORK[asked["work"]](asked["arguments"])
@@ -202,6 +220,8 @@ def _import_everything() -> None:
             importlib.import_module(module.name)
     for name in ("tiny_families", "matplotlib.pyplot", "transformers.trainer_utils"):
         importlib.import_module(name)
+    # A command says itself what it logs; what was imported has said so first.
+    logging.getLogger().handlers.clear()
     gc.collect()
     gc.freeze()  # what stays to the end is left out of every later collection
 

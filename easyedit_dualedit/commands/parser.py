@@ -1,6 +1,7 @@
 """The command line: which commands there are, and what becomes of a user's mistake."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -97,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(verbose[:1] + arguments)
     logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that is not UTF-8 must not end a command when its work is done.
+            stream.reconfigure(errors="backslashreplace")
     try:
         _COMMANDS[parsed.command].run(parsed)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import transformers
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands.console import console
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.errors import DataError, shortened
 from easyedit_dualedit.files import digest_of
 from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
 from easyedit_dualedit.measure.protocols import ProtocolName
@@ -54,8 +54,9 @@ def alone_in(folder: Path, *, part: str | None = None) -> Iterator[None]:
                     held.enter_context(locked_whole(folder, patience=_PATIENCE))
                 else:
                     held.enter_context(locked_part(folder, part, patience=_PATIENCE))
-            except OSError as error:
-                raise DataError(f"cannot write to {folder}: {error.strerror}") from error
+            except (OSError, ValueError) as error:  # a zero in a name is a ValueError
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(f"cannot write to {shortened(folder)}: {reason}") from error
             yield
     finally:
         if is_new:

@@ -37,7 +37,14 @@ class PromptReader:
         ids = backbone.vision_token_ids
         video_processor = getattr(processor, "video_processor", None)
         self._clips = None if video_processor is None else Clips(video_processor)
-        self._vision_tokens: list[str] = self._tokenizer.convert_ids_to_tokens(ids)
+        tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(ids)
+        self._vision_tokens = [token for token in tokens if token is not None]
+        if len(self._vision_tokens) < len(ids):
+            raise BackboneError(
+                f"image_token_id = {ids[tokens.index(None)]}: the tokenizer has no such token"
+                f" ({len(self._tokenizer)} tokens); give one that the processor puts where a"
+                " picture is, or leave it out"
+            )
 
     def text(self, query: Query) -> str:
         """Return the prompt as the chat template writes it, ready for an answer."""
