@@ -146,12 +146,14 @@ def load_records(
     every = read_items(path)
     items = _numbered(every, limit)
     problems = _problems_in(items, images if check_pictures else None)
+    right = _right_samples(path, every)
     if not allow_outside:
-        problems += _outside(items)
+        # What is shown of others, beside the records themselves.
+        neighbours = [*enumerate(every), *enumerate(right)] if any(map(is_theirs, every)) else []
+        problems += list(dict.fromkeys(_outside([*items, *neighbours])))
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise DataError(f"{path}: " + "; ".join(problems[:_SHOWN]) + more)
-    right = _right_samples(path, every)
     return [
         replace(
             _record(index, item, images, template),
