@@ -1,12 +1,15 @@
 """Arguments that several commands have, and texts that are numbers."""
 
 import argparse
+import math
 from pathlib import Path
 
 EDIT_HPARAMS = "short name such as llava-1.5-7b, or a YAML file such as those of hparams/DualEdit"
 TRAINING_HPARAMS = (
     "short name such as llava-1.5-7b, or a YAML file such as those of hparams/TRAINING/DualEdit"
 )
+_UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6, "": 1}
+
 SHOWN = "picture, video file or folder of frames"
 """What may be named after --image."""
 
@@ -77,6 +80,25 @@ def add_run_folder(parser: argparse.ArgumentParser, name: str) -> None:
 def add_edits_folder(parser: argparse.ArgumentParser) -> None:
     """Add the folder of a file of edits."""
     parser.add_argument("--edits", type=Path, required=True, metavar="FOLDER", help="of the edits")
+
+
+def memory(text: str) -> int:
+    """Return bytes of a text such as 20GiB, 800MiB or 24000000000.
+
+    Raises:
+        ArgumentTypeError: if the text is none.
+    """
+    for unit, factor in _UNITS.items():
+        number = text.strip().removesuffix(unit)
+        if unit and number == text.strip():
+            continue
+        try:
+            value = float(number)
+        except ValueError:
+            break
+        if math.isfinite(value) and value > 0:
+            return int(value * factor)
+    raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory such as 20GiB")
 
 
 def count(text: str) -> int:

@@ -14,6 +14,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError, shortened
 from easyedit_dualedit.files import digest_of
 from easyedit_dualedit.measure.evaluation import EditMaker, evaluate
+from easyedit_dualedit.measure.panel import Panel
 from easyedit_dualedit.measure.protocols import ProtocolName
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.measure.target_split import TargetSplit
@@ -117,6 +118,7 @@ def measure_and_print(
     protocols: Sequence[ProtocolName] = (),
     split: TargetSplit | str | None = None,
     processes: Processes | None = None,
+    panel: Panel | None = None,
 ) -> None:
     """Edit every record alone with each method, measure, and print table and examples.
 
@@ -130,6 +132,7 @@ def measure_and_print(
         protocols: measured besides.
         split: which targets were seen in training, or why that is not known.
         processes: that share the records; the first prints.
+        panel: asks, within a budget of memory; None finds it from the device.
     """
     processes = processes or Processes()
     cases = evaluate(
@@ -141,6 +144,7 @@ def measure_and_print(
         protocols=protocols,
         progress=processes.is_first,
         processes=processes,
+        panel=panel,
     )
     if not processes.is_first:
         return

@@ -22,6 +22,7 @@ from easyedit_dualedit.model.inputs import (
     input_device,
     last_real_index,
 )
+from easyedit_dualedit.model.opened_pictures import OpenedPictures
 from easyedit_dualedit.model.prompts import PromptReader
 from easyedit_dualedit.model.video_frames import Clip
 
@@ -182,6 +183,11 @@ class Encoder:
         device = input_device(self.backbone.model)
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Batch(inputs, layout.to(device), target.to(device), labels.to(device))
+
+    @property
+    def opened(self) -> OpenedPictures:
+        """Pictures that were decoded last."""
+        return self._reader.opened
 
     def tokenised(self, query: Query) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the tokens of one prompt, unpadded, and the inputs that hold its pictures.

@@ -75,10 +75,10 @@ def pixels_of(inputs: Mapping[str, Any]) -> str:
 class PictureFeatures:
     """Features of pictures, each computed once and kept within a budget."""
 
-    def __init__(self, encoder: Encoder, budget: int):
-        """Keep at most `budget` bytes."""
+    def __init__(self, encoder: Encoder, budget: int, *, stays: bool = False):
+        """Keep at most `budget` bytes; see `TensorCache`."""
         self._encoder = encoder
-        self.cache = TensorCache(budget)
+        self.cache = TensorCache(budget, stays=stays)
 
     def of(
         self,

@@ -12,7 +12,7 @@ from torch.nn import functional
 from easyedit_dualedit.errors import BackboneError, DataError
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.opened_pictures import OpenedPictures
 from easyedit_dualedit.model.video_frames import Clip, Clips
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -36,6 +36,8 @@ class PromptReader:
         self._tokenizer = processor.tokenizer
         ids = backbone.vision_token_ids
         video_processor = getattr(processor, "video_processor", None)
+        self.opened = OpenedPictures()
+        """Pictures that were decoded last."""
         self._clips = None if video_processor is None else Clips(video_processor)
         tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(ids)
         self._vision_tokens = [token for token in tokens if token is not None]
@@ -109,7 +111,7 @@ class PromptReader:
             shown = [queries[place] for place in places]
             texts = [self.text(query) for query in shown]
             if shown[0].video is None:
-                images = [[open_image(picture) for picture in query.pictures] for query in shown]
+                images = [[self.opened.open(one) for one in query.pictures] for query in shown]
                 encoded = self._processed(texts, images=images)
             else:
                 encoded = self._processed(texts, clip=self.clip_of(shown[0]))

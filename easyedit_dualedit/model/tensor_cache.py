@@ -13,9 +13,17 @@ class TensorCache:
     Tensors come back with the same bits, on the same device; anything else as it was.
     """
 
-    def __init__(self, budget: int):
-        """Keep at most `budget` bytes of tensors."""
+    def __init__(self, budget: int, *, stays: bool = False):
+        """Keep at most `budget` bytes of tensors.
+
+        Args:
+            budget: bytes.
+            stays: once it is full, keep what is held instead of what comes. Where values are asked
+                for over and over in random order, and a few of them fit, those few are then found
+                each time; else each is overwritten before it is asked for again.
+        """
         self.budget = budget
+        self.stays = stays
         self.size = 0
         """Bytes of tensors held."""
         self._held: OrderedDict[Hashable, Any] = OrderedDict()
@@ -30,6 +38,8 @@ class TensorCache:
         """Hold a copy of a value, if it fits at all; a key that is held already stays as it is."""
         size = size_of(value)
         if size > self.budget or key in self._held:
+            return
+        if self.stays and self.size + size > self.budget:
             return
         while self.size + size > self.budget:
             self.size -= size_of(self._held.popitem(last=False)[1])

@@ -79,6 +79,7 @@ class TrainerHparams:
     """Less memory, more time, the same result; EasyEdit's own trainer takes no notice."""
     compile_layers: bool = False
     """torch.compile for the layers above the first edit; EasyEdit's own trainer takes no notice."""
+    picture_workers: int = 0
     feature_cache_bytes: int = CACHE_BYTES
     """Picture features kept between steps; EasyEdit's own trainer keeps none."""
     state_cache_bytes: int = CACHE_BYTES
@@ -123,6 +124,7 @@ class TrainerHparams:
             "autocast": self.autocast,
             "checkpoint_activations": self.checkpoint_activations,
             "compile_layers": self.compile_layers,
+            "picture_workers": self.picture_workers,
             "feature_cache_bytes": self.feature_cache_bytes,
             "state_cache_bytes": self.state_cache_bytes,
             "state_cache_folder": self.state_cache_folder,

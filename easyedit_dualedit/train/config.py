@@ -76,6 +76,8 @@ class TrainingConfig:
     """Bytes of states below the first edit to keep between steps, on the model's device."""
     state_cache_folder: str | None = None
     """Folder that keeps those states on disk, in half precision, for later steps and runs."""
+    picture_workers: int = 0
+    """Processes that decode the pictures of the next batches meanwhile; 0 decodes when needed."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -106,7 +108,7 @@ class TrainingConfig:
                 problems.append(f"{name} = {getattr(self, name)!r}: true or false")
         if not is_seed(self.seed):
             problems.append(f"seed = {self.seed!r}: a whole number from 0 to {2**32 - 1}")
-        for name in ("gate_steps", "feature_cache_bytes", "state_cache_bytes"):
+        for name in ("gate_steps", "feature_cache_bytes", "state_cache_bytes", "picture_workers"):
             if not is_whole(getattr(self, name), 0):
                 problems.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
         if self.gate_records is not None and not is_whole(self.gate_records, 1):

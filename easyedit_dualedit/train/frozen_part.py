@@ -55,6 +55,7 @@ class FrozenPart:
         *,
         budget: int = CACHE_BYTES,
         state_budget: int = CACHE_BYTES,
+        stays: bool = False,
     ):
         """Keep nothing yet.
 
@@ -63,11 +64,12 @@ class FrozenPart:
             layer: the first edited one.
             budget: bytes of picture features to keep in memory.
             state_budget: bytes of states of the first edited layer to keep in memory.
+            stays: whether full caches keep what they hold instead of what comes.
         """
         self._encoder = encoder
         self._layer = layer
-        self.pictures = PictureFeatures(encoder, budget)
-        self.states = TensorCache(state_budget)
+        self.pictures = PictureFeatures(encoder, budget, stays=stays)
+        self.states = TensorCache(state_budget, stays=stays)
         self._folder: StateFolder | None = None
         self.prompts = TokenisedPrompts(encoder)
         self.shares = True
@@ -81,12 +83,13 @@ class FrozenPart:
 
     def forget_states(self) -> None:
         """Hold no state in memory any longer."""
-        self.states = TensorCache(self.states.budget)
+        self.states = TensorCache(self.states.budget, stays=self.states.stays)
 
     def forget(self) -> None:
         """Hold neither states nor features of pictures in memory any longer."""
         self.forget_states()
-        self.pictures.cache = TensorCache(self.pictures.cache.budget)
+        cache = self.pictures.cache
+        self.pictures.cache = TensorCache(cache.budget, stays=cache.stays)
 
     def keep_in(self, folder: StateFolder) -> None:
         """Keep states on disk too, and give all of them as the disk does from now on."""

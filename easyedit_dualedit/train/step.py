@@ -73,7 +73,7 @@ class TrainingStep:
         adapters = editor.adapters
         self._first = min(adapters.layer_of[name] for name in adapters.modalities)
         self.frozen = FrozenPart(
-            editor.encoder, self._first, budget=budget, state_budget=state_budget
+            editor.encoder, self._first, budget=budget, state_budget=state_budget, stays=True
         )
         self._folder = folder
         self._is_checked = False

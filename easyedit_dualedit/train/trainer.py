@@ -25,6 +25,7 @@ from easyedit_dualedit.train.checkpoint import WATCH, Checkpoint, Stateful
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.drawn_targets import with_drawn_targets
 from easyedit_dualedit.train.gate_stage import GateStage
+from easyedit_dualedit.train.pictures_ahead import PicturesAhead
 from easyedit_dualedit.train.progress import TrainingProgress
 from easyedit_dualedit.train.step import TrainingStep
 from easyedit_dualedit.train.watch import Watch, Watching
@@ -103,17 +104,33 @@ def train(
     editor.training_targets = tuple(sorted({*known, *targets_of(records)}))
     training_step = TrainingStep.within(editor, config)
 
+    def batch_of(place: int) -> Sequence[Record]:
+        """Return the records of this process in a batch."""
+        indices = batch_indices(place, len(records), config)
+        return processes.share([records[i] for i in indices])
+
+    start = first - first % FORGET_EVERY
+    each = config.accumulate
+    ahead = PicturesAhead(
+        batch_of,
+        range(start * each, config.steps * each),
+        editor.encoder.opened,
+        config.picture_workers,
+    )
+
     def batches(step: int) -> Iterator[Sequence[Record]]:
         """Yield the records of this process in each batch of a step."""
-        for part in range(config.accumulate):
-            place = step * config.accumulate + part
-            indices = batch_indices(place, len(records), config)
-            yield processes.share([records[i] for i in indices])
+        for part in range(each):
+            yield ahead.batch(step * each + part)
 
-    with undisturbed(editor.backbone.model), _frozen(editor.backbone.model):
+    with (
+        contextlib.closing(ahead),
+        undisturbed(editor.backbone.model),
+        _frozen(editor.backbone.model),
+    ):
         if gate.run(progress=progress) and processes.is_first:
             state.store(first)
-        for step in range(first - first % FORGET_EVERY, first):
+        for step in range(start, first):
             for batch in batches(step):
                 training_step.read_again(batch, config)
         bar = TrainingProgress(
