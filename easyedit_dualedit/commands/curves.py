@@ -36,10 +36,14 @@ def run(arguments: argparse.Namespace) -> None:
         log = TensorBoard(folder / "tensorboard")
         for line in lines:
             log(line)
-    rows, gate = [], ""
+    rows, gate, opens = [], "", ""
     for line in lines:
         if line["part"] == "validation":
             gate = line["gate"]
+            opens = ", ".join(
+                f"{metric.replace('_', ' ')} {share:.1%}"
+                for metric, share in line.get("opens", {}).items()
+            )
             shares = [line["gated"]["all"].get(metric) for metric in METRICS]
             cells = ["" if share is None else f"{share:.1%}" for share in shares]
             best = "best" if line["is_best"] else ""
@@ -47,5 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
     if rows:
         columns = numbers("step", "loss", *(metric.replace("_", " ") for metric in METRICS), "")
         title = f"validation of {arguments.folder}, gate: {gate}"
-        console().print(Table(columns, rows, title).for_terminal())
+        caption = f"the gate opens for: {opens}" if opens else ""
+        console().print(Table(columns, rows, title, caption).for_terminal())
     console().print(f"written: {folder}")

@@ -90,12 +90,15 @@ class Validation:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Which gate decides, and how many records each group has."""
-        gate = "open" if self._opens is None else self._editor.gate.kind
-        return {
-            "gate": gate,
-            "records": {name: int(mask.sum()) for name, mask in self._members.items()},
-        }
+        """Which gate decides, how many records each group has, and for which queries it opens.
+
+        The latter is the share of the records, 0 to 1, by metric.
+        """
+        records = {name: int(mask.sum()) for name, mask in self._members.items()}
+        if self._opens is None:
+            return {"gate": "open", "records": records}
+        opens = self._means(self._opens.double())["all"]
+        return {"gate": self._editor.gate.kind, "records": records, "opens": opens}
 
     def measure(self) -> Measured:
         """Return how the adapters do now."""

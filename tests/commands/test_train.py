@@ -62,7 +62,7 @@ def test_a_training_shows_how_it_does(work: Workplace, call: Any):
     for name in ("curves.csv", "curves.png"):
         (curves / name).unlink()
     shown = call(["curves", str(out)])
-    assert shown.code == 0 and "reliability" in shown.out, shown.err
+    assert shown.code == 0 and "the gate opens for: reliability" in shown.out, shown.err
     assert sorted(path.name for path in curves.iterdir()) == [
         *("curves.csv", "curves.jsonl", "curves.png"),
     ]

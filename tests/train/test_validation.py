@@ -51,7 +51,17 @@ def plainly(editor: DualEditor, record: Record, gate: bool) -> dict[str, float]:
 def test_it_measures_what_the_edited_model_does(editor: DualEditor, records: list[Record]):
     held, trained = records[8:], records[:8]
     validation = Validation(editor, held, trained, CONFIG)
-    assert validation.about == {"gate": "cosine", "records": {"all": 6, "seen": 6, "unseen": 0}}
+    about = validation.about
+    assert (about["gate"], about["records"]) == ("cosine", {"all": 6, "seen": 6, "unseen": 0})
+    opened = [
+        editor.edited(editor.read([record.request])).route(
+            **editor.encoder.encode([record.text_locality]).inputs
+        )
+        for record in held
+    ]
+    share = sum(bool(routing.is_open[0]) for routing in opened) / len(held)
+    assert about["opens"]["text_locality"] == pytest.approx(share)
+    assert about["opens"]["reliability"] == 1.0
     measured = validation.measure()
     for name, gate in (("gated", True), ("adapters", False)):
         expected = [plainly(editor, record, gate) for record in held]

@@ -1,0 +1,50 @@
+"""What a training is expected to take: its arithmetic is that which was counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.expected import BATCH, FAMILIES, STEPS, hours, table
+from easyedit_dualedit.method.config import DualEditConfig
+from easyedit_dualedit.plugin.hparams_files import shipped_hparams
+
+ROOT = Path(__file__).parents[2]
+LLAVA = FAMILIES[0]
+
+
+def test_the_arithmetic_of_a_step_is_what_was_counted():
+    path = ROOT / "docs" / "performance" / "llava-1.5-7b-cuda.json"
+    counted = json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps(counted)
+    assert all(gflop in text for gflop in ("161870.68", "156997.76", "105126.64"))
+    assert BATCH * LLAVA.record_flop == pytest.approx(161.87068e12, rel=0.03)
+    frozen = (LLAVA.text_layer + 1) * LLAVA.rows_flop(3, 1, 1)
+    pictures = 3 * LLAVA.picture_flop
+    assert BATCH * (LLAVA.record_flop - frozen - pictures) == pytest.approx(105.12664e12, rel=0.05)
+    assert BATCH * pictures == pytest.approx(161.87068e12 - 156.99776e12, rel=0.1)
+    peaks = counted["peak_mib"]["training, pictures seen before"]
+    assert LLAVA.kept_bytes / 2**20 == pytest.approx(
+        peaks["of it kept for a backward pass"], rel=0.03
+    )
+    assert LLAVA.weight_bytes / 2**20 == pytest.approx(peaks["of it weights"], rel=0.03)
+
+
+def test_layers_and_batches_are_those_of_the_shipped_hyperparameters():
+    for family in FAMILIES:
+        path = shipped_hparams(family.name, "TRAINING/DualEdit")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert (values["text_layer"], values["vision_layer"]) == (
+            family.text_layer,
+            family.vision_layer,
+        )
+        assert (values["batch_size"], values["max_iters"]) == (BATCH, STEPS)
+        assert values["width"] == family.width
+    assert DualEditConfig.preset("default", text_layer=1, vision_layer=2).word_path
+
+
+def test_the_guide_has_the_table():
+    guide = (ROOT / "docs" / "guide" / "training.md").read_text(encoding="utf-8")
+    assert table() in guide, "python -m benchmarks.expected"
+    assert hours(LLAVA, "A100") > 3 * hours(LLAVA, "H100")
