@@ -38,16 +38,13 @@ class Measured:
     """Share of the records, 0 to 1, the gate held open."""
     gated: dict[str, dict[str, float]]
     """Share of the records, 0 to 1, with the gate's decisions."""
+    total_loss: float
+    """The losses of all records, summed with the weights of the training."""
 
     @property
     def score(self) -> float:
         """The mean of the five metrics of all records, with the gate's decisions, 0 to 1."""
         return sum(self.gated["all"].values()) / len(METRICS)
-
-    @property
-    def total_loss(self) -> float:
-        """The sum of the losses of all records."""
-        return sum(self.loss["all"].values())
 
 
 class Validation:
@@ -77,6 +74,7 @@ class Validation:
         self._records = list(records)
         weights: dict[str, Any] = {f"{metric}_weight": 1.0 for metric in METRICS}
         self._config = replace(config, **weights)
+        self._weights = config.weights
         self._steps = TrainingStep(editor, budget=0, state_budget=0)
         self._counts = _counting(records, training)
         known = TrainingTargets.of(targets_of(training))
@@ -105,7 +103,9 @@ class Validation:
         losses, right = self._answers(is_edited=True)
         opens = self._opens
         gated = right if opens is None else torch.where(opens, right, self._unedited)
-        return Measured(*(self._means(values) for values in (losses, right, gated)))
+        loss, adapters, with_gate = (self._means(values) for values in (losses, right, gated))
+        total = sum(self._weights[metric] * value for metric, value in loss["all"].items())
+        return Measured(loss, adapters, with_gate, total)
 
     def _means(self, values: Tensor) -> dict[str, dict[str, float]]:
         means: dict[str, dict[str, float]] = {}

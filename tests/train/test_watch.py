@@ -64,7 +64,8 @@ def test_curves_tell_of_every_part(llava: TinyModel, records: list[Record], tmp_
     ]
     first = lines[0]
     assert first["gate"] == "cosine" and first["records"] == {"all": 2, "seen": 2, "unseen": 0}
-    assert first["loss"]["total"] == pytest.approx(sum(first["losses"]["all"].values()))
+    weighted = {name: CONFIG.weights[name] * v for name, v in first["losses"]["all"].items()}
+    assert first["loss"]["total"] == pytest.approx(sum(weighted.values()))
     assert set(lines[1]["loss"]) == {"total", *first["losses"]["all"]}
     assert lines[1]["gradient_norm"] > 0 and lines[1]["learning_rate"] > 0
 
@@ -122,7 +123,7 @@ def scores(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
 
     def measure(_self: object) -> Measured:
         shares = {"all": dict.fromkeys(("a", "b", "c", "d", "e"), next(left))}
-        return Measured({"all": {"a": 1.0}}, shares, shares)
+        return Measured({"all": {"a": 1.0}}, shares, shares, 1.0)
 
     monkeypatch.setattr(watch.Validation, "measure", measure)
 
