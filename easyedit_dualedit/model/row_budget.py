@@ -55,7 +55,7 @@ class RowBudget:
                 )
         else:
             room = free_bytes(device)
-        most = _MOST if device.type == "cuda" else _ON_CPU
+        most = _ON_CPU if device.type == "cpu" else _MOST
         if room is None:
             return cls(most, device)
         tokens = int(room * _SHARE) // bytes_of_token(backbone)

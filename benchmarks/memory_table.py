@@ -1,0 +1,246 @@
+"""Peak memory of training, gate and evaluation for models of 7B, by counting tensors.
+
+    python -m benchmarks.memory_table
+
+builds each model at full size on meta tensors, in bfloat16, and runs what takes most: the decoder
+over as many rows as are packed, with pictures of 640 by 480. Attention counts as on a GPU, where
+its matrix is never written out.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.live_bytes import LiveBytes
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.hooks import record
+from easyedit_dualedit.model.row_budget import RowBudget
+from easyedit_dualedit.model.torchvision_ops import define_missing_operators
+from easyedit_dualedit.train.gate_reading import BATCH_TOKENS
+
+define_missing_operators()
+
+import transformers  # noqa: E402  (torchvision must be importable first)
+
+GIB = 2**30
+BOUND = 24 * GIB
+_WORDS = 48
+"""Tokens of template, question and answer beside a picture."""
+_ANSWER = 8
+_LOOKED_AT = 8
+"""Pictures that pass the vision tower together."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model, and what it makes of a picture of 640 by 480."""
+
+    name: str
+    build: Callable[[], Any]
+    image_tokens: int
+    crops: int
+    side: int
+    text_layer: int
+
+
+def llava() -> Any:
+    """Return LLaVA-1.5-7B."""
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    text = transformers.LlamaConfig(vocab_size=32064)  # the rest is that of 7B
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text)
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def onevision() -> Any:
+    """Return LLaVA-OneVision-7B."""
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=26,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    text = transformers.Qwen2Config(
+        vocab_size=152128,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+    )
+    config = transformers.LlavaOnevisionConfig(vision_config=vision, text_config=text)
+    return transformers.LlavaOnevisionForConditionalGeneration(config)
+
+
+# 640 by 480 is four tiles of 384 and the whole: 40 by 54 patches, 40 line ends, 27 by 27 patches.
+FAMILIES = (
+    Family("LLaVA-1.5-7B", llava, 576, 1, 336, 16),
+    Family("LLaVA-OneVision-7B", onevision, 40 * 54 + 40 + 27 * 27, 5, 384, 14),
+)
+
+
+def peaks(family: Family) -> dict[str, float]:
+    """Return the peak of each stage in bytes, weights included, and what is packed."""
+    with _bfloat16(), torch.device("meta"):
+        model = family.build().eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.set_attn_implementation(_attention())
+    backbone = Backbone.of(model)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    width = family.image_tokens + _WORDS
+    budget = RowBudget.of(backbone, BOUND)
+    rows = max(map(len, budget.parts([width] * 64)))
+    found = {"weights": float(weights), "rows": float(rows), "tokens of a row": float(width)}
+    stages = {
+        "pictures": lambda: _looked(backbone, family),
+        "evaluate, answers fed in": lambda: _forced(backbone, rows, width),
+        "evaluate, free answers": lambda: _free(backbone, rows, width),
+        "gate": lambda: _gate(backbone, max(1, BATCH_TOKENS // width), width, family.text_layer),
+        "train, 4 records at once": lambda: _trained(backbone, 12, width, family.text_layer),
+        "train": lambda: _trained(backbone, 3, width, family.text_layer),
+    }
+    for name, stage in stages.items():
+        with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+            stage()
+        found[name] = float(weights + live.peak)
+    return found
+
+
+@torch.no_grad()
+def _looked(backbone: Backbone, family: Family) -> None:
+    model: Any = backbone.model
+    pixels = torch.empty(
+        _LOOKED_AT * family.crops, 3, family.side, family.side, device="meta", dtype=torch.bfloat16
+    )
+    model.model.multi_modal_projector(model.model.vision_tower(pixels).last_hidden_state)
+
+
+@torch.no_grad()
+def _forced(backbone: Backbone, rows: int, width: int) -> None:
+    hidden = backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)[0]
+    _head(backbone)(hidden[:, :_ANSWER]).argmax(-1)
+
+
+@torch.no_grad()
+def _free(backbone: Backbone, rows: int, width: int) -> None:
+    output = backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=True)
+    _head(backbone)(output[0][:, -1:]).float()
+    cache, output = output.past_key_values, None
+    for _ in range(2):  # a step lays each layer's keys and values anew
+        step = _states(backbone, rows, 1)
+        hidden = backbone.decoder(inputs_embeds=step, past_key_values=cache, use_cache=True)[0]
+        _head(backbone)(hidden).float()
+
+
+@torch.no_grad()
+def _gate(backbone: Backbone, rows: int, width: int, layer: int) -> None:
+    with record(backbone.layers, [layer], stop=True):
+        backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
+
+
+def _trained(backbone: Backbone, rows: int, width: int, layer: int) -> None:
+    """Train with recomputed layers; of a record, request and rephrase share one of its three rows.
+
+    Text alone is little beside pictures, adapters and Adam's moments are 0.6 GiB more.
+    """
+    with torch.no_grad(), record(backbone.layers, [layer], stop=True) as seen:
+        backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
+    hidden = seen[layer].requires_grad_()  # as adapters change it
+    positions = torch.arange(width, device="meta")[None]
+    rotary: Any = backbone.decoder.rotary_emb  # type: ignore[union-attr]
+    place = rotary(hidden, positions)
+    for each in backbone.layers[layer + 1 :]:
+        made = checkpoint(each, hidden, use_reentrant=False, position_embeddings=place)
+        hidden = made[0] if isinstance(made, tuple) else made
+    logits = _head(backbone)(hidden[:, :_ANSWER]).float()
+    wanted = torch.zeros(rows * _ANSWER, dtype=torch.long, device="meta")
+    loss = functional.cross_entropy(logits.flatten(0, 1), wanted)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _states(backbone: Backbone, rows: int, width: int) -> Tensor:
+    shape = (rows, width, backbone.hidden_size)
+    return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
+
+def _head(backbone: Backbone) -> nn.Module:
+    head = backbone.output_head
+    if head is None:
+        raise TypeError("the model has no lm_head")
+    return head
+
+
+class _Fused(torch.autograd.Function):
+    """Attention that keeps its arguments and a number a query for the gradient, as fused ones."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        made = torch.empty_like(query)
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, made, sums)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Any) -> Any:
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _attention() -> str:
+    """Return the name under which transformers knows an attention that is only counted."""
+
+    def attend(
+        _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_more: Any
+    ) -> tuple[Tensor, None]:
+        made: Tensor = _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return made.transpose(1, 2).contiguous(), None
+
+    transformers.AttentionInterface.register("counted", attend)
+    return "counted"
+
+
+@contextmanager
+def _bfloat16() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def table() -> list[str]:
+    """Return the lines of the table."""
+    every = {family.name: peaks(family) for family in FAMILIES}
+    lines = [f"| GiB | {' | '.join(every)} |", f"|---|{'---|' * len(every)}"]
+    for name in next(iter(every.values())):
+        unit = GIB if name not in ("rows", "tokens of a row") else 1
+        numbers = (f"{found[name] / unit:.1f}" for found in every.values())
+        lines.append(f"| {name} | {' | '.join(numbers)} |")
+    return lines
+
+
+def main() -> None:
+    """Print the table."""
+    sys.stdout.write("\n".join([*table(), ""]))
+
+
+if __name__ == "__main__":
+    main()
