@@ -60,7 +60,7 @@ def test_several_pictures_stay_together() -> None:
         ([], "no requests to edit"),
         ([{"prompt": "What?"}], "request 0 has no target"),
         ([{}], "request 0 has no prompt and no target"),
-        ([{"prompt": "a", "target": "b", "file_type": "video"}], "file_type 'video'"),
+        ([{"prompt": "a", "target": "b", "file_type": "sound"}], "file_type 'sound'"),
         ([{"prompt": "a", "target": "b", "image": [1, 2]}], "image of type int"),
         ([{"prompt": "a", "target": "b", "image": torch.zeros(3, 4, 4)}], "image of type Tensor"),
     ],
