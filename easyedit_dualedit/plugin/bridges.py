@@ -79,10 +79,10 @@ def _bridge_master(host: Host, patches: Patches) -> None:
         if "is_hf_multimodal_model" in vars(loaded):
             patches.wrap(loaded, "is_hf_multimodal_model", functools.partial(_is_hf_model, host))
     reader = host.module("dataset.processor.llavaov_processors").LLaVAOneVisionProcessor
-    patches.wrap(reader, "__call__", _read_rgb)
     other = host.module("dataset.processor.qwen2vl_processors").Qwen2VLProcessor
     for each in (reader, other):
         patches.wrap(each, "__call__", _reading_more)
+    patches.wrap(reader, "__call__", _read_rgb)
 
 
 def _bridge_release(host: Host, patches: Patches, editor: Any) -> None:
