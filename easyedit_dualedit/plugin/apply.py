@@ -62,9 +62,20 @@ class Session:
         return self._port_model
 
     def editor(
-        self, model: nn.Module, processor: Any, hparams: DualEditMultimodalHparams
+        self,
+        model: nn.Module,
+        processor: Any,
+        hparams: DualEditMultimodalHparams,
+        *,
+        joined: bool,
     ) -> DualEditor:
         """Return the model's editor for an archive and settings, read anew if they are new.
+
+        Args:
+            model: the model.
+            processor: its processor.
+            hparams: name the archive, and the settings.
+            joined: see `archives.with_answers_joined`.
 
         Raises:
             ArchiveError: if the archive is missing, damaged or of another model.
@@ -73,7 +84,9 @@ class Session:
         key = _key_of(hparams)
         editor = self._editors.get(key)
         if editor is None:
-            editor = TrainedAdapters.read(hparams.archive).editor(model, processor, hparams)
+            editor = TrainedAdapters.read(hparams.archive).editor(
+                model, processor, hparams, joined=joined
+            )
             _ = editor.gate.threshold  # raises now rather than at the first question
             while len(self._editors) >= _EDITORS:
                 self._drop_one()
@@ -175,7 +188,9 @@ def apply_dualedit_to_multimodal_model(
     if is_port(base):
         base = session.port_model(base)
         processor = PortProcessor(base)
-    editor = session.editor(base, processor, hparams)
+    # Of EasyEdit's release and of its ports, the samples say where the answer begins.
+    joined = base is model
+    editor = session.editor(base, processor, hparams, joined=joined)
     batch: Batch | None = None
     if isinstance(base, PortModel):
         queries, batch = read_requests(editor, requests)

@@ -22,7 +22,7 @@ from easyedit_dualedit.method.config import DualEditConfig, gate_from
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.families import BackboneConfig
+from easyedit_dualedit.model.families import BackboneConfig, family_of
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.storage.parsing import json_in
 
@@ -69,9 +69,20 @@ class TrainedAdapters:
         return cls(Archive.load(path), path)
 
     def editor(
-        self, model: nn.Module, processor: Any, hparams: DualEditMultimodalHparams
+        self,
+        model: nn.Module,
+        processor: Any,
+        hparams: DualEditMultimodalHparams,
+        *,
+        joined: bool = False,
     ) -> DualEditor:
         """Return the editor that these adapters make of a model.
+
+        Args:
+            model: the model.
+            processor: its processor.
+            hparams: what else they say must agree with the adapters, but for the gate.
+            joined: see `with_answers_joined`.
 
         Raises:
             ArchiveError: if they belong to another model, or the hyperparameters ask for another
@@ -83,10 +94,25 @@ class TrainedAdapters:
         config = self.archive.config
         if hparams.gate is not None:
             config = dataclasses.replace(config, gate=gate_from(hparams.gate))
+        if joined:
+            config = with_answers_joined(config, model)
         editor = DualEditor(model, processor, config)
         editor.training_targets = self.archive.training_targets
         load_weights(editor, self.archive.tensors, str(self.source))
         return editor
+
+
+def with_answers_joined(config: DualEditConfig, model: nn.Module) -> DualEditConfig:
+    """Return a configuration in which nothing stands between a prompt and its answer.
+
+    Master's evaluator writes a target right behind the prompt of every model, also of BLIP-2, which
+    is otherwise asked for " red", and scores the tokens of "red". What the configuration itself
+    says of it holds.
+    """
+    given = config.backbone
+    if given.answer_prefix is not None or not family_of(model.config).answer_prefix:
+        return config
+    return dataclasses.replace(config, backbone=dataclasses.replace(given, answer_prefix=""))
 
 
 def training_targets_in(source: str | Path) -> tuple[str, ...] | None:

@@ -13,7 +13,12 @@ from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.model.inputs import IGNORED, Batch
-from easyedit_dualedit.plugin.archives import TrainedAdapters, described_state, load_weights
+from easyedit_dualedit.plugin.archives import (
+    TrainedAdapters,
+    described_state,
+    load_weights,
+    with_answers_joined,
+)
 from easyedit_dualedit.plugin.host import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples
@@ -68,7 +73,7 @@ class DualEditEditable(_EditableModel):  # type: ignore[misc]  # EasyEdit is unt
             self.edit_loss_fn = partial(shifted_loss, _masked_log_probs)
         else:
             processor = load_processor(config.name or config.model_name)
-            self.editor = _editor_of(model, processor, config)
+            self.editor = _editor_of(model, processor, config, joined=True)
             self.samples = TransformersSamples(self.editor.encoder)
             self.edit_loss_fn = partial(shifted_loss, _masked_log_probs)
 
@@ -166,11 +171,18 @@ class EditedSamples:
         return answered(self.edited(layout=batch.layout, **batch.inputs), batch)
 
 
-def _editor_of(model: nn.Module, processor: Any, config: DualEditMultimodalHparams) -> DualEditor:
+def _editor_of(
+    model: nn.Module, processor: Any, config: DualEditMultimodalHparams, *, joined: bool = False
+) -> DualEditor:
     if config.eval_only and config.archive is not None:
         # Hyperparameters of an edit may leave to the archive which layers the adapters act on.
-        return TrainedAdapters.read(config.archive).editor(model, processor, config)
-    return DualEditor(model, processor, config.dualedit_config())
+        return TrainedAdapters.read(config.archive).editor(
+            model, processor, config, joined=joined
+        )
+    described = config.dualedit_config()
+    if joined:
+        described = with_answers_joined(described, model)
+    return DualEditor(model, processor, described)
 
 
 class _LegacyLoss:
