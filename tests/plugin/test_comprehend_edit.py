@@ -7,20 +7,19 @@ import pytest
 from easyedit_fixtures import needs_master, shared_workplace
 from easyedit_runs import editor_of
 from tiny_comprehend_edit import comprehend_edit_folder
+from tiny_families import FAMILIES
 
 from easyedit_dualedit.plugin import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 
 pytestmark = [needs_master, pytest.mark.usefixtures("host", "elsewhere")]
 
-FAMILIES = ("llava", "llava-onevision", "qwen2-vl")
-
 
 def dataset_of(folder: Path, hparams: Any, **options: Any) -> Any:
     return find_host().package.ComprehendEditDataset(str(folder), config=hparams, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_editor_edits_its_records(family: str, tmp_path: Path) -> None:
     folder = comprehend_edit_folder(tmp_path)
     editor = editor_of(shared_workplace(family))

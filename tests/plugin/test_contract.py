@@ -58,7 +58,7 @@ def learned(family: str) -> Path:
         workplace.model.parent / "learned-for-the-contract",
         "DualEditTrainer",
         max_iters=50,
-        val_interval=49,
+        val_interval=40,
         val_steps=4,
         log_interval=1000,
         lr=2e-2,

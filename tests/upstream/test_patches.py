@@ -1,6 +1,7 @@
 """The patches for EasyEdit: each applies, and its test fails without it and passes with it."""
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -11,6 +12,9 @@ import pytest
 from easyedit_fixtures import needs_master
 from markdown_pages import ROOT
 
+from easyedit_dualedit.testbed.picture import render
+from easyedit_dualedit.testbed.world import draw_scene
+
 UPSTREAM = ROOT / "upstream"
 PATCHES = sorted(UPSTREAM.glob("*.patch"))
 
@@ -20,10 +24,40 @@ define_missing_operators()
 """Run at the start of every process: a torchvision for CUDA beside a PyTorch without it."""
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+SCRIPT = """import sys
+import easyeditor
+import yaml
+from easyeditor import (
+    DualEditMultimodalHparams, DualEditMultimodalTrainingHparams, DualEditTrainer, MultimodalEditor
+)
+def read(kind, path):
+    with open("hparams/" + path) as file:
+        return kind.from_dict({**yaml.safe_load(file), "device": "cpu"})
+trained = read(DualEditMultimodalTrainingHparams, "TRAINING/DualEdit/llavaov-7b.yaml")
+edited = read(DualEditMultimodalHparams, "DualEdit/llavaov-7b.yaml")
+assert edited.archive.endswith(trained.name.rpartition("/")[2])
+editor = MultimodalEditor.from_hparams(DualEditMultimodalHparams.from_hparams("testbed"))
+(case,), _, _ = editor.edit(
+    prompts=["What is the green thing?"], targets=["square"], image=[sys.argv[1]],
+    file_type=["image"],
+)
+assert case["pre"]["rewrite_acc"] == 0 and case["post"]["rewrite_acc"] == 1, case
+"""
+"""Names nothing of this package."""
+
+WITHOUT = """import sys
+sys.modules["easyedit_dualedit"] = None  # as if it were not installed
+import easyeditor
+assert "DualEdit" not in easyeditor.ALG_MULTIMODAL_DICT
+assert "DUALEDIT" not in easyeditor.ALG_TRAIN_DICT
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
     """A copy of what the patches change."""
-    home, folder = Path(os.environ["EASYEDIT_HOME"]), tmp_path_factory.mktemp("upstream")
+    home, folder = Path(os.environ["EASYEDIT_HOME"]), tmp_path / "upstream"
+    folder.mkdir()
     shutil.copytree(
         home / "easyeditor", folder / "easyeditor", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -41,13 +75,18 @@ def apply(clone: Path, patch: Path, *options: str) -> None:
     assert done.returncode == 0, f"{patch.name}: {done.stderr}"
 
 
-def outcomes(clone: Path) -> dict[str, bool]:
-    """Return whether all tests of each file pass, in one process that imports EasyEdit once."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "tests"]
+def python(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the copy, whose EasyEdit is the one that is imported."""
     path = os.pathsep.join(map(str, (clone / "site", clone, ROOT)))
     environment = {**os.environ, "PYTHONPATH": path}
     environment.pop("EASYEDIT_HOME")
-    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+
+
+def outcomes(clone: Path) -> dict[str, bool]:
+    """Return whether all tests of each file pass, in one process that imports EasyEdit once."""
+    done = python(clone, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "tests")
     found: dict[str, bool] = {}
     pattern = r"^(PASSED|FAILED|ERROR) tests/(\w+)\.py"
     for outcome, name in re.findall(pattern, done.stdout, re.MULTILINE):
@@ -77,3 +116,15 @@ def test_each_test_fails_before_and_passes_after(clone: Path) -> None:
         apply(clone, patch)
     after = outcomes(clone)
     assert after == dict.fromkeys(before, True)
+
+
+@needs_master
+def test_with_its_patch_easyedit_has_dualedit(clone: Path, tmp_path: Path) -> None:
+    apply(clone, UPSTREAM / "dualedit.patch")
+    scene = tmp_path / "scene.png"
+    render(draw_scene(random.Random(0)), 0).save(scene)
+    for code, arguments in ((SCRIPT, (str(scene),)), (WITHOUT, ())):
+        done = python(clone, "-c", code, *arguments)
+        assert done.returncode == 0, done.stderr[-2000:]
+    row = "| [DualEdit](https://arxiv.org/abs/2506.13638) |"
+    assert row in (clone / "README.md").read_text(encoding="utf-8")
