@@ -52,12 +52,16 @@ def workplace(family: str) -> Workplace:
 def learned(family: str) -> Path:
     """Return an archive of EasyEdit's trainer that has learned some of its records, made once."""
     workplace = shared_workplace(family)
-    size = {"batch_size": 4} if HAS_MASTER else {"accumulate_bs": 1}
+    # One at a time, as the release has it, it takes longer for four.
+    size = (
+        {"batch_size": 4, "max_iters": 50}
+        if HAS_MASTER
+        else {"size": 2, "max_iters": 60, "gate_steps": 0}
+    )
     found = trained(
         workplace,
         workplace.model.parent / "learned-for-the-contract",
         "DualEditTrainer",
-        max_iters=50,
         val_interval=40,
         val_steps=4,
         log_interval=1000,
@@ -98,8 +102,9 @@ def asked(workplace: Workplace, *places: int) -> Any:
 
 def measured(editor: Any, model: Any, request: Any) -> dict[str, float]:
     """Return what EasyEdit's own evaluator says of a model."""
-    names = {True: "compute_multimodal_hf_edit_results", False: "compute_multimodal_edit_results"}
-    evaluate = getattr(find_host().module("evaluate.multimodal_evaluate"), names[HAS_MASTER])
+    place, name = ("multimodal_evaluate", "_hf") if HAS_MASTER else ("evaluate", "")
+    module = find_host().module(f"evaluate.{place}")
+    evaluate = getattr(module, f"compute_multimodal{name}_edit_results")
     return numbers(evaluate(model, editor.model_name, editor.hparams, editor.tok, request, "cpu"))
 
 
@@ -143,7 +148,7 @@ def test_several_edits_are_each_alone(editor: Any, workplace: Workplace) -> None
         assert [numbers(case[phase]) for phase in ("pre", "post")] == [
             numbers(alone[phase]) for phase in ("pre", "post")
         ]
-    assert sum(accuracies(together, "post")) > sum(accuracies(together, "pre")) + 1
+    assert sum(accuracies(together, "post")) > sum(accuracies(together, "pre")) + 0.5
 
 
 @needs_master
