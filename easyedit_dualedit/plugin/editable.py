@@ -176,9 +176,7 @@ def _editor_of(
 ) -> DualEditor:
     if config.eval_only and config.archive is not None:
         # Hyperparameters of an edit may leave to the archive which layers the adapters act on.
-        return TrainedAdapters.read(config.archive).editor(
-            model, processor, config, joined=joined
-        )
+        return TrainedAdapters.read(config.archive).editor(model, processor, config, joined=joined)
     described = config.dualedit_config()
     if joined:
         described = with_answers_joined(described, model)
