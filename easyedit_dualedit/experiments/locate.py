@@ -64,7 +64,8 @@ def summarise(
         entry: dict[str, Any] = {"layer": layer}
         for modality in NOISED:
             noise = [sample["noise"][modality] for sample in samples]
-            kl = interval([values["kl"][place] / 100 for values in noise])
+            amounts = [values["kl"][place] / 100 for values in noise]
+            kl = interval(amounts, are_shares=False)
             entry[modality] = {
                 "kl": kl.to_dict(),
                 "flips": interval([values["flips"][place] for values in noise]).to_dict(),

@@ -29,11 +29,16 @@ class Interval:
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
 
-def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """Return the mean of values from 0 to 1 in percent, with a 95 % interval.
+def interval(values: Sequence[float], *, are_shares: bool = True, seed: int = 0) -> Interval:
+    """Return the mean of values in percent, with a 95 % interval.
 
     Where every value is 0 or 1 the mean is a share, and the interval is Wilson's: 300 of 300 are
     98.7 to 100, where a bootstrap would say 100 to 100. Elsewhere it is a bootstrap over cases.
+
+    Args:
+        values: of the cases, 0 to 1, or any numbers.
+        are_shares: False if values are amounts, of which 0 and 1 are two like others.
+        seed: of the bootstrap.
 
     Raises:
         DataError: if there are no values.
@@ -41,7 +46,7 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     if not len(values):
         raise DataError("no cases to average; evaluate at least one record")
     sample = np.asarray(values, dtype=np.float64)
-    if bool(np.isin(sample, (0.0, 1.0)).all()):
+    if are_shares and bool(np.isin(sample, (0.0, 1.0)).all()):
         low, high = _wilson(float(sample.mean()), len(sample))
         mean = float((sample * 100.0).mean())
         return Interval(mean, min(mean, low * 100.0), max(mean, high * 100.0), len(sample))

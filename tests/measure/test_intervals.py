@@ -64,6 +64,12 @@ def test_equal_means_that_are_no_shares_leave_no_doubt():
     assert (told.mean, told.low, told.high, told.n) == (25.0, 25.0, 25.0, 7)
 
 
+def test_amounts_that_are_all_zero_are_no_share_of_anything():
+    found = interval([0.0] * 24, are_shares=False)
+    assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert interval([0.0] * 24).high > 10
+
+
 def test_nothing_to_average_is_refused():
     with pytest.raises(DataError, match="no cases"):
         interval([])
