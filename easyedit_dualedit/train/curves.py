@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.files import write_text
+from easyedit_dualedit.files import clear_parts, write_text
 
 LINES_FILE = "curves.jsonl"
 TABLE_FILE = "curves.csv"
@@ -44,6 +44,7 @@ class Curves:
         Raises:
             DataError: if the file cannot be read or written.
         """
+        clear_parts(self._path.parent)
         kept = _whole_lines(self._path)[:count]
         self._count = len(kept)
         write_text(self._path, "".join(f"{line}\n" for line in kept))

@@ -22,10 +22,12 @@ def test_a_continued_training_keeps_what_its_checkpoint_knows(tmp_path: Path):
     assert told == read_curves(tmp_path) and curves.count == 3
     with (tmp_path / LINES_FILE).open("a") as file:
         file.write('{"step": 4, "pa')  # killed while it wrote
+    (tmp_path / f"{LINES_FILE}.4194305.part").touch()  # by a process that is no more
     again = Curves(tmp_path)
     again.begin(2)
     again.add(line(3, loss=1.0))
     assert read_curves(tmp_path) == [line(1), line(2), line(3, loss=1.0)]
+    assert [path.name for path in tmp_path.iterdir()] == [LINES_FILE]
     Curves(tmp_path).begin(0)
     assert read_curves(tmp_path) == []
 
