@@ -29,9 +29,6 @@ from easyedit_dualedit.measure.questions import Questions
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.measure.specificity import KINDS, specificity_queries
-from easyedit_dualedit.method.edited_model import EditedModel
-from easyedit_dualedit.method.gate import Routing
-from easyedit_dualedit.model.inputs import Batch
 from easyedit_dualedit.train.config import TrainingConfig
 
 _FEW = 2
@@ -77,11 +74,7 @@ def _asked(subject: DeviceSubject) -> str:
         asker = Asker(encoder, [questions], PROTOCOLS)
         (before,) = asker.ask(Edited(subject.model, 0))
         edited = editor.edited(editor.read([one.request]))
-
-        def route(batch: Batch, edited: EditedModel = edited) -> Routing:
-            return edited.route(layout=batch.layout, **batch.inputs)
-
-        (after,) = asker.ask(Edited(edited, 0, route=route, reads_layout=True))
+        (after,) = asker.ask(Edited.by_dualedit(edited))
         values = score(questions, before, after, encoder, PROTOCOLS)
     return ", ".join(values)
 

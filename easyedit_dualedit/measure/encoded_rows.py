@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -62,8 +63,13 @@ class RowSource:
         return True
 
     def is_right(self, queries: Sequence[Query], batch: Batch) -> bool:
-        """Return whether a batch with features is read as its questions are without."""
-        model = self.encoder.backbone.model
+        """Return whether a batch with features is read as its questions are without.
+
+        Raises:
+            RuntimeError, ValueError, TypeError, IndexError: what the model says to a call that it
+                cannot take without the pixels.
+        """
+        model: Any = self.encoder.backbone.model
         plain = self.encoder.encode(queries, with_target=False)
         with torch.no_grad(), undisturbed(model):
             got, wanted = (
@@ -74,6 +80,8 @@ class RowSource:
                 ).float()
                 for one in (batch, plain)
             )
+            # BLIP-2 looks at the pixels itself when it generates.
+            model.generate(**batch.inputs, max_new_tokens=1, do_sample=False)
         exact = next(model.parameters()).dtype == torch.float32
         bound = _TOLERANCE if exact else _ROUGH_TOLERANCE
         return torch.allclose(got, wanted, rtol=0, atol=bound * float(wanted.abs().amax()))

@@ -285,7 +285,7 @@ def test_a_missing_archive_is_named(work: Workplace, call: Any, command: str):
 def test_a_damaged_archive_is_named(work: Workplace, call: Any, name: str):
     damaged = work.folder / "damaged"
     damaged.mkdir()
-    for path in work.adapters.iterdir():
+    for path in filter(Path.is_file, work.adapters.iterdir()):
         content = path.read_bytes()
         (damaged / path.name).write_bytes(content[:50] if path.name == name else content)
     assert f"{damaged / name} is damaged" in call(work.edit(archive=str(damaged))).error

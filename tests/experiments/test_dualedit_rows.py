@@ -76,8 +76,11 @@ def test_gates_share_adapters_that_are_trained_once(records: list[Record], tmp_p
     record = records[0]
     with others["DualEdit, no gate"].edit(record) as edited:
         encoder = Encoder(edited.model._encoder.backbone, edited.model._encoder.processor)
-        routing = edited.route(encoder.encode(list(record.queries), with_target=False))
-        assert bool(routing.is_open.all())
+        assert edited.watched is not None
+        model, decisions = edited.watched()
+        batch = encoder.encode(list(record.queries), with_target=False)
+        model(**batch.inputs, layout=batch.layout)
+        assert decisions and all(bool(routing.is_open.all()) for routing in decisions)
     assert first.trained_parameters > others["DualEdit, no gate"].trained_parameters > 0
 
 

@@ -140,6 +140,7 @@ class RunsOn:
 
     def __init__(self, model: Any, tokens: list[int]):
         self._model = model
+        self.parameters = model.parameters
         self._tokens = tokens
         self.allowed: list[int] = []
 
@@ -147,7 +148,8 @@ class RunsOn:
         return self._model(**inputs)
 
     def generate(self, *, input_ids: Tensor, max_new_tokens: int, **_options: Any) -> Tensor:
-        self.allowed.append(max_new_tokens)
+        if max_new_tokens > 1:  # one token tries what the model takes
+            self.allowed.append(max_new_tokens)
         said = (self._tokens * max_new_tokens)[:max_new_tokens]
         return torch.cat([input_ids, input_ids.new_tensor([said] * len(input_ids))], 1)
 

@@ -58,7 +58,8 @@ def test_edits_added_one_by_one_take_as_long_at_the_end(
     assert len(memory) == count
     first, last = times[: count // 5], times[-count // 5 :]
     told = [f"{1000 * how(part):.2f} ms" for how in (fmean, median) for part in (first, last)]
-    ratio = median(last) / median(first)
-    assert ratio <= SLOWER, told
-    if count >= 1000:
-        assert fmean(last) <= SLOWER * fmean(first), told
+    if count < 1000:  # too few for more than a glance on a machine that does other work
+        assert median(last) <= 3 * median(first), told
+        return
+    assert median(last) <= SLOWER * median(first), told
+    assert fmean(last) <= SLOWER * fmean(first), told

@@ -145,7 +145,7 @@ def refused(folder: Path) -> dict[str, Any]:
 def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path):
     for name, value in refused(tmp_path).items():
         with pytest.raises(DataError) as caught:
-            open_image(Query("?", value).pictures[0])
+            open_image(Query("?", [value]).pictures[0])
         text = str(caught.value)
         assert "\n" not in text and len(text) < 500, (name, text)
 
