@@ -84,13 +84,15 @@ def test_fifty_records_are_edited_and_scored(
     hparams.gate, hparams.check_edits = "open", False
     hparams.coco_image = hparams.rephrase_image = str(pictures)
     editor = package.MultimodalEditor.from_hparams(hparams)
-    cases, edited, _ = editor.edit(**arguments_of(items, pictures), verbose=False)
+    cases, _, _ = editor.edit(**arguments_of(items, pictures), verbose=False)
     assert len(cases) == COUNT
-    assert edited.edits[0].request.target == items[-1]["alt"]
     for name in ("rewrite_acc", "rephrase_acc", "image_rephrase_acc"):
         before, after = (mean_of(cases, phase, name) for phase in ("pre", "post"))
         record_property(f"{file.name} {name}", f"{100 * before:.1f} -> {100 * after:.1f}")
         assert after > before + 0.2, (name, before, after)
+    last = [item for item in items if item["alt"] != item["alt"].rstrip()] or items
+    _, edited, _ = editor.edit(**arguments_of(last[-1:], pictures), verbose=False)
+    assert edited.edits[0].request.target == last[-1]["alt"]
     if HAS_MASTER:
         records = getattr(package, DATASETS[file.name])(str(file), size=COUNT, config=hparams)
         of_a_dataset, _, _ = editor.edit_dataset(records, verbose=False)
@@ -104,7 +106,11 @@ def test_fifty_records_are_edited_and_scored(
 @pytest.mark.parametrize("trainer", ["MultimodalTrainer", "DualEditTrainer"])
 def test_fifty_records_train(file: Path, pictures: Path, tmp_path: Path, trainer: str) -> None:
     tiny = shared_workplace("llava")
-    workplace = Workplace(tiny.family, tiny.model, file, pictures, tiny.adapters)
+    # The release opens the pictures of all records, however few are asked for.
+    some = tmp_path / file.name
+    items = json.loads(file.read_text(encoding="utf-8"))[:COUNT]
+    some.write_text(json.dumps(items), encoding="utf-8")
+    workplace = Workplace(tiny.family, tiny.model, some, pictures, tiny.adapters)
     made = trainer_of(
         workplace,
         tmp_path / "results",
