@@ -19,7 +19,7 @@ from easyedit_fixtures import (
     needs_release,
     shared_workplace,
 )
-from easyedit_runs import accuracies, dataset_of, editor_of, trained
+from easyedit_runs import accuracies, dataset_of, editor_of, trained, trainer_of
 from markdown_pages import ROOT
 from tiny_comprehend_edit import comprehend_edit_folder
 from tiny_editors import hooks_of_ours
@@ -27,6 +27,7 @@ from tiny_families import FAMILIES
 from tiny_trainings import records_of, training_bench
 
 from easyedit_dualedit.errors import DataError, UpstreamError
+from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.plugin import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.rows.ike import ike
@@ -157,6 +158,25 @@ def test_several_edits_are_each_alone(editor: Any, workplace: Workplace) -> None
         ]
     expected_to_take(workplace)
     assert sum(accuracies(together, "post")) > sum(accuracies(together, "pre")) + 0.5
+
+
+@needs_master
+def test_edits_and_trainings_have_the_tokens_that_are_scored(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    editor = editor_of(workplace)  # with adapters that EasyEdit has not trained
+    (request,) = requests_of(editor, asked(workplace, 0))
+    prepare = find_host().module("evaluate.multimodal_evaluate").prepare_multimodal_hf_edit
+    scored = prepare(
+        editor.hparams, editor.tok, request["target"], request["prompt"], request["image"], "image"
+    )["labels"]
+    scored = scored[scored != IGNORED].tolist()
+    _, edited, _ = editor.edit(**asked(workplace, 0))
+    assert edited._encoder.target_ids(request["target"]) == scored
+    trainer = trainer_of(workplace, tmp_path, "MultimodalTrainer", end_of_answer=False)
+    batch = trainer.train_set.collate_fn([trainer.train_set[0]])
+    read = trainer.model.samples.read(batch["edit_inner"])
+    assert read.labels[read.labels != IGNORED].tolist() == scored
 
 
 @needs_master
