@@ -188,8 +188,8 @@ def apply_dualedit_to_multimodal_model(
     if is_port(base):
         base = session.port_model(base)
         processor = PortProcessor(base)
-    # Of EasyEdit's release and of its ports, the samples say where the answer begins.
-    joined = base is model
+    # EasyEdit's own ports put a space before every answer themselves.
+    joined = not isinstance(base, PortModel)
     editor = session.editor(base, processor, hparams, joined=joined)
     batch: Batch | None = None
     if isinstance(base, PortModel):

@@ -105,8 +105,8 @@ class TrainedAdapters:
 def with_answers_joined(config: DualEditConfig, model: nn.Module) -> DualEditConfig:
     """Return a configuration in which nothing stands between a prompt and its answer.
 
-    Master's evaluator writes a target right behind the prompt of every model, also of BLIP-2, which
-    is otherwise asked for " red", and scores the tokens of "red". What the configuration itself
+    EasyEdit's evaluators score the tokens of "red", which master writes right behind the prompt of
+    every model, also of BLIP-2, which is otherwise asked for " red". What the configuration itself
     says of it holds.
     """
     given = config.backbone

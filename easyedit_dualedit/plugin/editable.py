@@ -63,7 +63,7 @@ class DualEditEditable(_EditableModel):  # type: ignore[misc]  # EasyEdit is unt
         # EasyEdit sets an edit_loss_fn in __init__, which a method would not replace; for
         # transformers models it compares each token with the logits of the token itself.
         if isinstance(model, LegacyModel):
-            self.editor = _editor_of(model.base, model.processor, config)
+            self.editor = _editor_of(model.base, model.processor, config, joined=True)
             self.samples = LegacySamples(self.editor.encoder)
             self.edit_loss_fn: Any = _LegacyLoss(model.processor.tokenizer)
         elif is_port(model):

@@ -17,6 +17,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.model.inputs import Batch, Query
 from easyedit_dualedit.plugin.samples import answered
 
@@ -88,7 +89,9 @@ class LegacyModel(nn.Module):
         super().__init__()
         self.base = base
         self.processor = processor
-        self._samples = LegacySamples(Encoder(Backbone.of(base), processor))
+        # The release scores the tokens of the target alone.
+        given = BackboneConfig(answer_prefix="")
+        self._samples = LegacySamples(Encoder(Backbone.of(base, given), processor))
 
     def forward(self, samples: Mapping[str, Any]) -> Any:
         """Return the model's output for sample dictionaries, with `labels` beside `logits`."""
