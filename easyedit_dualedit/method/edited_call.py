@@ -128,7 +128,8 @@ class EditedCall:
                     output = module(*args, **kwargs)
         if self._answered is not None and self._open_rows:
             cache = getattr(output, "past_key_values", None)
-            if cache is not None:
+            # EasyEdit's ports give a tuple, new at each step, which nothing can be remembered by.
+            if cache is not None and not isinstance(cache, tuple):
                 held = cached_tokens({"past_key_values": cache})
                 self._decisions[cache] = Decision(self._open_rows, self._answered, held)
         return output
@@ -173,7 +174,13 @@ class EditedCall:
     def _continue(self, inputs: Mapping[str, Any]) -> None:
         """Hook the text layer of a step behind a prompt that an edit concerns."""
         adapters = self._active.adapters
-        decision = self._decisions.get(inputs["past_key_values"])
+        cache = inputs["past_key_values"]
+        if isinstance(cache, tuple):
+            raise ChunkedPrefillError(
+                "past_key_values is a tuple, by which an edit does not know its prompt again; call"
+                " generate, or give a cache of transformers, such as DynamicCache"
+            )
+        decision = self._decisions.get(cache)
         self._open_rows = self._answered = None
         if decision is None or not adapters.changes_answers:
             return

@@ -325,6 +325,14 @@ def test_a_split_prompt_is_refused(tiny: TinyModel):
         edited.generate(**batch.inputs, past_key_values=cache, max_new_tokens=2)
 
 
+def test_a_step_behind_a_tuple_of_keys_and_values_is_refused(llava: TinyModel):
+    editor = trained_editor(llava)
+    edited = editor.edited(editor.read([request_of()]), gate=editor.open_gate())
+    states = torch.zeros(1, 1, 3, 4)
+    with pytest.raises(ChunkedPrefillError, match="tuple"):
+        edited(input_ids=torch.tensor([[5]]), past_key_values=((states, states),))
+
+
 def test_an_edit_runs_only_the_layers_that_it_needs(tiny: TinyModel):
     editor = trained_editor(tiny, text_layer=1, vision_layer=2)
     counts = {"layers": 0, "head": 0, "vision": 0}
