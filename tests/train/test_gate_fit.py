@@ -6,10 +6,9 @@ import torch
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.data.scope import HARD, IN_SCOPE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.method.config import GateConfig
-from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_fit import FITTINGS, Fitting, fit_projection
+from easyedit_dualedit.train.gate_whitening import Whitening
 from easyedit_dualedit.train.scope_states import ScopeStates
 
 HIDDEN, KNOWN = 96, 32
@@ -52,14 +51,32 @@ def test_few_records_are_not_learned_by_heart_by_the_linear_form():
     assert opened["linear"] > 0.9 > opened["two-layer"], opened
 
 
-def test_a_projection_is_what_was_trained_without_its_dropout_and_whitening():
-    for fitting in FITTINGS:
-        torch.manual_seed(0)
-        projection = fit_projection(states_of(20, 0), fitting, CONFIG, progress=False)
-        assert projection.form == fitting.form and not projection.is_trained
-        gate = Gate(HIDDEN, GateConfig("learned"))
-        gate.projection = projection
-        assert set(gate.state_dict()) >= {"projection.layers.0.weight", "projection.thresholds"}
+def test_a_projection_takes_states_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    """What was trained behind a whitening is folded: it gives the keys that training saw."""
+    seen: list[Whitening] = []
+    real = Whitening.of
+
+    def noting(inputs: dict[str, torch.Tensor]) -> Whitening:
+        seen.append(real(inputs))
+        return seen[0]
+
+    monkeypatch.setattr(Whitening, "of", noting)
+    trained: list[torch.Tensor] = []
+    fold = Whitening.fold
+
+    def keeping(whitening: Whitening, layer: torch.nn.Linear) -> None:
+        trained.extend((layer.weight.detach().clone(), layer.bias.detach().clone()))
+        fold(whitening, layer)
+
+    monkeypatch.setattr(Whitening, "fold", keeping)
+    states = states_of(20, 0)
+    projection = fit_projection(states, FITTINGS[1], CONFIG, progress=False)
+    request = (states.gate[METRICS[0]], states.vision[METRICS[0]])
+    weight, bias = trained
+    mapped = seen[0].apply(projection.inputs(*request))
+    expected = torch.nn.functional.normalize(mapped @ weight.T + bias, dim=-1)
+    torch.testing.assert_close(projection(*request), expected, rtol=1e-3, atol=1e-4)
+    assert projection.form == "linear" and not projection.is_trained
 
 
 def test_states_that_are_no_numbers_are_refused():

@@ -18,7 +18,7 @@ from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate_projection import GateProjection
+from easyedit_dualedit.method.gate_projection import GATE_FORMS, GateForm, GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train import gate_fit, gate_trainer
 from easyedit_dualedit.train.gate_reading import read_gate_states
@@ -83,6 +83,20 @@ def test_thresholds_come_from_records_that_taught_nothing(llava: TinyModel, reco
     assert torch.equal(editor.gate.projection.thresholds, learned)
     calibrated_on(records[:-4])
     assert not torch.equal(editor.gate.projection.thresholds, learned)
+
+
+@pytest.mark.parametrize("better", GATE_FORMS)
+def test_the_form_that_does_better_on_held_out_records_is_kept(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch, better: GateForm
+):
+    def rates(projection: GateProjection, _states: Any, **_: Any) -> list[CountCalibration]:
+        projection.thresholds.fill_(0.5)
+        return [CountCalibration(0.5, 0.9 if projection.form == better else 0.8, 0.0)]
+
+    monkeypatch.setattr(gate_trainer, "_calibrate_projection", rates)
+    editor = editor_of(llava)
+    found = train_gate(editor, records, fast(gate_steps=2), progress=False)
+    assert editor.gate.projection.form == better and found.true_open_rate == 0.9
 
 
 def test_what_is_held_out_is_not_taught(
