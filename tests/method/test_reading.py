@@ -9,13 +9,12 @@ from tiny_editors import picture, trained_editor
 from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.method import reading
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.reading import read_some_at_a_time
-from easyedit_dualedit.model import row_memory
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.row_memory import bytes_of_row
+from easyedit_dualedit.model import row_budget
+from easyedit_dualedit.model.inputs import Batch, Query
+from easyedit_dualedit.model.row_budget import bytes_of_token
 
 
 @pytest.fixture
@@ -32,18 +31,28 @@ def requests(lengths: Sequence[int]) -> list[Query]:
 
 def read(editor: DualEditor, asked: Sequence[Query]) -> tuple[list[int], list[EditSignal]]:
     """Return how many rows each forward had, and all that was read."""
-    parts = list(read_some_at_a_time(editor, asked))
+    rows: list[int] = []
+    real = editor.read_batch
+
+    def counted(batch: Batch, part: Sequence[Query]) -> list[EditSignal]:
+        signals = real(batch, part)
+        rows.append(batch.size)
+        return signals
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(editor, "read_batch", counted)
+        parts = list(read_some_at_a_time(editor, asked))
     assert [each for part, _ in parts for each in part] == list(asked)
-    return [len(part) for part, _ in parts], [each for _, signals in parts for each in signals]
+    signals = [each for _, signals in parts for each in signals]
+    assert [signal.request for signal in signals] == list(asked)
+    return rows, signals
 
 
-def row(editor: DualEditor, asked: Query) -> int:
-    batch = editor.encoder.encode([asked])
-    return bytes_of_row(editor.backbone.model, batch.inputs["input_ids"].shape[1], batch.inputs)
-
-
-def free(monkeypatch: pytest.MonkeyPatch, count: float) -> None:
-    monkeypatch.setattr(row_memory, "free_bytes", lambda _: int(count / row_memory._SHARE))
+def free(monkeypatch: pytest.MonkeyPatch, editor: DualEditor, rows: float, like: Query) -> None:
+    """Leave memory for so many rows like a request."""
+    length = editor.encoder.encode([like]).inputs["input_ids"].shape[1]
+    each = bytes_of_token(editor.backbone) * length
+    monkeypatch.setattr(row_budget, "free_bytes", lambda _: int(rows * each / row_budget._SHARE))
 
 
 def same(one: EditSignal, other: EditSignal) -> None:
@@ -55,16 +64,16 @@ def test_a_part_has_as_many_rows_as_fit(editor: DualEditor, monkeypatch: pytest.
     asked = requests([1] * 20)
     rows, whole = read(editor, asked)
     assert rows == [16, 4]
-    free(monkeypatch, 5.5 * row(editor, asked[0]))
+    free(monkeypatch, editor, 5.5, asked[0])
     rows, some = read(editor, asked)
-    assert rows == [5, 5, 5, 5]
+    assert rows == [5, 5, 5, 1, 4]
     for one, other in zip(whole, some, strict=True):
         same(one, other)
 
 
 def test_long_rows_are_fewer_than_short_ones(editor: DualEditor, monkeypatch: pytest.MonkeyPatch):
     asked = requests([1] * 16 + [60] * 4)
-    free(monkeypatch, 8.5 * row(editor, asked[0]))
+    free(monkeypatch, editor, 8.5, asked[0])
     rows, _ = read(editor, asked)
     assert rows[:2] == [8, 8] and max(rows[2:]) < 4
 
@@ -72,8 +81,9 @@ def test_long_rows_are_fewer_than_short_ones(editor: DualEditor, monkeypatch: py
 def test_one_row_is_tried_however_little_is_free(
     editor: DualEditor, monkeypatch: pytest.MonkeyPatch
 ):
-    free(monkeypatch, 0)
-    assert read(editor, requests([1, 2, 3]))[0] == [1, 1, 1]
+    asked = requests([1, 2, 3])
+    free(monkeypatch, editor, 0, asked[0])
+    assert read(editor, asked)[0] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +128,6 @@ def test_other_errors_and_a_single_row_without_room_are_raised(
 def test_a_request_without_a_target_is_told_before_any_is_read(
     editor: DualEditor, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(reading, "rows_that_fit", None)
+    monkeypatch.setattr(editor, "read_batch", None)
     with pytest.raises(DataError, match="has no target"):
         read(editor, [*requests([1]), Query("What is it?", picture())])
