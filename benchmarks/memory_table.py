@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.expected import shipped_training
 from benchmarks.live_bytes import LiveBytes
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import record
@@ -43,11 +44,12 @@ class Family:
     """A model, and what it makes of a picture of 640 by 480."""
 
     name: str
+    hparams: str
+    """Short name of its shipped hyperparameters."""
     build: Callable[[], Any]
     image_tokens: int
     crops: int
     side: int
-    text_layer: int
 
 
 def llava() -> Any:
@@ -90,8 +92,8 @@ def onevision() -> Any:
 
 # 640 by 480 is four tiles of 384 and the whole: 40 by 54 patches, 40 line ends, 27 by 27 patches.
 FAMILIES = (
-    Family("LLaVA-1.5-7B", llava, 576, 1, 336, 16),
-    Family("LLaVA-OneVision-7B", onevision, 40 * 54 + 40 + 27 * 27, 5, 384, 14),
+    Family("LLaVA-1.5-7B", "llava-1.5-7b", llava, 576, 1, 336),
+    Family("LLaVA-OneVision-7B", "llavaov-7b", onevision, 40 * 54 + 40 + 27 * 27, 5, 384),
 )
 
 
@@ -108,13 +110,15 @@ def peaks(family: Family) -> dict[str, float]:
     budget = RowBudget.of(backbone, BOUND)
     rows = max(map(len, budget.parts([width] * 64)))
     found = {"weights": float(weights), "rows": float(rows), "tokens of a row": float(width)}
+    training = shipped_training(family.hparams)
     stages = {
         "pictures": lambda: _looked(backbone, family),
         "evaluate, answers fed in": lambda: _forced(backbone, rows, width),
         "evaluate, free answers": lambda: _free(backbone, rows, width),
-        "gate": lambda: _gate(backbone, max(1, BATCH_TOKENS // width), width, family.text_layer),
-        "train, 4 records at once": lambda: _trained(backbone, 12, width, family.text_layer),
-        "train": lambda: _trained(backbone, 3, width, family.text_layer),
+        "gate": lambda: _gate(
+            backbone, max(1, BATCH_TOKENS // width), width, training["text_layer"]
+        ),
+        "train": lambda: _trained(backbone, training, width),
     }
     for name, stage in stages.items():
         with LiveBytes([*model.parameters(), *model.buffers()]) as live:
@@ -155,11 +159,12 @@ def _gate(backbone: Backbone, rows: int, width: int, layer: int) -> None:
         backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
 
 
-def _trained(backbone: Backbone, rows: int, width: int, layer: int) -> None:
-    """Train with recomputed layers; of a record, request and rephrase share one of its three rows.
+def _trained(backbone: Backbone, training: dict[str, Any], width: int) -> None:
+    """Train on a batch as shipped; of a record, request and rephrase share one of its three rows.
 
     Text alone is little beside pictures, adapters and Adam's moments are 0.6 GiB more.
     """
+    layer, rows = training["text_layer"], 3 * training["batch_size"]
     with torch.no_grad(), record(backbone.layers, [layer], stop=True) as seen:
         backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
     hidden = seen[layer].requires_grad_()  # as adapters change it
@@ -167,7 +172,10 @@ def _trained(backbone: Backbone, rows: int, width: int, layer: int) -> None:
     rotary: Any = backbone.decoder.rotary_emb  # type: ignore[union-attr]
     place = rotary(hidden, positions)
     for each in backbone.layers[layer + 1 :]:
-        made = checkpoint(each, hidden, use_reentrant=False, position_embeddings=place)
+        if training.get("checkpoint_activations"):
+            made = checkpoint(each, hidden, use_reentrant=False, position_embeddings=place)
+        else:
+            made = each(hidden, position_embeddings=place)
         hidden = made[0] if isinstance(made, tuple) else made
     logits = _head(backbone)(hidden[:, :_ANSWER]).float()
     wanted = torch.zeros(rows * _ANSWER, dtype=torch.long, device="meta")

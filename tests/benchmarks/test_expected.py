@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-from benchmarks.expected import BATCH, FAMILIES, STEPS, hours, table
+from benchmarks.expected import BATCH, FAMILIES, STEPS, Family, hours, table
 from easyedit_dualedit.method.config import DualEditConfig
-from easyedit_dualedit.plugin.hparams_files import shipped_hparams
 
 ROOT = Path(__file__).parents[2]
 LLAVA = FAMILIES[0]
@@ -33,15 +31,22 @@ def test_the_arithmetic_of_a_step_is_what_was_counted():
 
 def test_layers_and_batches_are_those_of_the_shipped_hyperparameters():
     for family in FAMILIES:
-        path = shipped_hparams(family.name, "TRAINING/DualEdit")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = family.shipped
         assert (values["text_layer"], values["vision_layer"]) == (
             family.text_layer,
             family.vision_layer,
         )
-        assert (values["batch_size"], values["max_iters"]) == (BATCH, STEPS)
+        batch = values["batch_size"] * values.get("accumulate_bs", 1)
+        assert (batch, values["max_iters"]) == (BATCH, STEPS)
         assert values["width"] == family.width
     assert DualEditConfig.preset("default", text_layer=1, vision_layer=2).word_path
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_shipped_training_fits_into_24_gib(family: Family):
+    assert family.held_bytes + family.shipped_bytes <= 24 * 2**30
+    # Nothing is recomputed for nothing.
+    assert family.recomputes == (family.held_bytes + family.kept_bytes > 24 * 2**30)
 
 
 def test_the_guide_has_the_table():

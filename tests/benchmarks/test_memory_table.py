@@ -5,8 +5,10 @@ import torch
 
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.memory_table import BOUND, FAMILIES, GIB, Family, peaks
+from easyedit_dualedit.train.config import CACHE_BYTES
 
-_ADAPTERS = 0.6 * GIB
+_BESIDES = 0.6 * GIB + 2 * CACHE_BYTES
+"""Adapters with Adam's moments, and what a training keeps between steps."""
 
 
 def test_tensors_count_for_as_long_as_they_live_and_views_do_not():
@@ -29,6 +31,7 @@ def test_a_7b_model_fits_into_24_gib(family: Family):
     assert 13 * GIB < found["weights"] < 16 * GIB and found["rows"] >= 8
     stages = {n: v for n, v in found.items() if n.startswith(("pict", "eval", "gate"))}
     assert len(stages) == 4 and max(stages.values()) <= BOUND
-    assert found["train"] + _ADAPTERS <= BOUND
+    # With the batch and the recomputation of its shipped YAML.
+    assert found["train"] + _BESIDES <= BOUND
     # The budget is used, and not only kept.
     assert found["evaluate, free answers"] > found["weights"] + 3 * GIB
