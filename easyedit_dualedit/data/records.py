@@ -298,7 +298,8 @@ def _outside(items: Sequence[tuple[int, Any]]) -> list[str]:
         for field in PICTURES if isinstance(item, dict) else ():
             lines += [
                 f"record {index}, field {named(item, field)}: {name!r} leads out of the folder"
-                " of the pictures; --allow-outside takes such names"
+                " of the pictures; --allow-outside (allow_outside: true for EasyEdit's datasets)"
+                " takes such names"
                 for name in names_in(item, field)
                 if leads_out(name)
             ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from easyedit_dualedit.files import read_json, write_json
 from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE
+from easyedit_dualedit.storage.folder_lock import locked
 
 UNEDITED = "unedited"
 """Name of the model without an edit, beside those of the methods."""
@@ -92,9 +93,10 @@ def note_making(folder: Path, made: Mapping[str, Any]) -> None:
 
     Of a run in several parts, the part that trained took longest; it is the one to tell.
     """
-    earlier = read_json(folder / MAKING_FILE) or {}
-    longest = {
-        key: max(value, earlier[key]) if value and earlier.get(key) else value
-        for key, value in made.items()
-    }
-    write_json(folder / MAKING_FILE, longest)
+    with locked(folder, name=f".{MAKING_FILE}.lock"):
+        earlier = read_json(folder / MAKING_FILE) or {}
+        longest = {
+            key: max(value, earlier[key]) if value and earlier.get(key) else value
+            for key, value in made.items()
+        }
+        write_json(folder / MAKING_FILE, longest)

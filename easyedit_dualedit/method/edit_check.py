@@ -17,8 +17,10 @@ from easyedit_dualedit.model.answers import answer_limit, exact_match, greedy_an
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.row_budget import RowBudget
 
 _AT_ONCE = 16
+"""Requests that share a forward at most; fewer where the memory has no room for their tokens."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,23 @@ def checked(
     for request in asked:
         if not request.target:
             raise DataError(f"the request {request.prompt!r} has no target; give the answer")
-    checks = []
+    budget = RowBudget.of(encoder.backbone)
+    checks: dict[int, EditCheck] = {}
     for start in range(0, len(asked), _AT_ONCE):
-        checks += _checked_together(model, encoder, asked[start : start + _AT_ONCE])
-    return checks
+        group = asked[start : start + _AT_ONCE]
+        limits = [answer_limit(encoder, request) for request in group]
+        real = encoder.encode(group, with_target=False).layout.real.sum(1).tolist()
+        lengths = [length + limit for length, limit in zip(real, limits, strict=True)]
+
+        def check(places: list[int], first: int = start) -> None:
+            requests = [asked[first + place] for place in places]
+            for place, made in zip(
+                places, _checked_together(model, encoder, requests), strict=True
+            ):
+                checks[first + place] = made
+
+        budget.run(range(len(group)), lengths, check)
+    return [checks[place] for place in range(len(asked))]
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def reading_for_every_model(
         own = config if path is None else ConfigView(config, model_name=HF_NAME, name=path)
         file = Path(data_dir)
         images = _folder_of(file, getattr(config, "coco_image", None))
-        records = load_records(file, images, limit=size, allow_outside=True)
+        records = load_records(file, images, limit=size, allow_outside=config.allow_outside)
         items = read_items(file)
         read = reader_of(host, own.model_name)
         self.config, self.tok, self.vis_processor = own, load_processor(own.name), read

@@ -45,7 +45,9 @@ def reading_for_every_model(host: Host, original: Callable[..., None]) -> Callab
         mode, topk = options.get("mode", "train"), options.get("topk", -1)
         read = dataset_reader(host, own.model_name)
         file = Path(data_dir) / f"ComprehendEdit_{mode}.json"
-        records, fields = load_records(file, Path(data_dir), limit=size), read_items(file)
+        outside = config.allow_outside
+        records = load_records(file, Path(data_dir), limit=size, allow_outside=outside)
+        fields = read_items(file)
         self.config, self.tok, self.vis_processor = own, load_processor(own.name), read
         self.mode, self.topk, self.prompt, self.max_length = mode, topk, "{}", 32
         self.vis_root = self.rephrase_root = data_dir

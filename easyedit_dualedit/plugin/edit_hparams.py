@@ -85,6 +85,9 @@ class DualEditMultimodalHparams(TrainerHparams):
     """Folder that the `image` and `m_loc` of a record are relative to."""
     rephrase_image: str = ""
     """Folder that the `image_rephrase` of a record is relative to."""
+    allow_outside: bool = False
+    """Whether `ADSDataset` and `ComprehendEditDataset` take names of pictures that are absolute or
+    lead out of their folder."""
 
     width: int | None = None
     heads: int | None = None

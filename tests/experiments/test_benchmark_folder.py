@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from forked import started
 from tiny_benchmark import contender, plan_of
 from tiny_data import write_data
 
@@ -19,6 +20,8 @@ from easyedit_dualedit.experiments.benchmark_folder import (
 )
 from easyedit_dualedit.experiments.plan import Plan
 from easyedit_dualedit.files import read_json
+
+_NOTES = 40
 
 
 @pytest.fixture
@@ -66,3 +69,20 @@ def test_of_a_run_in_parts_the_longest_making_is_told(tmp_path: Path):
 def test_a_name_is_also_an_argument():
     assert slug("VisEdit's place") == "visedits-place"
     assert slug("DualEdit, last-token gate") == "dualedit-last-token-gate"
+
+
+def note_many(folder: Path, shard: int) -> None:
+    for place in range(_NOTES):
+        seconds = float(3 * place + shard)
+        note_making(folder, {"making_seconds": seconds})
+        noted = read_json(folder / "making.json") or {}
+        assert noted["making_seconds"] >= seconds, "another shard wrote over it"
+
+
+def test_shards_that_note_what_they_made_at_once_lose_nothing(tmp_path: Path):
+    processes = [started(note_many, tmp_path, shard) for shard in range(3)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["making.json"]
+    assert read_json(tmp_path / "making.json") == {"making_seconds": 3.0 * _NOTES - 1}

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from tiny_editors import request_of, tiny_config, trained_editor
 from tiny_models import TinyModel
 
@@ -109,6 +110,29 @@ def test_more_edits_than_one_batch_holds_are_asked_in_order(llava: TinyModel):
     checks = editor.edited(editor.read(requests)).check()
     assert [check.request for check in checks] == requests
     assert all(check.other is None for check in checks)
+
+
+def test_where_memory_ends_fewer_are_asked_at_once(
+    llava: TinyModel, monkeypatch: pytest.MonkeyPatch
+):
+    editor = trained_editor(llava, gate=GATE)
+    requests = [request_of(f"What is circle {place}?", "blue") for place in range(19)]
+    model = editor.edited(editor.read(requests))
+    whole = model.check()
+    asked: list[int] = []
+
+    def answers(*arguments: Any) -> list[str]:
+        rows = len(arguments[-1])
+        if rows > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        asked.append(rows)
+        return greedy_answers(*arguments)
+
+    monkeypatch.setattr("easyedit_dualedit.method.edit_check.greedy_answers", answers)
+    assert [(each.request, each.answer) for each in model.check()] == [
+        (each.request, each.answer) for each in whole
+    ]
+    assert sum(asked) == 19 and max(asked) > 1
 
 
 def test_requests_that_are_not_known_must_be_given(llava: TinyModel):

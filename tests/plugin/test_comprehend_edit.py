@@ -1,5 +1,6 @@
 """EasyEdit's ComprehendEditDataset, for models that upstream's class knows nothing of."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from easyedit_runs import editor_of
 from tiny_comprehend_edit import comprehend_edit_folder
 from tiny_families import FAMILIES
 
+from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.plugin import find_host
-from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+from easyedit_dualedit.plugin.hparams import (
+    DualEditMultimodalHparams,
+    DualEditMultimodalTrainingHparams,
+)
 
 pytestmark = [needs_master, pytest.mark.usefixtures("host", "elsewhere")]
 
@@ -30,6 +35,21 @@ def test_the_editor_edits_its_records(family: str, tmp_path: Path) -> None:
     assert len(metrics) == 2
     assert {"rewrite_acc", "rephrase_acc", "locality_acc"} <= set(metrics[0]["post"])
     assert len(edited.edits) == 1
+
+
+def test_no_picture_from_elsewhere_is_read_unless_told(tmp_path: Path) -> None:
+    folder = comprehend_edit_folder(tmp_path / "data")
+    file = folder / "ComprehendEdit_train.json"
+    items = json.loads(file.read_text())
+    (folder / items[0]["image"]).rename(tmp_path / "elsewhere.jpg")
+    items = [{**items[0], "image": "../elsewhere.jpg"}]
+    file.write_text(json.dumps(items))
+    workplace = shared_workplace("llava")
+    settings = workplace.settings(archive=str(workplace.adapters))
+    with pytest.raises(DataError, match="leads out of the folder.*allow_outside: true"):
+        dataset_of(folder, DualEditMultimodalHparams.from_dict(settings), mode="train")
+    hparams = DualEditMultimodalHparams.from_dict(settings | {"allow_outside": True})
+    assert len(dataset_of(folder, hparams, mode="train")) == 1
 
 
 @pytest.mark.parametrize("trainer", ["MultimodalTrainer", "DualEditTrainer"])

@@ -13,9 +13,13 @@ from easyedit_runs import editor_of
 from tiny_ads_edit import KINDS, ads_edit_file
 from tiny_videos import frames, write_clip
 
+from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.videos import Video, shown_digest
 from easyedit_dualedit.plugin import find_host
-from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
+from easyedit_dualedit.plugin.hparams import (
+    DualEditMultimodalHparams,
+    DualEditMultimodalTrainingHparams,
+)
 from easyedit_dualedit.plugin.requests import requested_queries
 
 FAMILIES = ("llava-onevision", "qwen2-vl")
@@ -112,6 +116,25 @@ class TestMaster:
         assert len(records) == 4
         metrics, _, _ = editor.edit_dataset(records, verbose=False)
         assert len(metrics) == 4 and "rewrite_acc" in metrics[0]["post"]
+
+    def test_its_dataset_takes_no_picture_from_elsewhere_unless_told(
+        self, workplace: Workplace, tmp_path: Path
+    ) -> None:
+        file = ads_edit_file(tmp_path / "data", kinds=("single-image",))
+        items = json.loads(file.read_text())
+        (tmp_path / "data" / items[1]["image"]).rename(tmp_path / "elsewhere.png")
+        (tmp_path / "data" / items[2]["image"]).rename(tmp_path / "another.png")
+        items[1]["image"], items[2]["image"] = "../elsewhere.png", str(tmp_path / "another.png")
+        file.write_text(json.dumps(items))
+        settings = workplace.settings(
+            archive=str(workplace.adapters), coco_image=str(tmp_path / "data")
+        )
+        hparams = DualEditMultimodalHparams.from_dict(settings)
+        with pytest.raises(DataError, match="record 1, .*record 2, .*allow_outside: true"):
+            find_host().package.ADSDataset(str(file), config=hparams)
+        hparams = DualEditMultimodalHparams.from_dict(settings | {"allow_outside": True})
+        records = find_host().package.ADSDataset(str(file), config=hparams)
+        assert all(records[place]["image"] for place in (1, 2))
 
     @pytest.mark.parametrize("trainer", ["MultimodalTrainer", "DualEditTrainer"])
     def test_a_trainer_takes_its_dataset(
