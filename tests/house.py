@@ -35,7 +35,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "report": _MEASURED | {"experiments"},
     # Hyperparameters name the bundled model, as they name any other.
     "plugin": _MEASURED | {"experiments", "testbed"},
-    "commands": _MEASURED | {"experiments", "report", "plugin", "testbed"},
+    "app": {"method", "model", "report"},
+    "commands": _MEASURED | {"experiments", "report", "plugin", "testbed", "app"},
 }
 """Wing -> the wings that it may import, beside itself and `GROUND`."""
 
@@ -99,15 +100,16 @@ def wings() -> dict[str, set[str]]:
 _WIDTH, _HEIGHT, _ACROSS, _DOWN, _EDGE = 150, 46, 190, 92, 24
 _PLACES = {
     "commands": (1.3, 0),
-    "report": (0.0, 1),
-    "plugin": (1.3, 1),
-    "testbed": (2.7, 2),
-    "experiments": (0.0, 2),
-    "train": (0.35, 3),
-    "measure": (1.6, 3),
-    "method": (0.35, 4),
-    "data": (1.6, 4),
-    "model": (0.975, 5),
+    "app": (0.0, 1),
+    "report": (0.0, 2),
+    "plugin": (1.3, 2),
+    "testbed": (2.7, 3),
+    "experiments": (0.0, 3),
+    "train": (0.35, 4),
+    "measure": (1.6, 4),
+    "method": (0.35, 5),
+    "data": (1.6, 5),
+    "model": (0.975, 6),
 }
 """Wing -> its column and its floor from the top."""
 

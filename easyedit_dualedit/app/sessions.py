@@ -1,0 +1,75 @@
+"""Everybody's sessions: found again by a key that only their browser knows."""
+
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from easyedit_dualedit.app.session import Session
+from easyedit_dualedit.app.shared_editor import SharedEditor
+from easyedit_dualedit.files import write_text
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_OPEN_AT_ONCE = 100
+"""Sessions held in memory; others are read from disk when they come back."""
+
+_SECRET = "browser-secret"
+
+
+class Sessions:
+    """Sessions by key, each in a folder of its own; one editor answers for all."""
+
+    def __init__(self, shared: SharedEditor, folder: Path, first_edits: Path | None = None):
+        """Keep sessions below a folder.
+
+        Args:
+            shared: answers.
+            folder: made when the first session is written.
+            first_edits: a folder of edits that every new session begins with.
+        """
+        self.shared = shared
+        self.folder = folder
+        self._first_edits = first_edits
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, Session] = OrderedDict()
+
+    @staticmethod
+    def new_key() -> str:
+        """Return a key that nobody can guess."""
+        return secrets.token_hex(16)
+
+    @staticmethod
+    def is_key(text: object) -> bool:
+        """Return whether a text is a key, and so safe as the name of a folder."""
+        return isinstance(text, str) and _KEY.fullmatch(text) is not None
+
+    def of(self, key: str) -> Session:
+        """Return the session of a key; a new one if nobody has used it.
+
+        Raises:
+            DualEditError: if what is on disk is damaged, or of another model.
+            KeyError: if it is no key.
+        """
+        if not self.is_key(key):
+            raise KeyError("no key of a session")
+        with self._lock:
+            if key not in self._open:
+                place = self.folder / key
+                self._open[key] = Session(self.shared, place, self._first_edits)
+            self._open.move_to_end(key)
+            while len(self._open) > _OPEN_AT_ONCE:
+                self._open.popitem(last=False)
+            return self._open[key]
+
+    @property
+    def browser_secret(self) -> str:
+        """What browsers' copies of keys are encrypted with: the same whenever the page starts.
+
+        Raises:
+            DataError: if it cannot be written.
+        """
+        path = self.folder / _SECRET
+        if not path.is_file():
+            write_text(path, secrets.token_hex(16))
+        return path.read_text(encoding="utf-8")
