@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -23,10 +24,10 @@ from easyedit_dualedit.train.step import TrainingStep
 
 PACKAGE = Path(easyedit_dualedit.__file__).parent
 
-MOST_OF_AN_EDIT = 17
+MOST_OF_AN_EDIT = 14
 """Files that an edit and `generate` may enter."""
 
-MOST_OF_A_STEP = 26
+MOST_OF_A_STEP = 22
 """Files that a training step may enter."""
 
 
@@ -50,9 +51,12 @@ def files_entered(work: Callable[[], object]) -> list[str]:
 
 
 def edit_and_generate(editor: DualEditor) -> None:
-    """Make an edit and have the edited model answer its question."""
+    """Make an edit about a photo on disk and have the edited model answer its question."""
     request = records_of(1)[0].request
-    edited = editor.edit(request.image, request.prompt, request.target or "")
+    with TemporaryDirectory() as folder:
+        photo = Path(folder) / "photo.png"
+        request.pictures[0].save(photo)
+        edited = editor.edit(photo, request.prompt, request.target or "")
     batch = editor.encoder.encode([request], with_target=False)
     edited.generate(**batch.inputs, max_new_tokens=2, do_sample=False)
 

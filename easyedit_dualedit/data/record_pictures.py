@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.videos import ShownLike, Video
+from easyedit_dualedit.model.inputs import ShownLike
+from easyedit_dualedit.model.videos import Video
 
 PICTURES = ("image", "image_rephrase", "m_loc")
 """The fields that name what a question shows."""

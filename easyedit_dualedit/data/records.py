@@ -24,8 +24,7 @@ from easyedit_dualedit.data.record_pictures import (
 )
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.answers import exact_match
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.videos import ShownLike
+from easyedit_dualedit.model.inputs import Query, ShownLike
 from easyedit_dualedit.storage.parsing import json_in
 
 FIELDS = (

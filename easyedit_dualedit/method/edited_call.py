@@ -15,7 +15,7 @@ from easyedit_dualedit.errors import ChunkedPrefillError
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.call_arguments import (
+from easyedit_dualedit.model.calls import (
     cached_tokens,
     named_arguments,
     real_tokens,

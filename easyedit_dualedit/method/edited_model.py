@@ -23,9 +23,8 @@ from easyedit_dualedit.method.edited_call import Decisions, EditedCall, LayoutFi
 from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.method.surface import REFUSED_METHODS, REFUSED_OPTIONS
-from easyedit_dualedit.model.call_arguments import real_tokens, token_ids
+from easyedit_dualedit.model.calls import generate_of, real_tokens, token_ids
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.generating import generate_of
 from easyedit_dualedit.model.inputs import IGNORED, Query, TokenLayout
 
 

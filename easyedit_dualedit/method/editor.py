@@ -22,8 +22,7 @@ from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
-from easyedit_dualedit.model.inputs import Batch, Query
-from easyedit_dualedit.model.videos import ShownLike
+from easyedit_dualedit.model.inputs import Batch, Query, ShownLike
 
 
 def require_targets(requests: Sequence[Query]) -> None:

@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 from easyedit_dualedit.model.families import BackboneConfig, Family, family_of
-from easyedit_dualedit.model.inputs import input_device
 
 _PROBES = ("a", "B?", "7 .", "two words")
 _LONGEST_MARKER = 16
@@ -98,7 +97,15 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """The device on which the model takes its inputs."""
-        return input_device(self.model)
+        first = next(self.model.parameters())
+        if not first.is_meta:
+            return first.device
+        # accelerate keeps offloaded weights as meta tensors between the calls of their module.
+        for module in self.model.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        return first.device
 
     @property
     def output_head(self) -> nn.Module | None:

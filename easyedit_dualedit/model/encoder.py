@@ -19,10 +19,9 @@ from easyedit_dualedit.model.inputs import (
     Query,
     TokenLayout,
     answer_mask,
-    input_device,
     last_real_index,
 )
-from easyedit_dualedit.model.opened_pictures import OpenedPictures
+from easyedit_dualedit.model.pictures import OpenedPictures
 from easyedit_dualedit.model.prompts import PromptReader
 from easyedit_dualedit.model.video_frames import Clip
 
@@ -180,7 +179,7 @@ class Encoder:
         is_end = positions == layout.last[:, None]
         target = answer & ~(is_end & ended_rows[:, None])
         layout = dataclasses.replace(layout, last=layout.last - ended_rows.long())
-        device = input_device(self.backbone.model)
+        device = self.backbone.device
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Batch(inputs, layout.to(device), target.to(device), labels.to(device))
 

@@ -1,25 +1,42 @@
 """What goes into a model: queries, and batches of token rows.
 
-A `Query` is what a user asks, a `TokenLayout` says which position of a row of tokens is what, a
-`Batch` holds the rows of several queries.
+A `Query` is what a user asks and shows, a `TokenLayout` says which position of a row of tokens is
+what, a `Batch` holds the rows of several queries.
 """
 
 import dataclasses
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.pictures import Picture
-from easyedit_dualedit.model.videos import Shown, ShownLike, Video, files_of, shown_of
+from easyedit_dualedit.model.pictures import (
+    Picture,
+    PictureLike,
+    content_digest,
+    is_picture_file,
+    picture_key,
+    picture_of,
+)
+from easyedit_dualedit.model.videos import Video, holds_video
 
 IGNORED = -100
 """Label of a position that carries no loss, as in transformers."""
 
 NO_WORD = -1
 """Stands for a token id at positions that no answer token follows."""
+
+
+Shown = Picture | Video
+"""One thing that a question is about."""
+
+ShownLike = PictureLike | Video | Sequence[PictureLike]
+"""What `shown_of` takes."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,77 @@ class Query:
             except UnicodeEncodeError as error:
                 raise DataError(f"{name} = {text!r} is no valid Unicode text; mend it") from error
         object.__setattr__(self, "image", shown_of(self.image))
+
+
+def shown_of(value: Any) -> Shown | tuple[Picture, ...] | None:
+    """Return what a question shows: nothing, a picture, several, or a video.
+
+    Args:
+        value: a `Video`; a path of a video file or of a folder of frames, also as text; a picture
+            in any form of `picture_of`; a list of those; or None.
+
+    Raises:
+        DataError: if it is none of these.
+    """
+    if value is None or isinstance(value, Video):
+        return value
+    if isinstance(value, list | tuple):
+        several = tuple(picture_of(picture) for picture in value)
+        # One picture in a list is that picture, as transformers has it.
+        return several[0] if len(several) == 1 else several or None
+    one = picture_of(value)
+    if isinstance(one, Path) and not is_picture_file(one) and holds_video(one):
+        return Video(one)
+    return one
+
+
+def shown_key(shown: Shown) -> Hashable:
+    """Return what tells a picture or a video from others: what it shows, or its files.
+
+    Raises:
+        DataError: if a picture that is no file cannot be read.
+    """
+    if not isinstance(shown, Video):
+        return picture_key(shown)
+    return ("video", *(picture_key(part) for part in files_of(shown)), shown.rate, shown.count)
+
+
+def shown_digest(shown: Shown) -> str:
+    """Return a hash of what a model sees of a picture or a video.
+
+    That of a video file is a hash of the file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    if not isinstance(shown, Video):
+        return content_digest(shown)
+    digest = hashlib.sha256(repr((shown.rate, shown.count)).encode())
+    frames = shown.frames
+    if frames is None:
+        try:
+            digest.update(Path(str(shown.source)).read_bytes())
+        except OSError as error:
+            raise DataError(f"{shown.source} cannot be read ({error})") from error
+    for frame in frames or ():
+        digest.update(content_digest(frame).encode())
+    return digest.hexdigest()
+
+
+def files_of(shown: Shown) -> tuple[Picture, ...]:
+    """Return the pictures or files that a picture or a video is made of, in order."""
+    if not isinstance(shown, Video):
+        return (shown,)
+    frames = shown.frames
+    return (Path(str(shown.source)),) if frames is None else frames
+
+
+def still_of(shown: Shown) -> Picture | None:
+    """Return a picture, or the first frame of a video; None for a video file."""
+    if not isinstance(shown, Video):
+        return shown
+    frames = shown.frames
+    return None if frames is None else frames[0]
 
 
 @dataclass(frozen=True)
@@ -213,16 +301,3 @@ def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
     positions = torch.arange(attention_mask.shape[1])
     last = last_real_index(attention_mask)[:, None]
     return (positions <= last) & (positions > last - lengths[:, None])
-
-
-def input_device(model: nn.Module) -> torch.device:
-    """Return the device on which a model takes its inputs."""
-    first = next(model.parameters())
-    if not first.is_meta:
-        return first.device
-    # accelerate keeps offloaded weights as meta tensors between the calls of their module.
-    for module in model.modules():
-        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return first.device

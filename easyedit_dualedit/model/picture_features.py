@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Query, shown_key
 from easyedit_dualedit.model.tensor_cache import TensorCache
-from easyedit_dualedit.model.videos import shown_key
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_attention_mask")
 """Inputs that only the vision tower reads."""

@@ -1,9 +1,11 @@
-"""Pictures in the forms in which people have them, read upright, and told apart."""
+"""Pictures in the forms in which people have them, read upright, told apart, and kept a while."""
 
 import base64
 import binascii
 import hashlib
 import io
+import threading
+from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -22,11 +24,18 @@ Picture = Image.Image | Path
 PictureLike = Picture | str | bytes | np.ndarray[Any, Any] | Tensor | Mapping[str, Any] | IO[bytes]
 """What `picture_of` takes for a picture."""
 
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Endings of the names of files that are taken for pictures in any case."""
+
 _ALLOWED = (
     "give a file's path, a PIL picture, encoded bytes, a data URI, an http(s) URL, an open binary"
     " file, an array or tensor of [height, width, 3] or [3, height, width], or what the datasets"
     " library calls an image"
 )
+
+
+OPENED_BYTES = 2**27
+"""Of decoded pictures: a batch of photographs in full size."""
 
 
 def picture_of(value: PictureLike) -> Picture:
@@ -72,6 +81,11 @@ def picture_of(value: PictureLike) -> Picture:
         if isinstance(content, bytes):
             return _decoded(content, _short(getattr(value, "name", "an open file")))
     raise DataError(f"{_short(value)} is no picture; {_ALLOWED}")
+
+
+def is_picture_file(path: Path) -> bool:
+    """Return whether a path's name ends as those of picture files do."""
+    return path.suffix.lower() in SUFFIXES
 
 
 def open_image(picture: PictureLike) -> Image.Image:
@@ -120,6 +134,45 @@ def content_digest(picture: Picture) -> str:
     """
     image = open_image(picture)
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+class OpenedPictures:
+    """Decodes each file once for as long as its picture fits into a budget of memory."""
+
+    def __init__(self, budget: int = OPENED_BYTES):
+        """Keep at most `budget` bytes of decoded pictures."""
+        self._budget = budget
+        self._size = 0
+        self._held: OrderedDict[Hashable, Image.Image] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Return a picture as RGB, upright; nobody may change it.
+
+        Raises:
+            DataError: if the file is missing, truncated or no picture.
+        """
+        if isinstance(picture, Image.Image):
+            return open_image(picture)
+        key = picture_key(picture)
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        opened = open_image(picture)
+        self.keep(picture, opened)
+        return opened
+
+    def keep(self, picture: Picture, opened: Image.Image) -> None:
+        """Keep what somebody else has decoded of a file."""
+        key, size = picture_key(picture), _bytes_of(opened)
+        with self._lock:
+            if key in self._held or size > self._budget:
+                return
+            while self._size + size > self._budget:
+                self._size -= _bytes_of(self._held.popitem(last=False)[1])
+            self._held[key] = opened
+            self._size += size
 
 
 def _of_text(text: str) -> Picture:
@@ -187,3 +240,7 @@ def _line(error: BaseException) -> str:
 def _short(value: object) -> str:
     text = repr(value) if not isinstance(value, np.ndarray | Tensor) else type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _bytes_of(picture: Image.Image) -> int:
+    return picture.width * picture.height * 3

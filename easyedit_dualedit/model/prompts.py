@@ -12,7 +12,7 @@ from torch.nn import functional
 from easyedit_dualedit.errors import BackboneError, DataError
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.opened_pictures import OpenedPictures
+from easyedit_dualedit.model.pictures import OpenedPictures
 from easyedit_dualedit.model.video_frames import Clip, Clips
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")

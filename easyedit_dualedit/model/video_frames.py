@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model.inputs import shown_key
 from easyedit_dualedit.model.pictures import open_image
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
-from easyedit_dualedit.model.videos import Video, shown_key
+from easyedit_dualedit.model.videos import Video
 
 FRAMES_OF_A_FILE = 8
 """Frames that are shown of a file where neither the user nor the processor says, as EasyEdit has

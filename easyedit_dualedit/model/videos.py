@@ -1,24 +1,15 @@
-"""Videos in the forms in which people have them, and what tells one from another."""
+"""Videos in the forms in which people have them."""
 
-import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.pictures import (
-    Picture,
-    PictureLike,
-    content_digest,
-    picture_key,
-    picture_of,
-)
+from easyedit_dualedit.model.pictures import Picture, PictureLike, is_picture_file, picture_of
 
 SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 """Endings of the names of files that are taken for videos."""
-
-_PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 _ALLOWED = (
     "give the path of a video file, the path of a folder of frames, or the frames themselves in"
@@ -69,7 +60,7 @@ class Video:
             return self.source
         path = Path(str(self.source))
         if path.is_dir():
-            frames = [each for each in path.iterdir() if each.suffix.lower() in _PICTURES]
+            frames = [each for each in path.iterdir() if is_picture_file(each)]
             if not frames:
                 raise DataError(f"no pictures in {path}; a folder of frames holds picture files")
             return tuple(sorted(frames, key=_by_numbers))
@@ -78,87 +69,17 @@ class Video:
         return None
 
 
-Shown = Picture | Video
-"""One thing that a question is about."""
-
-ShownLike = PictureLike | Video | Sequence[PictureLike]
-"""What `shown_of` takes."""
-
-
 def is_video_file(path: object) -> bool:
     """Return whether a path's name ends as those of video files do."""
     return isinstance(path, Path) and path.suffix.lower() in SUFFIXES
 
 
-def shown_of(value: Any) -> Shown | tuple[Picture, ...] | None:
-    """Return what a question shows: nothing, a picture, several, or a video.
-
-    Args:
-        value: a `Video`; a path of a video file or of a folder of frames, also as text; a picture
-            in any form of `picture_of`; a list of those; or None.
-
-    Raises:
-        DataError: if it is none of these.
-    """
-    if value is None or isinstance(value, Video):
-        return value
-    if isinstance(value, list | tuple):
-        several = tuple(picture_of(picture) for picture in value)
-        # One picture in a list is that picture, as transformers has it.
-        return several[0] if len(several) == 1 else several or None
-    one = picture_of(value)
-    if isinstance(one, Path) and (is_video_file(one) or _is_folder(one)):
-        return Video(one)
-    return one
-
-
-def shown_key(shown: Shown) -> Hashable:
-    """Return what tells a picture or a video from others: what it shows, or its files.
-
-    Raises:
-        DataError: if a picture that is no file cannot be read.
-    """
-    if not isinstance(shown, Video):
-        return picture_key(shown)
-    return ("video", *(picture_key(part) for part in files_of(shown)), shown.rate, shown.count)
-
-
-def shown_digest(shown: Shown) -> str:
-    """Return a hash of what a model sees of a picture or a video.
-
-    That of a video file is a hash of the file.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    if not isinstance(shown, Video):
-        return content_digest(shown)
-    digest = hashlib.sha256(repr((shown.rate, shown.count)).encode())
-    frames = shown.frames
-    if frames is None:
-        try:
-            digest.update(Path(str(shown.source)).read_bytes())
-        except OSError as error:
-            raise DataError(f"{shown.source} cannot be read ({error})") from error
-    for frame in frames or ():
-        digest.update(content_digest(frame).encode())
-    return digest.hexdigest()
-
-
-def files_of(shown: Shown) -> tuple[Picture, ...]:
-    """Return the pictures or files that a picture or a video is made of, in order."""
-    if not isinstance(shown, Video):
-        return (shown,)
-    frames = shown.frames
-    return (Path(str(shown.source)),) if frames is None else frames
-
-
-def still_of(shown: Shown) -> Picture | None:
-    """Return a picture, or the first frame of a video; None for a video file."""
-    if not isinstance(shown, Video):
-        return shown
-    frames = shown.frames
-    return None if frames is None else frames[0]
+def holds_video(path: Path) -> bool:
+    """Return whether a path is that of a video file, or of a folder that may hold frames."""
+    try:
+        return is_video_file(path) or path.is_dir()
+    except (OSError, ValueError):  # a text that is too long for a name
+        return False
 
 
 def _source_of(source: Any) -> Path | tuple[Picture, ...]:
@@ -176,13 +97,6 @@ def _source_of(source: Any) -> Path | tuple[Picture, ...]:
 
 def _is_number(rate: object) -> bool:
     return isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < float("inf")
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.suffix.lower() not in _PICTURES and path.is_dir()
-    except (OSError, ValueError):  # a text that is too long for a name
-        return False
 
 
 def _by_numbers(path: Path) -> list[tuple[int, str]]:

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Query, Shown
 from easyedit_dualedit.model.pictures import Picture
-from easyedit_dualedit.model.videos import Shown, Video
+from easyedit_dualedit.model.videos import Video
 
 _FILE_TYPES = ("image", "single-image", "multi-image", "video", "text")
 

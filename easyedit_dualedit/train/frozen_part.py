@@ -5,14 +5,14 @@ once, and the states of a query are kept, in memory and on disk.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_dualedit.model.call_arguments import named_arguments
+from easyedit_dualedit.model.calls import named_arguments
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
 from easyedit_dualedit.model.inputs import Batch, Query
@@ -43,6 +43,16 @@ class UnsupportedModelError(Exception):
 
 class _Called(Exception):  # noqa: N818  (control flow, not an error)
     """Ends a forward once the decoder is called."""
+
+
+def precision(device: str, autocast: str) -> AbstractContextManager[Any]:
+    """Return the context in which the frozen model computes as a training configuration says.
+
+    Args:
+        device: type of the device, such as "cuda".
+        autocast: as in `TrainingConfig`; "none" leaves whatever holds outside.
+    """
+    return nullcontext() if autocast == "none" else torch.autocast(device, torch.bfloat16)
 
 
 class FrozenPart:

@@ -21,9 +21,8 @@ from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, TokenLayout
 from easyedit_dualedit.model.picture_features import PreparedQuery, UnknownFeaturesError
 from easyedit_dualedit.processes import Processes
-from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
+from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError, precision
 from easyedit_dualedit.train.gate_rows import GateBatches, GateRow, RowLength, distinct_rows
-from easyedit_dualedit.train.precision import precision
 from easyedit_dualedit.train.shared_rows import UnshareableError
 from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of
 

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Query, Shown, shown_key
 from easyedit_dualedit.model.picture_features import PreparedQuery
 from easyedit_dualedit.model.pictures import Picture
-from easyedit_dualedit.model.videos import Shown, shown_key
 from easyedit_dualedit.processes import Processes
 
 _LONGEST_SHARED = 512

@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.opened_pictures import OpenedPictures
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.pictures import OpenedPictures, open_image
 
 _AHEAD = 4
 """Batches that each worker may be ahead."""

@@ -32,12 +32,10 @@ from easyedit_dualedit.model.picture_features import UnknownFeaturesError
 from easyedit_dualedit.model.prompts import PER_TOKEN
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
-from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError
+from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError, precision
 from easyedit_dualedit.train.losses import AnswerTokens, StepLosses, step_losses, token_divergence
 from easyedit_dualedit.train.plain_step import plain_answers
-from easyedit_dualedit.train.precision import precision
-from easyedit_dualedit.train.projected_requests import projected_requests
-from easyedit_dualedit.train.row_group import Row, RowGroup, answers
+from easyedit_dualedit.train.row_group import Row, RowGroup, answers, projected_requests
 from easyedit_dualedit.train.shared_rows import UnshareableError
 from easyedit_dualedit.train.state_folder import StateFolder
 from easyedit_dualedit.train.upper_layers import UpperLayers, head_of

@@ -9,9 +9,10 @@ from easyedit_dualedit.model.inputs import Query
 
 def test_only_files_of_the_package_whose_functions_are_called_count():
     assert files_entered(lambda: sorted([2, 1])) == []
-    assert files_entered(lambda: Query("Who?")) == [
+    assert files_entered(lambda: Query("Who?")) == ["model/inputs.py"]
+    assert files_entered(lambda: Query("Who?", "photo.jpg")) == [
         "model/inputs.py",
-        "model/videos.py",
+        "model/pictures.py",
     ]
 
 

@@ -8,9 +8,9 @@ from tiny_videos import frames, video_of, write_clip
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model import video_frames
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Query, shown_digest, shown_key, still_of
 from easyedit_dualedit.model.video_frames import Clips, read_clip, strip_of
-from easyedit_dualedit.model.videos import Video, shown_digest, shown_key, still_of
+from easyedit_dualedit.model.videos import Video
 
 
 @pytest.mark.parametrize("form", ["pictures", "array", "tensor"])
