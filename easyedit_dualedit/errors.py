@@ -68,6 +68,10 @@ class ArchiveError(DualEditError, ValueError):
     """Saved adapters are missing, damaged or belong to another model."""
 
 
+class HubError(DualEditError, OSError):
+    """The Hugging Face hub cannot be reached, or does not give or take what it was asked to."""
+
+
 class LockError(DualEditError, RuntimeError):
     """Another process changes the same folder, and does not end."""
 

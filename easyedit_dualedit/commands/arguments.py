@@ -20,7 +20,10 @@ def add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
     parser.add_argument(
         "--model", help="model folder or hub id, instead of the hparams' model_name"
     )
-    parser.add_argument("--archive", help="trained adapters, instead of the hparams' archive")
+    parser.add_argument(
+        "--archive",
+        help="trained adapters, a folder or USER/NAME on the hub, instead of the hparams' archive",
+    )
     parser.add_argument("--device", help="cpu, cuda:0, auto, ..., instead of the hparams' device")
 
 

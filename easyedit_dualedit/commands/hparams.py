@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, TypeVar
 
+from easyedit_dualedit.method.shared_folder import adapters_folder
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.hparams_files import find_hparams, shipped_hparams
 from easyedit_dualedit.settings import read_yaml
@@ -16,6 +17,7 @@ def read_hparams(arguments: argparse.Namespace, kind: type[Hparams]) -> Hparams:
     """Return the hyperparameters that the arguments name, the testbed's if they name none.
 
     Raises:
+        ArchiveError: if their archive is neither a folder nor adapters of the hub.
         ConfigError: naming all that is not allowed in them, or if there are none of that name.
         ModelLoadError: if they name the emoji model and it was not put together yet.
     """
@@ -30,6 +32,9 @@ def read_hparams(arguments: argparse.Namespace, kind: type[Hparams]) -> Hparams:
     values |= {key: value for key, value in given.items() if value is not None}
     hparams = kind.from_dict(values, source=str(_file(arguments, kind)))
     require_model(hparams.model_name)
+    if hparams.archive is not None:
+        # Everything that reads the folder, its digest too, then sees that of the hub's cache.
+        hparams.archive = str(adapters_folder(hparams.archive))
     return hparams
 
 

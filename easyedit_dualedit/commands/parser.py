@@ -21,6 +21,8 @@ from easyedit_dualedit.commands import (
     locate,
     many,
     merge,
+    pull,
+    push,
     train,
 )
 from easyedit_dualedit.errors import DualEditError, shortened
@@ -40,6 +42,8 @@ _COMMANDS = {
     "many": many,
     "edits": edits,
     "chat": chat,
+    "push": push,
+    "pull": pull,
     "emoji": emoji,
 }
 """Command -> its module, in the order of the help; the first is the default."""
@@ -51,6 +55,8 @@ _INTERRUPTED = {
     "edit": "nothing was to be kept",
     "chat": "nothing was to be kept",
     "curves": "the lines of the training stay; give the same command again",
+    "push": "what is sent is one commit, which is there or is not",
+    "pull": "nothing was put in place",
     "merge": "nothing was changed in what is merged; give the same command again",
 }
 """What an interrupted command leaves, where it is not `_CONTINUES`."""

@@ -114,6 +114,7 @@ def train_and_save(
     from easyedit_dualedit.method.editor import DualEditor
     from easyedit_dualedit.train.checkpoint import began_without_validation
     from easyedit_dualedit.train.curves import Curves
+    from easyedit_dualedit.train.recipe import keep_recipe
     from easyedit_dualedit.train.trainer import train
     from easyedit_dualedit.train.validation_split import validation_count, validation_split
     from easyedit_dualedit.train.watch import Watching
@@ -140,6 +141,7 @@ def train_and_save(
     if not processes.is_first:
         return  # all have the same adapters, and one saves them
     editor.save(output)
+    keep_recipe(output / CURVES_FOLDER, hparams.model_name, config, split.training, count)
     checkpoint.unlink(missing_ok=True)
     _show(gates, output)
 

@@ -5,20 +5,27 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from easyedit_dualedit.errors import ArchiveError, DataError
+from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.files import write_text
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.adapter import DualAdapters
-from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive
+from easyedit_dualedit.method.archive import Archive
 from easyedit_dualedit.method.config import DualEditConfig, GateConfig
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.gate import Gate, vision_mean
-from easyedit_dualedit.method.model_card import CARD_TEMPLATE, card_values
+from easyedit_dualedit.method.model_card import (
+    CARD_TEMPLATE,
+    LIBRARY,
+    TAGS,
+    architecture_of,
+    card_values,
+    with_base_model,
+)
+from easyedit_dualedit.method.shared_folder import adapters_folder
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
@@ -39,9 +46,9 @@ def require_targets(requests: Sequence[Query]) -> None:
 class DualEditor(
     nn.Module,
     ModelHubMixin,
-    library_name="easyedit-dualedit",
+    library_name=LIBRARY,
     model_card_template=CARD_TEMPLATE,
-    tags=["knowledge-editing", "vision-language"],
+    tags=list(TAGS),
 ):
     """Adapters and gate for one model; the model itself is neither owned nor changed.
 
@@ -232,15 +239,16 @@ class DualEditor(
         Args:
             model: the model that it was trained on, in any dtype.
             processor: the model's processor.
-            folder: written by `save`.
+            folder: written by `save`; where there is none, a repository of the hub of this name.
             gate: kind and threshold to use instead of the saved ones.
 
         Raises:
             ArchiveError: if the folder is missing or damaged, or belongs to another model.
         """
-        archive = Archive.load(Path(folder))
+        folder = adapters_folder(folder)
+        archive = Archive.load(folder)
         config = archive.config
-        archive.require_model(Backbone.of(model, config.backbone), Path(folder))
+        archive.require_model(Backbone.of(model, config.backbone), folder)
         if gate is not None:
             config = config.with_gate(gate.kind, gate.threshold)
         editor = cls(model, processor, config)
@@ -313,21 +321,11 @@ class DualEditor(
         Raises:
             ArchiveError: if there are no adapters, they are damaged, or belong to another model.
         """
-        folder = str(pretrained_model_name_or_path)
-        if not Path(folder).is_dir():
-            wanted = [CONFIG_FILE, WEIGHTS_FILE]
-            try:
-                folder = snapshot_download(folder, allow_patterns=wanted, **download)
-            except (HfHubHTTPError, HFValidationError, OSError) as error:
-                line = " ".join(str(error).split())
-                raise ArchiveError(
-                    f"no adapters in {folder!r}: it is no folder, and the hub has none to give"
-                    f" ({line[:200]})"
-                ) from error
+        folder = adapters_folder(pretrained_model_name_or_path, **download)
         return cls.load(model, processor, folder, gate=gate)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card of these adapters: what they are, of which model, and how to use them."""
-        return super().generate_model_card(
-            *args, **card_values(self.config, self.backbone), **kwargs
-        )
+        base_model = str(getattr(self.backbone.model, "name_or_path", "") or "")
+        values = card_values(self.config, architecture_of(self.backbone), base_model)
+        return with_base_model(super().generate_model_card(*args, **values, **kwargs), base_model)

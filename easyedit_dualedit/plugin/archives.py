@@ -21,6 +21,7 @@ from easyedit_dualedit.method.archive import (
 from easyedit_dualedit.method.config import DualEditConfig, gate_from
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
+from easyedit_dualedit.method.shared_folder import adapters_folder
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.families import BackboneConfig, family_of
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
@@ -50,7 +51,7 @@ class TrainedAdapters:
 
     @classmethod
     def read(cls, source: str | Path | None) -> Self:
-        """Return the adapters in a folder or a checkpoint file.
+        """Return the adapters in a folder, a checkpoint file or a repository of the hub.
 
         Raises:
             ArchiveError: if there are none, or what is there is damaged.
@@ -60,7 +61,7 @@ class TrainedAdapters:
                 "archive is not set: DualEdit needs trained adapters; set archive to a folder of"
                 " saved adapters or to a checkpoint of EasyEdit's trainer"
             )
-        path = Path(source)
+        path = adapters_folder(source)
         if not path.exists():
             raise ArchiveError(
                 f"archive = {str(source)!r}, but there is nothing; train adapters, or set archive"

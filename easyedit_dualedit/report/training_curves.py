@@ -6,6 +6,7 @@ from typing import Any
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.report.plots import new_figure, plot_where_possible, save_figure
+from easyedit_dualedit.report.table import Table, numbers
 from easyedit_dualedit.train.curves import TABLE_FILE, Line, read_curves, write_table
 
 PLOT_FILE = "curves.png"
@@ -27,6 +28,27 @@ def draw_curves(folder: Path) -> list[Line]:
     write_table(lines, folder / TABLE_FILE)
     plot_where_possible(plot_curves, lines, folder / PLOT_FILE)
     return lines
+
+
+def validation_table(lines: Sequence[Line]) -> Table | None:
+    """Return what validation measured, a row for each time; None if nothing was validated."""
+    rows, gate, opens = [], "", ""
+    for line in lines:
+        if line["part"] == "validation":
+            gate = line["gate"]
+            opens = ", ".join(
+                f"{metric.replace('_', ' ')} {share:.1%}"
+                for metric, share in line.get("opens", {}).items()
+            )
+            shares = [line["gated"]["all"].get(metric) for metric in METRICS]
+            cells = ["" if share is None else f"{share:.1%}" for share in shares]
+            best = "best" if line["is_best"] else ""
+            rows.append([str(line["step"]), f"{line['loss']['total']:.3f}", *cells, best])
+    if not rows:
+        return None
+    columns = numbers("step", "loss", *(metric.replace("_", " ") for metric in METRICS), "")
+    caption = f"the gate opens for: {opens}" if opens else ""
+    return Table(columns, rows, f"validation, gate: {gate}", caption)
 
 
 def plot_curves(lines: Sequence[Line], path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_training_shows_how_it_does(work: Workplace, call: Any):
     shown = call(["curves", str(out)])
     assert shown.code == 0 and "the gate opens for: reliability" in shown.out, shown.err
     assert sorted(path.name for path in curves.iterdir()) == [
-        *("curves.csv", "curves.jsonl", "curves.png"),
+        *("curves.csv", "curves.jsonl", "curves.png", "recipe.json"),
     ]
     assert call(work.evaluate("--limit", 1, archive=str(out))).code == 0
     assert call(work.evaluate("--limit", 1, "--name", "best", archive=str(out / "best"))).code == 0

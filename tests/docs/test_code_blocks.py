@@ -23,7 +23,10 @@ from easyedit_dualedit.testbed import adapters_folder, model_folder, write_recor
 
 LARGE_MODEL = '"llava-hf/llava-1.5-7b-hf", device="cuda:0", dtype=torch.bfloat16'
 
-SUBSTITUTES = {LARGE_MODEL: f'"{model_folder()}"'}
+SUBSTITUTES = {
+    LARGE_MODEL: f'"{model_folder()}"',
+    '"USER/NAME"': f'"{adapters_folder("default")}"',  # test_sharing.py has a hub
+}
 """What stands in a page -> what is run in its place."""
 
 ADAPTERS = "adapters/mine"
