@@ -36,7 +36,6 @@ from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.measure.peak_memory import PeakMemory
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.measure.scores import score
-from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 
 logger = logging.getLogger(__name__)
@@ -126,8 +125,7 @@ class UneditedModel:
     def _model(self) -> tuple[Edited, Encoder]:
         if self._loaded is None:
             model, processor = self._plan.load()
-            encoder = Encoder(Backbone.of(model, self._plan.backbone), processor)
-            self._loaded = Edited(model, 0), encoder
+            self._loaded = Edited(model, 0), self._plan.encoder(model, processor)
         return self._loaded
 
 
@@ -170,7 +168,7 @@ class _Benchmark:
         def load() -> tuple[Any, Any]:
             model, processor = plan.load()
             # Before the method lays hands on the model.
-            encoders.append(Encoder(Backbone.of(model, plan.backbone), processor))
+            encoders.append(plan.encoder(model, processor))
             return model, processor
 
         bench = Bench(
@@ -182,6 +180,8 @@ class _Benchmark:
             plan.settings.get(slug(contender.name), {}),
             plan.seed,
             self.progress,
+            plan.backbone,
+            plan.joined,
         )
         with alone(bench.folder / f".{contender.shares or slug(contender.name)}.lock"):
             start = time.perf_counter()

@@ -15,7 +15,7 @@ from easyedit_dualedit.files import digest_of
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.measure.run import Run
 from easyedit_dualedit.method.active_edits import EditSignal
-from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
+from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, DualEditConfig, GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
@@ -134,9 +134,22 @@ def _make(name: str, recipe: Recipe, gate: GateConfig | None, bench: Bench) -> M
         if "steps" in bench.settings:
             steps = bench.settings["steps"]
             recipe = replace(recipe, training=replace(recipe.training, steps=steps))
+        config = replace(
+            recipe.config, backbone=bench.backbone_of(model, recipe.config.backbone).given
+        )
+        recipe = replace(recipe, config=config)
         archive = _trained(bench, model, processor, recipe, _FOLDERS.get(name, _OWN_FOLDER))
-    editor = DualEditor.load(model, processor, archive)
+    editor = _loaded(bench, model, processor, archive)
     return AdaptedEditor(editor, None if gate is None else editor.gate.with_config(gate))
+
+
+def _loaded(bench: Bench, model: Any, processor: Any, folder: Path) -> DualEditor:
+    archive = Archive.load(folder)
+    backbone = bench.backbone_of(model, archive.config.backbone)
+    archive.require_model(backbone, folder)
+    editor = DualEditor(model, processor, replace(archive.config, backbone=backbone.given))
+    archive.fill(editor, folder)
+    return editor
 
 
 def _trained(bench: Bench, model: Any, processor: Any, recipe: Recipe, name: str) -> Path:

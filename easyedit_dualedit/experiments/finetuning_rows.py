@@ -76,6 +76,7 @@ class FineTuning:
         processor: Any,
         parameters: Mapping[str, nn.Parameter],
         config: FineTuningConfig,
+        backbone: Backbone | None = None,
     ):
         """Keep what is trained; nothing is changed yet.
 
@@ -84,6 +85,7 @@ class FineTuning:
             processor: of the model.
             parameters: the model's parameters to train, by name.
             config: steps, rate.
+            backbone: parts of the model, if a user said anything of it.
 
         Raises:
             BackboneError: if there are none, or their values are quantised.
@@ -96,7 +98,7 @@ class FineTuning:
                     f"{name} is stored as {parameter.dtype}, which cannot be fine-tuned; load the"
                     " model without quantization"
                 )
-        backbone = Backbone.of(model)
+        backbone = backbone or Backbone.of(model)
         backbone.require_gradients()
         self._model: Any = model
         self._encoder = Encoder(backbone, processor)
@@ -178,7 +180,8 @@ def _make(name: str, chosen: Callable[[Backbone], dict[str, nn.Parameter]], benc
     raise_if(unknown_keys(bench.settings, known, f"the settings of {name}"))
     config = FineTuningConfig(**{key: as_number(value) for key, value in bench.settings.items()})
     model, processor = bench.load()
-    return FineTuning(model, processor, chosen(Backbone.of(model)), config)
+    backbone = bench.backbone_of(model)
+    return FineTuning(model, processor, chosen(backbone), config, backbone)
 
 
 def _copy_to_train(parameter: nn.Parameter) -> Tensor:

@@ -10,7 +10,9 @@ from easyedit_dualedit.experiments.benchmark_folder import slug
 from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.measure.protocols import ProtocolName
 from easyedit_dualedit.measure.questions import Questions
-from easyedit_dualedit.model.families import BackboneConfig
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.families import BackboneConfig, answers_joined
 from easyedit_dualedit.model.inputs import Query
 
 
@@ -43,6 +45,20 @@ class Plan:
         """The records of this process's shard."""
         place, count = self.shard
         return [record for record in self.evaluated if record.index % count == place]
+
+    @property
+    def joined(self) -> bool:
+        """Whether nothing stands between a prompt and its answer, as EasyEdit scores it.
+
+        Of a run with this protocol it holds for all: an edit is made once, and says one of the two.
+        """
+        return "easyedit" in self.protocols
+
+    def encoder(self, model: Any, processor: Any) -> Encoder:
+        """Return what encodes the questions for a model that `load` has returned."""
+        given = self.backbone or BackboneConfig()
+        known = answers_joined(given, model.config) if self.joined else given
+        return Encoder(Backbone.of(model, known), processor)
 
     def questions(self, record: Record) -> Questions:
         """Return what is asked about a record."""

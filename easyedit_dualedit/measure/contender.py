@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.gate import Routing
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.families import BackboneConfig, answers_joined
 from easyedit_dualedit.model.inputs import Query
 
 
@@ -75,6 +77,20 @@ class Bench:
     """Hyperparameters given for this method, instead of its defaults."""
     seed: int = 0
     progress: bool = True
+    backbone: BackboneConfig | None = None
+    """What a user said of the model."""
+    joined: bool = False
+    """Whether nothing stands between a prompt and its answer; see `answers_joined`."""
+
+    def backbone_of(self, model: Any, given: BackboneConfig | None = None) -> Backbone:
+        """Return the parts of a model that `load` has returned.
+
+        Args:
+            model: the model.
+            given: what is known of it from elsewhere, instead of what the user said.
+        """
+        known = given or self.backbone or BackboneConfig()
+        return Backbone.of(model, answers_joined(known, model.config) if self.joined else known)
 
 
 @dataclass(frozen=True)

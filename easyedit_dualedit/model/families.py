@@ -120,3 +120,19 @@ _FAMILIES: Mapping[str, Family] = {
 def family_of(config: Any) -> Family:
     """Return what is known of the family of a model with this transformers config."""
     return _FAMILIES.get(str(getattr(config, "model_type", "")), _PLAIN)
+
+
+def answers_joined(given: BackboneConfig, config: Any) -> BackboneConfig:
+    """Return a user's answers, but nothing stands between a prompt and its answer.
+
+    EasyEdit's evaluators score the tokens of "red", which master writes right behind the prompt of
+    every model, also of BLIP-2, which is otherwise asked for " red". What the user said of it
+    holds.
+
+    Args:
+        given: the user's answers.
+        config: of the model.
+    """
+    if given.answer_prefix is not None or not family_of(config).answer_prefix:
+        return given
+    return dataclasses.replace(given, answer_prefix="")

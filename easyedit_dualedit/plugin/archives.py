@@ -23,7 +23,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.shared_folder import adapters_folder
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.families import BackboneConfig, family_of
+from easyedit_dualedit.model.families import BackboneConfig, answers_joined
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.storage.parsing import json_in
 
@@ -104,16 +104,8 @@ class TrainedAdapters:
 
 
 def with_answers_joined(config: DualEditConfig, model: nn.Module) -> DualEditConfig:
-    """Return a configuration in which nothing stands between a prompt and its answer.
-
-    EasyEdit's evaluators score the tokens of "red", which master writes right behind the prompt of
-    every model, also of BLIP-2, which is otherwise asked for " red". What the configuration itself
-    says of it holds.
-    """
-    given = config.backbone
-    if given.answer_prefix is not None or not family_of(model.config).answer_prefix:
-        return config
-    return dataclasses.replace(config, backbone=dataclasses.replace(given, answer_prefix=""))
+    """Return a configuration in which nothing stands between a prompt and its answer."""
+    return dataclasses.replace(config, backbone=answers_joined(config.backbone, model.config))
 
 
 def training_targets_in(source: str | Path) -> tuple[str, ...] | None:

@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
 from easyedit_fixtures import needs_master, shared_workplace
+from easyedit_runs import accuracies, editor_of
 
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
 from easyedit_dualedit.measure.run import METRICS_FILE
+from easyedit_dualedit.plugin import register, unregister
 
 pytestmark = needs_master
 
@@ -31,7 +34,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_row_is_measured_or_says_why_not(family: str, tmp_path: Path, call: Any) -> None:
+def test_every_row_is_measured_or_says_why_not(
+    family: str, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # EasyEdit writes its log where it is
     workplace = shared_workplace(family)
     hparams = tmp_path / "hparams.yaml"
     values = workplace.training_settings(tmp_path, batch_size=2, max_iters=2, val_interval=1)
@@ -57,5 +63,14 @@ def test_every_row_is_measured_or_says_why_not(family: str, tmp_path: Path, call
         found = methods[name]["protocols"]["easyedit"]
         assert all(found[metric]["n"] == 2 for metric in METRICS)
         assert all(0 <= found[metric]["mean"] <= 100 for metric in METRICS)
+    register()
+    try:
+        editor = editor_of(workplace, gate="open")
+        cases, _, _ = editor.edit(**workplace.edit_arguments((0, 1), full=True), verbose=False)
+    finally:
+        unregister()
+    theirs = 100 * fmean(accuracies(cases, "post"))
+    ours = methods[DUALEDIT]["protocols"]["easyedit"]["reliability"]["mean"]
+    assert ours == pytest.approx(theirs, abs=0.01)
     table = (folder / "results.md").read_text(encoding="utf-8")
     assert all(name in table for name in methods)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_data import write_data
-from tiny_editors import tiny_config
+from tiny_editors import shared, tiny_config
 from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.data.records import Record, load_records
@@ -20,10 +20,13 @@ from easyedit_dualedit.experiments.dualedit_rows import (
     Recipe,
     dualedit_contenders,
 )
+from easyedit_dualedit.experiments.finetuning_rows import finetuning_contenders
 from easyedit_dualedit.measure.contender import Bench, Contender
+from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.train.config import TrainingConfig
 
 TRAINING = TrainingConfig(steps=2, batch_size=2, gate_steps=2)
@@ -172,3 +175,23 @@ def test_steps_may_be_given(records: list[Record], tmp_path: Path):
         with pytest.raises(Exception, match="gate"):  # it was not trained, so it is not calibrated
             rows()[DUALEDIT].make(bench_of(tmp_path, records, settings={"steps": 5}))
     assert seen == [5]
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_on_blip2_an_edit_says_what_easyedits_rows_score(
+    joined: bool, records: list[Record], tmp_path: Path
+):
+    tiny = shared("blip2")
+    bench = bench_of(
+        tmp_path, records[:4], load=lambda: (tiny.model, tiny.processor), joined=joined
+    )
+    recipe = Recipe(tiny_config(gate="open"), TRAINING)
+    made = {row.name: row for row in dualedit_contenders(recipe, recipe)}
+    encoder = Encoder(bench.backbone_of(tiny.model), tiny.processor)
+    row = joined_row(encoder, records[0].request)
+    scored = row.labels[row.labels != IGNORED].tolist()
+    answer = str(records[0].request.target)
+    with made[DUALEDIT].make(bench).edit(records[0]) as edited:
+        assert (edited.model._encoder.target_ids(answer) == scored) is joined
+    fine_tuned = finetuning_contenders()[0].make(bench)
+    assert (fine_tuned._encoder.target_ids(answer) == scored) is joined  # type: ignore[attr-defined]
