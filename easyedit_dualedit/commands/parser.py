@@ -12,6 +12,7 @@ from easyedit_dualedit.commands import (
     ablate,
     benchmark,
     chat,
+    compare,
     curves,
     demo,
     edit,
@@ -39,6 +40,7 @@ _COMMANDS = {
     "ablate": ablate,
     "benchmark": benchmark,
     "merge": merge,
+    "compare": compare,
     "many": many,
     "edits": edits,
     "chat": chat,
@@ -57,6 +59,7 @@ _INTERRUPTED = {
     "curves": "the lines of the training stay; give the same command again",
     "push": "what is sent is one commit, which is there or is not",
     "pull": "nothing was put in place",
+    "compare": "nothing was changed in the runs; give the same command again",
     "merge": "nothing was changed in what is merged; give the same command again",
 }
 """What an interrupted command leaves, where it is not `_CONTINUES`."""

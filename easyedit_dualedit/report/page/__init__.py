@@ -24,7 +24,7 @@ from easyedit_dualedit.report.page.numbers import cost_table, protocol_section
 from easyedit_dualedit.report.page.results import Results
 from easyedit_dualedit.report.target_split import split_line
 
-__all__ = ["write_page"]
+__all__ = ["write_document", "write_page"]
 
 _SECTIONS = {
     "results": "Results",
@@ -97,13 +97,24 @@ def write_page(
         main.append(
             element("section", heading, *content[name], id=name, aria_labelledby=f"{name}-title")
         )
-    write_text(path, html_of(_document(str(metrics["title"]), header, main)))
+    write_document(path, str(metrics["title"]), header, main, script=_asset("cases.js"))
 
 
-def _document(title: str, *body: Element) -> Element:
-    style, script = _asset("page.css"), _asset("cases.js")
+def write_document(path: Path, title: str, *body: Element, script: str = "") -> None:
+    """Write a page with the style of all, which fetches nothing and runs only its own script.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    write_text(path, html_of(_document(title, body, script)))
+
+
+def _document(title: str, body: Sequence[Element], script: str) -> Element:
+    style = _asset("page.css")
+    runs = _digest(script) if script else "'none'"
+    scripts = [element("script", script)] if script else []
     policy = (
-        f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)};"
+        f"default-src 'none'; script-src {runs}; style-src {_digest(style)};"
         " img-src data:; base-uri 'none'; form-action 'none'"
     )
     return element(
@@ -118,7 +129,7 @@ def _document(title: str, *body: Element) -> Element:
             element("link", rel="icon", href="data:,"),
             element("style", style),
         ),
-        element("body", *body, element("script", script)),
+        element("body", *body, *scripts),
         lang="en",
     )
 
