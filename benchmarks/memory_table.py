@@ -23,6 +23,7 @@ from benchmarks.live_bytes import LiveBytes
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.row_budget import RowBudget
+from easyedit_dualedit.model.row_memory import allowed_memory
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.train.gate_reading import BATCH_TOKENS
 
@@ -107,10 +108,14 @@ def peaks(family: Family) -> dict[str, float]:
     backbone = Backbone.of(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     width = family.image_tokens + _WORDS
-    budget = RowBudget.of(backbone, BOUND)
-    rows = max(map(len, budget.parts([width] * 64)))
-    found = {"weights": float(weights), "rows": float(rows), "tokens of a row": float(width)}
     training = shipped_training(family.hparams)
+    with allowed_memory(BOUND):
+        rows = max(map(len, RowBudget.of(backbone).parts([width] * 64)))
+        packed = RowBudget.for_training(
+            backbone, training["text_layer"], recomputes=training["checkpoint_activations"]
+        )
+        at_once = max(map(len, packed.parts([3 * width] * 4)))
+    found = {"weights": float(weights), "rows": float(rows), "tokens of a row": float(width)}
     stages = {
         "pictures": lambda: _looked(backbone, family),
         "evaluate, answers fed in": lambda: _forced(backbone, rows, width),
@@ -118,7 +123,8 @@ def peaks(family: Family) -> dict[str, float]:
         "gate": lambda: _gate(
             backbone, max(1, BATCH_TOKENS // width), width, training["text_layer"]
         ),
-        "train": lambda: _trained(backbone, training, width),
+        "train": lambda: _trained(backbone, training, training["batch_size"], width),
+        "train, 4 records, as packed": lambda: _trained(backbone, training, at_once, width),
     }
     for name, stage in stages.items():
         with LiveBytes([*model.parameters(), *model.buffers()]) as live:
@@ -159,12 +165,12 @@ def _gate(backbone: Backbone, rows: int, width: int, layer: int) -> None:
         backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
 
 
-def _trained(backbone: Backbone, training: dict[str, Any], width: int) -> None:
-    """Train on a batch as shipped; of a record, request and rephrase share one of its three rows.
+def _trained(backbone: Backbone, training: dict[str, Any], records: int, width: int) -> None:
+    """Train on some records; of each, request and rephrase share one of its three rows.
 
     Text alone is little beside pictures, adapters and Adam's moments are 0.6 GiB more.
     """
-    layer, rows = training["text_layer"], 3 * training["batch_size"]
+    layer, rows = training["text_layer"], 3 * records
     with torch.no_grad(), record(backbone.layers, [layer], stop=True) as seen:
         backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
     hidden = seen[layer].requires_grad_()  # as adapters change it

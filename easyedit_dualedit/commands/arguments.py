@@ -85,6 +85,17 @@ def add_edits_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edits", type=Path, required=True, metavar="FOLDER", help="of the edits")
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add what says how much memory the command may take."""
+    parser.add_argument(
+        "--memory",
+        type=memory,
+        metavar="SIZE",
+        help="memory that the model and its rows may take, such as 20GiB (default: what the device"
+        " has free); rows are packed to it, and fewer share a forward where it ends all the same",
+    )
+
+
 def memory(text: str) -> int:
     """Return bytes of a text such as 20GiB, 800MiB or 24000000000.
 

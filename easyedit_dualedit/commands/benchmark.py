@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands.arguments import (
     TRAINING_HPARAMS,
+    add_memory,
     add_run,
     add_training_records,
     count,
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="records that --tune sets aside from the training records (default: 20)",
     )
+    add_memory(parser)
     parser.add_argument("--title", help="of the page")
     add_training_records(parser)
 

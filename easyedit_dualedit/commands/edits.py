@@ -9,6 +9,7 @@ from easyedit_dualedit.commands.arguments import (
     EDIT_HPARAMS,
     SHOWN,
     add_edits_folder,
+    add_memory,
     add_model,
     count,
 )
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take names of pictures that are absolute or lead out of --images",
     )
     adding.add_argument("--limit", type=count, help="use only the first records")
+    add_memory(adding)
 
     listing = actions.add_parser("list", help="show the edits")
     removing = actions.add_parser("remove", help="remove edits")

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_run, add_training_records, memory
+from easyedit_dualedit.commands.arguments import (
+    EDIT_HPARAMS,
+    add_memory,
+    add_run,
+    add_training_records,
+)
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, GateConfig, GateKind
@@ -56,13 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="records that --specificity draws other pictures and questions from, usually the"
         " training records; pictures are in --images (default: the other records of --data)",
     )
-    parser.add_argument(
-        "--memory",
-        type=memory,
-        metavar="SIZE",
-        help="memory that the model and its rows may take, such as 20GiB (default: what the device"
-        " has); rows are packed to it, and fewer share a forward where it ends all the same",
-    )
+    add_memory(parser)
     add_training_records(parser)
 
 
@@ -99,10 +98,8 @@ def _evaluate(
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
     from easyedit_dualedit.measure.close_queries import close_queries
-    from easyedit_dualedit.measure.panel import Panel
     from easyedit_dualedit.measure.questions import digest_of_some, require_questions
     from easyedit_dualedit.measure.run import Run
-    from easyedit_dualedit.model.row_budget import RowBudget
     from easyedit_dualedit.train.checkpoint import records_digest
 
     folder: Path = arguments.output / arguments.name
@@ -151,7 +148,6 @@ def _evaluate(
             protocols=protocols,
             split=split,
             processes=processes,
-            panel=Panel(editor.encoder, RowBudget.of(editor.backbone, arguments.memory)),
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands.arguments import (
     EDIT_HPARAMS,
+    add_memory,
     add_run,
     add_training_records,
     count,
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help="only these (default: all there are)"
     )
+    add_memory(parser)
     add_training_records(parser)
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="also write the report here, plots beside it"

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands import (
@@ -112,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A name that is not UTF-8 must not end a command when its work is done.
             stream.reconfigure(errors="backslashreplace")
     try:
-        _COMMANDS[parsed.command].run(parsed)
+        with _allowed(getattr(parsed, "memory", None)):
+            _COMMANDS[parsed.command].run(parsed)
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted; {_INTERRUPTED.get(parsed.command, _CONTINUES)}\n")
         return 130
@@ -124,6 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {_told(error)}\n")
         return 2
     return 0
+
+
+def _allowed(memory: int | None) -> AbstractContextManager[None]:
+    """Return the context in which the process may take so many bytes on its device."""
+    if memory is None:
+        return nullcontext()
+    from easyedit_dualedit.model.row_memory import allowed_memory
+
+    return allowed_memory(memory)
 
 
 def _told(error: Exception) -> str:

@@ -8,7 +8,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easyedit_dualedit.commands.arguments import TRAINING_HPARAMS, add_data, add_model, count
+from easyedit_dualedit.commands.arguments import (
+    TRAINING_HPARAMS,
+    add_data,
+    add_memory,
+    add_model,
+    count,
+)
 from easyedit_dualedit.commands.launchers import launched, rank, with_precision
 from easyedit_dualedit.errors import ArchiveError
 
@@ -47,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["tensorboard"],
         help="also write the curves for TensorBoard, into OUTPUT/curves/tensorboard",
     )
+    add_memory(parser)
     parser.add_argument(
         "--gate-only",
         action="store_true",

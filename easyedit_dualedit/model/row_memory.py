@@ -1,13 +1,32 @@
-"""What memory is free, and what to do when it has run out."""
+"""What memory is free or allowed, and what to do when it has run out."""
 
 import gc
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 
 _MEMORY = Path("/proc/meminfo")
 _KIBIBYTE = 1024
+
+_ALLOWED: ContextVar[int | None] = ContextVar("allowed", default=None)
+
+
+@contextmanager
+def allowed_memory(size: int | None) -> Iterator[None]:
+    """Let this process take so many bytes on its device inside the block; None is what is free."""
+    token = _ALLOWED.set(size)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def allowed_bytes() -> int | None:
+    """Return the bytes that this process may take on its device; None means what is free."""
+    return _ALLOWED.get()
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from tqdm import tqdm
 
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import vision_mean
+from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, TokenLayout
 from easyedit_dualedit.model.picture_features import PreparedQuery, UnknownFeaturesError
+from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError, precision
 from easyedit_dualedit.train.gate_rows import GateBatches, GateRow, RowLength, distinct_rows
@@ -29,7 +32,7 @@ from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 4096
-"""Tokens that are read together, padding included."""
+"""Tokens that are read together at most, padding included, where memory has room for them."""
 
 _FEATURE_BYTES = 2**26
 _CHECKED = 8
@@ -38,6 +41,7 @@ _ROUGH_TOLERANCE = 5e-2  # of models in half precision
 _SHORTCUTS = ("shares", "trims")
 _UNREAD = -1
 
+Prepared = dict[Hashable, PreparedQuery]
 _Read = tuple[tuple[Tensor, ...], Tensor | None]
 """Three states of some rows, and the logits of first answer tokens, [a, v], if any row asks."""
 
@@ -100,7 +104,8 @@ class GateReader:
     def __init__(self, editor: DualEditor, *, batch_tokens: int = BATCH_TOKENS):
         """Read nothing yet."""
         self._editor = editor
-        self._batch_tokens = batch_tokens
+        room = RowBudget.of(editor.backbone).tokens
+        self._budget = RowBudget(min(batch_tokens, room), editor.backbone.device)
         self._frozen = FrozenPart(
             editor.encoder, editor.config.text_layer, budget=_FEATURE_BYTES, state_budget=0
         )
@@ -133,20 +138,24 @@ class GateReader:
         # Rows that another process reads stay 0, and so the sum over all processes is everything.
         kept = [torch.zeros(len(rows), size, device=device) for _ in range(3)]
         kept.append(torch.zeros(len(rows), dtype=torch.long, device=device))
-        batches = GateBatches(rows, self._length, self._batch_tokens, processes)
+        batches = GateBatches(rows, self._length, self._budget, processes)
         total = len(rows) // processes.count
         bar = tqdm(total=total, desc="reading states", unit="query", disable=not progress)
         computing = precision(editor.backbone.device.type, autocast)
         with undisturbed(editor.backbone.model), computing, bar:
             for batch, prepared in batches:
-                places = torch.tensor([row.place for row in batch], device=device)
-                for values, read in zip(kept, self._states(batch, prepared), strict=True):
-                    values[places] = read.to(values)
+
+                def work(part: list[GateRow], prepared: Prepared = prepared) -> None:
+                    places = torch.tensor([row.place for row in part], device=device)
+                    for values, read in zip(kept, self._states(part, prepared), strict=True):
+                        values[places] = read.to(values)
+
+                self._budget.run_together(batch, work)
                 batches.shares = self.shares
                 bar.update(len(batch))
         return GateStates.of_each([processes.total(values) for values in kept], row_of.to(device))
 
-    def _length(self, row: GateRow, prepared: dict[Hashable, PreparedQuery]) -> RowLength:
+    def _length(self, row: GateRow, prepared: Prepared) -> RowLength:
         encoder, query = self._editor.encoder, row.query
         casts = torch.is_autocast_enabled(self._editor.backbone.device.type)
         prompt = self._frozen.prompts.get(query, (row.pictures, casts), prepared)
@@ -155,9 +164,7 @@ class GateReader:
         seen = encoder.vision_positions(ids).nonzero()
         return RowLength(len(ids) + answer, int(seen[-1]) + 1 if len(seen) else 0)
 
-    def _states(
-        self, rows: Sequence[GateRow], prepared: dict[Hashable, PreparedQuery]
-    ) -> tuple[Tensor, ...]:
+    def _states(self, rows: Sequence[GateRow], prepared: Prepared) -> tuple[Tensor, ...]:
         """Return what `GateStates` has of some rows: three states, and first answer tokens."""
         if not self.is_plain:
             try:
@@ -169,7 +176,7 @@ class GateReader:
         states, logits = self._plain(rows)
         return (*states, _first_tokens(rows, logits))
 
-    def _shared(self, rows: Sequence[GateRow], prepared: dict[Hashable, PreparedQuery]) -> _Read:
+    def _shared(self, rows: Sequence[GateRow], prepared: Prepared) -> _Read:
         try:
             read = self._run(rows, prepared)
         except UnshareableError as reason:
@@ -202,7 +209,7 @@ class GateReader:
         logger.warning("a gate's states are read without a shortcut (%s): %s", shortcut, reason)
         setattr(self._frozen, shortcut, False)
 
-    def _run(self, rows: Sequence[GateRow], prepared: dict[Hashable, PreparedQuery]) -> _Read:
+    def _run(self, rows: Sequence[GateRow], prepared: Prepared) -> _Read:
         """Return the states of rows, and the logits of first answer tokens, [a, v], if any ask."""
         queries = [row.query for row in rows]
         # No edit tells the rows apart.
@@ -221,8 +228,9 @@ class GateReader:
             parts.append(plain_gate_states(editor, [row.query for row in some]))
             asking = [replace(row.query, target=None) for row in some if row.wants_first]
             if asking:
-                batch = editor.encoder.encode(asking)
-                logits.append(editor.backbone.model(**batch.inputs, use_cache=False).logits[:, -1])
+                batch, backbone = editor.encoder.encode(asking), editor.backbone
+                call = partial(backbone.model, **batch.inputs, use_cache=False)
+                logits.append(logits_at(backbone, last_position(batch.inputs["input_ids"]), call))
         states = tuple(torch.cat(values) for values in zip(*parts, strict=True))
         return states, torch.cat(logits) if logits else None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from easyedit_dualedit.model.inputs import Query, Shown, shown_key
 from easyedit_dualedit.model.picture_features import PreparedQuery
 from easyedit_dualedit.model.pictures import Picture
+from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.processes import Processes
 
 _LONGEST_SHARED = 512
@@ -93,7 +94,7 @@ class GateBatches:
         self,
         rows: Sequence[GateRow],
         measure: Measure,
-        budget: int,
+        budget: RowBudget,
         processes: Processes | None = None,
     ):
         """Sort rows.
@@ -101,7 +102,7 @@ class GateBatches:
         Args:
             rows: distinct ones.
             measure: of a row.
-            budget: tokens of a batch, padding included; a row that is longer stands alone.
+            budget: of tokens of a batch, padding included; it may shrink between two batches.
             processes: of which this one reads its share; None means that it reads all.
         """
         self._measure = measure
@@ -149,7 +150,7 @@ class GateBatches:
         """Return whether rows of some widths may be read together."""
         padded = max(widths) * len(widths)
         wastes = len(widths) > _FEWEST and padded > (1 + _PADDING) * sum(widths)
-        return padded <= self._budget and not wastes
+        return padded <= self._budget.tokens and not wastes
 
     def _parts(
         self, group: Sequence[GateRow], prepared: dict[Hashable, PreparedQuery]
@@ -160,7 +161,8 @@ class GateBatches:
             length = self._measure(row, prepared)
             if parts and self.shares and length.beginning:
                 width = parts[-1][1] + length.total - length.beginning
-                if width <= max(_LONGEST_SHARED, 2 * length.total):
+                longest = max(_LONGEST_SHARED, 2 * length.total)
+                if width <= min(longest, self._budget.tokens):
                     parts[-1] = ([*parts[-1][0], row], width)
                     continue
             parts.append(([row], length.total))

@@ -7,6 +7,7 @@ after it.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -50,6 +51,61 @@ class AnswerTokens:
         return cls(*map(torch.cat, columns))
 
 
+@dataclass(frozen=True)
+class TokenSums:
+    """Losses and hits of answer tokens, summed by metric, each in its part of a whole batch."""
+
+    loss: Tensor
+    """Of the answer tokens, over their number in the whole batch, nats [m]; with gradient."""
+    right: Tensor
+    """Of those that are right, likewise, [m]."""
+
+    @classmethod
+    def of(cls, answers: AnswerTokens, counts: Tensor) -> Self:
+        """Return the sums of some answer tokens.
+
+        Args:
+            answers: of a part of the batch, or of all of it.
+            counts: answer tokens of the whole batch by metric, in all processes, [m].
+        """
+        nothing = torch.zeros(len(METRICS), device=answers.loss.device)
+        each = counts.to(nothing.device).clamp(min=1)
+        loss = nothing.index_add(0, answers.metric, answers.loss)
+        right = nothing.index_add(0, answers.metric, answers.right.float())
+        return cls(loss / each, right / each)
+
+    def total(self, weights: Mapping[str, float]) -> Tensor:
+        """Return the losses of metrics that have a weight, weighted and summed."""
+        return torch.stack(
+            [weights[metric] * self.loss[place] for metric, place in _places(weights).items()]
+        ).sum()
+
+    @property
+    def values(self) -> Tensor:
+        """Losses and hits without gradient, [2, m]."""
+        return torch.stack([self.loss.detach(), self.right])
+
+
+def losses_of(
+    total: Tensor, values: Tensor, weights: Mapping[str, float], processes: Processes
+) -> StepLosses:
+    """Return the losses of the batch of all processes.
+
+    Args:
+        total: this process's part of it.
+        values: of `TokenSums`, added up over this process's parts of the batch, [2, m].
+        weights: metric -> weight; those of weight 0 are left out.
+        processes: that share the batch.
+    """
+    losses, shares = processes.total(values).tolist()
+    places = _places(weights)
+    return StepLosses(
+        total,
+        {metric: losses[place] for metric, place in places.items()},
+        {metric: shares[place] for metric, place in places.items()},
+    )
+
+
 def step_losses(
     answers: AnswerTokens, weights: Mapping[str, float], processes: Processes
 ) -> StepLosses:
@@ -63,19 +119,13 @@ def step_losses(
         weights: metric -> weight; those of weight 0 are left out.
         processes: that share the batch.
     """
-    nothing = torch.zeros(len(METRICS), device=answers.loss.device)
-    ones = torch.ones_like(answers.loss)
-    sums = nothing.index_add(0, answers.metric, answers.loss)
-    right = nothing.index_add(0, answers.metric, answers.right.float())
-    counts = processes.total(nothing.index_add(0, answers.metric, ones)).clamp(min=1)
-    means = sums / counts
-    values, shares = processes.total(torch.stack([means.detach(), right / counts])).tolist()
-    places = {metric: place for place, metric in enumerate(METRICS) if weights[metric]}
-    return StepLosses(
-        torch.stack([weights[metric] * means[place] for metric, place in places.items()]).sum(),
-        {metric: values[place] for metric, place in places.items()},
-        {metric: shares[place] for metric, place in places.items()},
-    )
+    counts = torch.bincount(answers.metric, minlength=len(METRICS)).float()
+    sums = TokenSums.of(answers, processes.total(counts))
+    return losses_of(sums.total(weights), sums.values, weights, processes)
+
+
+def _places(weights: Mapping[str, float]) -> dict[str, int]:
+    return {metric: place for place, metric in enumerate(METRICS) if weights[metric]}
 
 
 def answer_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,10 +38,19 @@ class TrainingProgress:
         )
         self._began = self._told = time.monotonic()
         self._elsewhere = 0.0
+        self._at_once = 0
 
-    def step(self, losses: Mapping[str, float]) -> None:
-        """Count a step, whose losses are by metric, in nats."""
+    def step(self, losses: Mapping[str, float], at_once: int) -> None:
+        """Count a step.
+
+        Args:
+            losses: by metric, in nats.
+            at_once: records of this process that ran at once; told when it changes.
+        """
         self._step += 1
+        if at_once != self._at_once:
+            self._at_once = at_once
+            self.tell(f"records at once: {at_once}")
         self._bar.update()
         rate = f"{self.samples_per_second:.1f} samples/s, {peak_gibibytes(self._device):.1f} GiB"
         if self._is_terminal:

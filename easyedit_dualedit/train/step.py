@@ -11,7 +11,7 @@ answer, and so does most of the last layer.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,10 @@ from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.adapter import ProjectedEdit, add_at
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.answer_logits import logits_at
 from easyedit_dualedit.model.hooks import LayerEdit
 from easyedit_dualedit.model.inputs import IGNORED
-from easyedit_dualedit.model.picture_features import UnknownFeaturesError
+from easyedit_dualedit.model.picture_features import PreparedQuery, UnknownFeaturesError
 from easyedit_dualedit.model.prompts import PER_TOKEN
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
@@ -69,14 +70,16 @@ class TrainingStep:
         """
         self._editor = editor
         adapters = editor.adapters
-        self._first = min(adapters.layer_of[name] for name in adapters.modalities)
+        self.first_layer = min(adapters.layer_of[name] for name in adapters.modalities)
         self.frozen = FrozenPart(
-            editor.encoder, self._first, budget=budget, state_budget=state_budget, stays=True
+            editor.encoder, self.first_layer, budget=budget, state_budget=state_budget, stays=True
         )
         self._folder = folder
         self._is_checked = False
         self.is_plain = False
         """Whether the model cannot be run from a layer on, so that whole forwards run."""
+        self.prepared: dict[Hashable, PreparedQuery] = {}
+        """Pixels that were read already, of the pictures of the batch that comes."""
 
     @classmethod
     def within(cls, editor: DualEditor, config: TrainingConfig) -> Self:
@@ -107,7 +110,7 @@ class TrainingStep:
         """
         casts = precision(self._editor.backbone.device.type, config.autocast)
         with casts, suppress(UnsupportedModelError, UnknownFeaturesError):  # `answers` tells them
-            self._groups(records, _metrics(config), config)
+            self._groups(records, metrics_read(config), config)
 
     def forget(self) -> None:
         """Keep nothing in memory of the steps so far."""
@@ -131,7 +134,7 @@ class TrainingStep:
     ) -> AnswerTokens:
         wanted = [metric for metric in METRICS if config.weights[metric]]
         locality = [metric for metric in wanted if metric not in IN_SCOPE]
-        groups = self._groups(records, _metrics(config), config)
+        groups = self._groups(records, metrics_read(config), config)
         projected = projected_requests(self._editor, groups) if is_edited else {}
         head = head_of(self._editor.backbone.model)
         device = groups[0].frozen.states.device
@@ -167,7 +170,7 @@ class TrainingStep:
         """Return the rows of a step, once all shortcuts that the model does not bear are off."""
         folder = None
         if self._folder is not None and not self._is_checked:
-            folder = StateFolder.of(self._folder, self._editor.backbone, self._first)
+            folder = StateFolder.of(self._folder, self._editor.backbone, self.first_layer)
             if folder.shortcuts is not None:
                 self._keep_in(folder)
         try:
@@ -214,7 +217,7 @@ class TrainingStep:
             names, places, queries = zip(*chosen, strict=True)
             ends = [config.end_of_answer and name in IN_SCOPE for name in names]
             owners = places if queries[0].shown else None
-            frozen = self.frozen.run(queries, ends, owners)
+            frozen = self.frozen.run(queries, ends, owners, dict(self.prepared))
             device = frozen.states.device
             numbers = torch.tensor([METRICS.index(name) for name in names], device=device)
             record = torch.tensor(places, device=device)
@@ -270,9 +273,9 @@ class TrainingStep:
             {n: v for n, v in encoded.inputs.items() if n not in PER_TOKEN},
             ends=group.ends,
         )
-        logits = self._editor.backbone.model(**batch.inputs, use_cache=False).logits
-        chosen: Tensor = logits[:, :-1][batch.labels[:, 1:] != IGNORED]
-        return chosen
+        backbone = self._editor.backbone
+        at = functional.pad(batch.labels[:, 1:] != IGNORED, (0, 1))
+        return logits_at(backbone, at, partial(backbone.model, **batch.inputs, use_cache=False))
 
     def _changes(
         self, group: RowGroup, upper: UpperLayers, projected: dict[Modality, ProjectedEdit]
@@ -297,7 +300,7 @@ class TrainingStep:
         return {adapters.layer_of[n]: partial(change, adapters.layer_of[n]) for n in positions}
 
 
-def _metrics(config: TrainingConfig) -> list[str]:
+def metrics_read(config: TrainingConfig) -> list[str]:
     """Return what is read of a record: the request, and what has a weight."""
     wanted = [metric for metric in METRICS if getattr(config, f"{metric}_weight")]
     return ["reliability", *(metric for metric in wanted if metric != "reliability")]

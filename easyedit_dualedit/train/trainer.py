@@ -21,6 +21,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_calibration import Calibration
 from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.processes import Processes
+from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.checkpoint import WATCH, Checkpoint, Stateful
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.drawn_targets import with_drawn_targets
@@ -57,6 +58,9 @@ def train(
     Inside a group of torch.distributed, each process takes its share of every batch, and all end
     with the same adapters: those of one process with the same batches, but for rounding. Only the
     first writes checkpoints; all must see the folder that they are in.
+
+    As many records of a batch run at once as memory has room for, half as many where it ends all
+    the same; the step is that of the whole batch, but for rounding.
 
     Args:
         editor: its adapters are trained; its model is only read.
@@ -103,6 +107,7 @@ def train(
     known = editor.training_targets or ()
     editor.training_targets = tuple(sorted({*known, *targets_of(records)}))
     training_step = TrainingStep.within(editor, config)
+    gradient = BatchGradient(editor, training_step, config)
 
     def batch_of(place: int) -> Sequence[Record]:
         """Return the records of this process in a batch."""
@@ -150,8 +155,7 @@ def train(
             if step % FORGET_EVERY == 0:
                 training_step.forget()
             for batch in batches(step):
-                losses = training_step.losses(batch, config)
-                (losses.total / config.accumulate).backward()  # type: ignore[no-untyped-call]
+                losses = gradient.add(batch)
             processes.add_gradients(editor.adapters.parameters())
             norm = nn.utils.clip_grad_norm_(
                 editor.adapters.parameters(), config.gradient_clip or math.inf
@@ -160,7 +164,7 @@ def train(
             optimiser.step()
             schedule.step()
             step += 1
-            bar.step(losses.by_metric)
+            bar.step(losses.by_metric, gradient.at_once)
             _require_numbers(losses.by_metric.values(), f"losses of step {step}", config)
             measured = watch.after(step, losses, rate, float(norm), bar)
             late = time.monotonic() - stored > CHECKPOINT_SECONDS

@@ -17,6 +17,7 @@ from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.data.training_targets import TrainingTargets, targets_of
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_reading import read_gate_states
@@ -76,6 +77,7 @@ class Validation:
         self._config = replace(config, **weights)
         self._weights = config.weights
         self._steps = TrainingStep(editor, budget=0, state_budget=0)
+        self._budget = RowBudget.of(editor.backbone)
         self._counts = _counting(records, training)
         known = TrainingTargets.of(targets_of(training))
         seen = torch.tensor([known.has(record.request.target or "") for record in records])
@@ -126,10 +128,14 @@ class Validation:
         sums = torch.zeros(3, *shape, dtype=torch.float64)
         size = self._config.batch_size
         processes = Processes.current()
-        for start in processes.share(range(0, len(self._records), size)):
-            batch = self._records[start : start + size]
+
+        def ask(places: list[int]) -> None:
+            batch = [self._records[place] for place in places]
             found = self._steps.answers(batch, self._config, is_edited=is_edited)
-            sums[:, start : start + size] = _by_query(found, len(batch))
+            sums[:, places] = _by_query(found, len(batch))
+
+        for start in processes.share(range(0, len(self._records), size)):
+            self._budget.run_together(range(len(self._records))[start : start + size], ask)
         device = self._editor.gate.mean.device
         loss, wrong, count = processes.total(sums.to(device)).cpu()
         return loss / count.clamp(min=1), (wrong == 0).double()

@@ -33,5 +33,7 @@ def test_a_7b_model_fits_into_24_gib(family: Family):
     assert len(stages) == 4 and max(stages.values()) <= BOUND
     # With the batch and the recomputation of its shipped YAML.
     assert found["train"] + _BESIDES <= BOUND
+    # A batch of 4 is packed to it, whatever the model.
+    assert found["train"] <= found["train, 4 records, as packed"] + _BESIDES <= BOUND
     # The budget is used, and not only kept.
     assert found["evaluate, free answers"] > found["weights"] + 3 * GIB

@@ -4,7 +4,9 @@ import argparse
 
 import pytest
 
+from easyedit_dualedit.commands import parser
 from easyedit_dualedit.commands.arguments import memory
+from easyedit_dualedit.model.row_memory import allowed_bytes
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,17 @@ def test_an_amount_of_memory(text: str, value: int):
 def test_what_is_no_amount_of_memory_is_told(text: str):
     with pytest.raises(argparse.ArgumentTypeError, match="20GiB"):
         memory(text)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train", "benchmark", "many", "edits add"])
+def test_every_command_that_packs_rows_is_told_the_memory(
+    command: str, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[int | None] = []
+    module = parser._COMMANDS[command.split()[0]]
+    monkeypatch.setattr(module, "run", lambda _arguments: seen.append(allowed_bytes()))
+    needed = {"train": ["--output", "adapters"], "edits add": ["--edits", "edits"]}
+    options = needed.get(command, [])
+    assert parser.main([*command.split(), *options, "--memory", "20GiB"]) == 0
+    assert parser.main([*command.split(), *options]) == 0
+    assert seen == [20 * 2**30, None] and allowed_bytes() is None

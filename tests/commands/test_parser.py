@@ -23,7 +23,7 @@ from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.archive import Archive
 from easyedit_dualedit.train import trainer
-from easyedit_dualedit.train.step import TrainingStep
+from easyedit_dualedit.train.batch_gradient import BatchGradient
 
 SCRIPT = Path(__file__).parents[2] / "run_multimodal_edit.py"
 COMMANDS = (
@@ -135,7 +135,7 @@ def test_an_interrupted_evaluation_says_so_and_continues(
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], None]:
     """Interrupt training at a step, with a checkpoint after each; return what undoes it."""
-    real = TrainingStep.losses
+    real = BatchGradient.add
     calls = {"n": 0}
 
     def stopping(*arguments: Any) -> Any:
@@ -145,8 +145,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], Non
         return real(*arguments)
 
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setattr(TrainingStep, "losses", stopping)
-    return lambda: monkeypatch.setattr(TrainingStep, "losses", real)
+    monkeypatch.setattr(BatchGradient, "add", stopping)
+    return lambda: monkeypatch.setattr(BatchGradient, "add", real)
 
 
 def same_adapters(first: Path, second: Path) -> bool:
@@ -528,8 +528,8 @@ def test_epochs_are_not_taken_for_a_single_step(
     values = yaml.safe_load(work.hparams(batch_size=4, max_epochs=2, gate_steps=10).read_text())
     hparams.write_text(yaml.safe_dump(values | {"max_iters": None}))
     steps = []
-    real = TrainingStep.losses
-    monkeypatch.setattr(TrainingStep, "losses", lambda *a: steps.append(1) or real(*a))
+    real = BatchGradient.add
+    monkeypatch.setattr(BatchGradient, "add", lambda *a: steps.append(1) or real(*a))
     arguments = work.train("--output", work.folder / "new", hparams=hparams)
     place = arguments.index("--steps")
     done = call(arguments[:place] + arguments[place + 2 :])

@@ -42,6 +42,17 @@ def test_a_gate_is_made_again_and_the_adapters_stay(work: Workplace, call: Any):
     assert is_equal(parts(again)[1], adapters)
 
 
+def test_a_training_keeps_to_the_memory_that_it_is_given(work: Workplace, call: Any):
+    free = call(work.train(gate_steps=3))
+    assert free.code == 0 and "training: records at once: 4" in free.err
+    size = sum(path.stat().st_size for path in work.model.glob("*.safetensors"))
+    kept = call(work.train("--memory", size + 2**17, "--output", work.folder / "k", gate_steps=3))
+    assert kept.code == 0, kept.err
+    assert "training: records at once: 1" in kept.err
+    small = call(work.train("--memory", "1000", "--output", work.folder / "small"))
+    assert small.code == 2 and "weights alone" in small.error
+
+
 def test_a_gate_alone_needs_adapters(work: Workplace, call: Any):
     assert "archive is not set" in call(work.train("--gate-only")).error
 

@@ -8,11 +8,13 @@ from tiny_editors import request_of, tiny_config, trained_editor
 from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.method import edit_check
 from easyedit_dualedit.method.edit_check import EditCheck
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.answers import greedy_answers
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.row_memory import allowed_memory
 
 GATE = {"kind": "cosine", "threshold": 0.99999}
 
@@ -40,6 +42,29 @@ def test_answers_are_those_that_generate_gives_to_each_request_alone(every: Tiny
         assert check.answer == alone(memory.model, editor, request, tokens + 8)
         assert check.is_open and check.similarity == pytest.approx(1.0, abs=1e-4)
         assert check.other is None
+
+
+def test_memory_that_is_allowed_bounds_what_is_asked_together(
+    llava: TinyModel, monkeypatch: pytest.MonkeyPatch
+):
+    editor = trained_editor(llava, gate=GATE)
+    memory = EditMemory(editor, precision="float32")
+    requests = [request_of(f"What is at {place}?", "blue") for place in range(6)]
+    memory.add(requests)
+    whole = [check.answer for check in memory.check(requests)]
+    asked: list[int] = []
+    real = edit_check.greedy_answers
+
+    def counted(model: Any, encoder: Any, batch: Any, limits: Any) -> list[str]:
+        asked.append(batch.size)
+        return real(model, encoder, batch, limits)
+
+    monkeypatch.setattr(edit_check, "greedy_answers", counted)
+    weights = sum(p.numel() * p.element_size() for p in llava.model.parameters())
+    with allowed_memory(weights + 1000):
+        assert [check.answer for check in memory.check(requests)] == whole
+    assert asked == [1] * 6
+    assert [check.answer for check in memory.check(requests)] == whole and asked[6:] == [6]
 
 
 def test_an_edit_takes_if_the_whole_answer_is_the_target(

@@ -8,7 +8,9 @@ from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import BackboneError
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.row_budget import RowBudget, bytes_of_token
+from easyedit_dualedit.model.row_budget import RowBudget
+from easyedit_dualedit.model.row_bytes import bytes_of_token
+from easyedit_dualedit.model.row_memory import allowed_memory
 
 
 def padded(part: list[int], lengths: list[int]) -> int:
@@ -69,11 +71,46 @@ def test_a_single_row_without_room_and_other_errors_are_told():
         RowBudget(1000).run([0, 1], [100, 100], fails)
 
 
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_items_that_share_a_forward_are_halved_and_stay_in_order(most: int):
+    done: list[str] = []
+
+    def work(items: list[str]) -> None:
+        if len(items) > most:
+            raise MemoryError
+        done.extend(items)
+
+    budget = RowBudget(1000)
+    budget.run_together("abcdefgh", work)
+    assert "".join(done) == "abcdefgh"
+    assert (budget.tokens < 1000) == (most < 8)
+    with pytest.raises(MemoryError):
+        RowBudget(1000).run_together("ab", lambda _: (_ for _ in ()).throw(MemoryError()))
+
+
 def test_the_budget_follows_from_the_memory_that_is_allowed(tiny: TinyModel):
     backbone = Backbone.of(tiny.model)
     weights = sum(p.numel() * p.element_size() for p in tiny.model.parameters())
     each = bytes_of_token(backbone)
-    assert RowBudget.of(backbone, weights + 1000 * each).tokens == 600
+    with allowed_memory(weights + 1000 * each):
+        assert RowBudget.of(backbone).tokens == 600
     assert RowBudget.of(backbone).tokens == 8192
-    with pytest.raises(BackboneError, match="the weights alone"):
-        RowBudget.of(backbone, weights // 2)
+    with allowed_memory(weights // 2), pytest.raises(BackboneError, match="the weights alone"):
+        RowBudget.of(backbone)
+
+
+def test_a_training_has_room_for_fewer_tokens_and_for_more_that_run_again(tiny: TinyModel):
+    backbone = Backbone.of(tiny.model)
+    weights = sum(p.numel() * p.element_size() for p in tiny.model.parameters())
+    with allowed_memory(weights + 10_000_000):
+        read = RowBudget.of(backbone).tokens
+        first, last = 0, len(backbone.layers) - 2
+        low, again, high = (
+            RowBudget.for_training(backbone, layer, recomputes=recomputes).tokens
+            for layer, recomputes in ((first, False), (first, True), (last, False))
+        )
+    assert low < again <= high < read
+    # Long and short records share a step, as far as there is room.
+    with allowed_memory(weights + 10_000_000):
+        budget = RowBudget.for_training(backbone, first, recomputes=False)
+    assert budget.parts([1, low // 2]) == [[0, 1]]

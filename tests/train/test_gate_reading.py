@@ -18,6 +18,8 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.answers import first_answer_tokens
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.picture_features import PictureFeatures
+from easyedit_dualedit.model.row_budget import RowBudget
+from easyedit_dualedit.model.row_memory import allowed_memory
 from easyedit_dualedit.train.gate_reading import GateReader, plain_gate_states, read_gate_states
 from easyedit_dualedit.train.gate_rows import GateBatches, RowLength, distinct_rows
 from easyedit_dualedit.train.scope_states import ScopeQueries
@@ -86,6 +88,34 @@ def test_states_are_those_of_whole_rows(every: TinyModel, records: list[Record],
     assert torch.equal(read.first[chosen], wanted_first[chosen])
 
 
+def test_memory_that_ends_halves_what_is_read_together(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    editor = trained_editor(llava)
+    queries = queries_of(records, answered=True)
+    whole = read_gate_states(editor, queries)
+    tried: list[int] = []
+    real = GateReader._states
+
+    def full(self: GateReader, rows: Any, prepared: Any) -> Any:
+        tried.append(len(rows))
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, rows, prepared)
+
+    monkeypatch.setattr(GateReader, "_states", full)
+    halved = read_gate_states(editor, queries)
+    assert max(tried[:1]) > 4 and tried.count(max(tried)) == 1, "it has learnt"
+    for name in ("gate", "last", "vision"):
+        got, wanted = getattr(halved, name), getattr(whole, name)
+        assert torch.allclose(got, wanted, atol=2e-4 * float(wanted.abs().max())), name
+    weights = sum(p.numel() * p.element_size() for p in llava.model.parameters())
+    tried.clear()
+    with allowed_memory(weights + 1000):
+        read_gate_states(editor, queries)
+    assert max(tried) == 1, "it keeps to what is allowed"
+
+
 def test_each_picture_and_question_is_run_once(llava: TinyModel, records: list[Record]):
     editor = trained_editor(llava)
     asked = ScopeQueries.of(records)
@@ -125,11 +155,11 @@ def test_a_batch_keeps_to_its_budget(records: list[Record]):
             shared[key] = shared.get(key, 20 if row.pictures else 0) + own
         return len(shared) * max(shared.values())
 
-    batches = [batch for batch, _ in GateBatches(rows, length, 400)]
+    batches = [batch for batch, _ in GateBatches(rows, length, RowBudget(400))]
     assert sorted(row.place for batch in batches for row in batch) == list(range(len(rows)))
     assert all(width(batch) <= 400 for batch in batches)
     assert len(batches) < len(rows) / 2
-    alone = GateBatches(rows, length, 1)
+    alone = GateBatches(rows, length, RowBudget(1))
     alone.shares = False
     assert all(len(batch) == 1 for batch, _ in alone)
 

@@ -16,6 +16,7 @@ from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model import layer_swaps
 from easyedit_dualedit.train import gate_stage, trainer
+from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_trainer import calibrate
 from easyedit_dualedit.train.losses import StepLosses
@@ -280,7 +281,7 @@ def test_an_interrupted_run_continues_as_if_unbroken(
     broken = editor_of(llava)
     broken.load_state_dict(start)
     calls = {"n": 0}
-    real = TrainingStep.losses
+    real = BatchGradient.add
 
     def failing(*arguments: object) -> StepLosses:
         calls["n"] += 1
@@ -288,10 +289,10 @@ def test_an_interrupted_run_continues_as_if_unbroken(
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TrainingStep, "losses", failing)
+    monkeypatch.setattr(BatchGradient, "add", failing)
     with pytest.raises(KeyboardInterrupt):
         train(broken, records, config, checkpoint=checkpoint, progress=False)
-    monkeypatch.setattr(TrainingStep, "losses", real)
+    monkeypatch.setattr(BatchGradient, "add", real)
     assert checkpoint.is_file()
     continued = editor_of(llava)
     train(continued, records, config, checkpoint=checkpoint, progress=False)
@@ -323,7 +324,7 @@ def test_another_gate_costs_no_adapters(
     trained = editor_of(llava)
     first = fast(steps=2, gate_steps=3)
     gates = train(trained, records, first, checkpoint=checkpoint, progress=False)
-    monkeypatch.setattr(TrainingStep, "losses", lambda *_: pytest.fail("they are trained"))
+    monkeypatch.setattr(BatchGradient, "add", lambda *_: pytest.fail("they are trained"))
     real = gate_stage.make_gate
     monkeypatch.setattr(gate_stage, "make_gate", lambda *_, **_k: pytest.fail("it is made"))
     again = editor_of(llava)
@@ -355,7 +356,7 @@ def test_a_failed_gate_stage_costs_no_step(
     llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(gate_stage, "make_gate", lambda *_, **_k: 1 / 0)
-    monkeypatch.setattr(TrainingStep, "losses", lambda *_: pytest.fail("the gate comes first"))
+    monkeypatch.setattr(BatchGradient, "add", lambda *_: pytest.fail("the gate comes first"))
     with pytest.raises(ZeroDivisionError):
         train(editor_of(llava), records, fast(steps=2), progress=False)
 

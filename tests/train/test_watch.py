@@ -12,11 +12,11 @@ from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.method.archive import Archive
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.train import trainer, watch
+from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.checkpoint import began_without_validation
 from easyedit_dualedit.train.curves import Curves, Line, read_curves
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.progress import TrainingProgress
-from easyedit_dualedit.train.step import TrainingStep
 from easyedit_dualedit.train.trainer import train
 from easyedit_dualedit.train.validation import Measured
 from easyedit_dualedit.train.watch import Watching
@@ -84,7 +84,7 @@ def test_a_kill_anywhere_changes_nothing(
     whole = trained(llava, records, tmp_path / "whole")
     # After every step, so that checkpoints fall between the lines of the curves.
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
-    real, real_add = TrainingStep.losses, Curves.add
+    real, real_add = BatchGradient.add, Curves.add
     calls = {"step": 0, "line": 0}
 
     def failing(*arguments: Any) -> StepLosses:
@@ -99,7 +99,7 @@ def test_a_kill_anywhere_changes_nothing(
         if calls["line"] in (1, 4):  # written, but no checkpoint knows of it
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingStep, "losses", failing)
+    monkeypatch.setattr(BatchGradient, "add", failing)
     monkeypatch.setattr(Curves, "add", failing_add)
     kills = 0
     while True:
@@ -152,7 +152,7 @@ def test_patience_ends_a_training(
     trained(llava, records, tmp_path, patience=3)
     assert read_curves(tmp_path / "curves")[-1]["step"] == 6
     # The same command has nothing left to do.
-    monkeypatch.setattr(TrainingStep, "losses", lambda *_: pytest.fail("it was over"))
+    monkeypatch.setattr(BatchGradient, "add", lambda *_: pytest.fail("it was over"))
     torch.manual_seed(5)
     editor = editor_of(llava)
     path, plan = tmp_path / "training.pt", watching(records, tmp_path, patience=3)
@@ -187,8 +187,8 @@ def test_without_a_terminal_a_line_a_minute_tells_how_far_it_is(
     progress = TrainingProgress(100, 1000, 4, device=torch.device("cpu"), shown=True)
     for _ in range(100):
         now["seconds"] += 1.5
-        progress.step({"reliability": 0.5, "text_generality": 0.25})
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2
+        progress.step({"reliability": 0.5, "text_generality": 0.25}, 4)
+    told, *lines = capfd.readouterr().err.splitlines()
+    assert told == "training: records at once: 4" and len(lines) == 2
     assert lines[0].startswith("training: step 140 of 1000, 22 min left, 2.7 samples/s, ")
     assert lines[0].endswith(" GiB, loss 0.750")
