@@ -32,6 +32,14 @@ class Workplace:
 
     folder: Path
 
+    @classmethod
+    def beside(cls, trained: Path, folder: Path) -> "Workplace":
+        """Return one in a folder of its own, the model and the adapters of another linked in."""
+        for name in ("model", "adapters"):
+            (folder / name).symlink_to(trained / name)
+        write_data(folder / "data")
+        return cls(folder)
+
     @property
     def model(self) -> Path:
         return self.folder / "model"
@@ -143,10 +151,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def work(trained: Path, tmp_path: Path) -> Workplace:
     """A workplace of the test's own, with the shared model and adapters linked into it."""
-    for name in ("model", "adapters"):
-        (tmp_path / name).symlink_to(trained / name)
-    write_data(tmp_path / "data")
-    return Workplace(tmp_path)
+    return Workplace.beside(trained, tmp_path)
 
 
 @pytest.fixture

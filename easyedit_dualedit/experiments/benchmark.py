@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
@@ -242,7 +242,7 @@ def free_memory() -> None:
 
 def _seed(seed: int) -> None:
     # Python's, NumPy's and PyTorch's generators: methods draw from all three.
-    transformers.set_seed(seed)
+    set_seed(seed)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, Final, Protocol
 
 import torch
-import transformers
+from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import METRICS, Record
@@ -147,7 +147,7 @@ def measure_group(
         bar.update(2 * len(group.records))
         return
     before = {record.index: unedited.before(record) for record in missing}
-    transformers.set_seed(seed)
+    set_seed(seed)
     with method.many(group.records, bar.update) as edited:
         bar.update(len(group.records) - len(missing))
         for record in missing:

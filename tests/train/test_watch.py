@@ -52,13 +52,21 @@ def trained(tiny: TinyModel, records: list[Record], folder: Path, **changes: Any
     return editor
 
 
+@pytest.fixture(scope="module")
+def whole(
+    llava: TinyModel, records: list[Record], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, DualEditor]:
+    """A watched training that nothing has stopped: its folder, and what came of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, trained(llava, records, folder)
+
+
 def same(one: Any, other: Any) -> bool:
     return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
 
 
-def test_curves_tell_of_every_part(llava: TinyModel, records: list[Record], tmp_path: Path):
-    trained(llava, records, tmp_path)
-    lines = timeless(tmp_path)
+def test_curves_tell_of_every_part(whole: tuple[Path, DualEditor]):
+    lines = timeless(whole[0])
     assert [(line["step"], line["part"][0]) for line in lines] == [
         *((0, "v"), (2, "t"), (3, "v"), (4, "t"), (6, "t"), (6, "v"), (7, "t"), (7, "v")),
     ]
@@ -70,18 +78,23 @@ def test_curves_tell_of_every_part(llava: TinyModel, records: list[Record], tmp_
     assert lines[1]["gradient_norm"] > 0 and lines[1]["learning_rate"] > 0
 
 
-def test_watching_changes_no_step(llava: TinyModel, records: list[Record], tmp_path: Path):
-    trained(llava, records, tmp_path)
+def test_watching_changes_no_step(
+    llava: TinyModel, records: list[Record], whole: tuple[Path, DualEditor]
+):
     torch.manual_seed(5)
     alone = editor_of(llava)
     train(alone, records[:8], CONFIG, progress=False)
-    assert same(Archive.load(tmp_path / "last").tensors, alone.state_dict())
+    assert same(Archive.load(whole[0] / "last").tensors, alone.state_dict())
 
 
 def test_a_kill_anywhere_changes_nothing(
-    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llava: TinyModel,
+    records: list[Record],
+    whole: tuple[Path, DualEditor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    whole = trained(llava, records, tmp_path / "whole")
+    unbroken, editor = whole
     # After every step, so that checkpoints fall between the lines of the curves.
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
     real, real_add = BatchGradient.add, Curves.add
@@ -104,16 +117,16 @@ def test_a_kill_anywhere_changes_nothing(
     kills = 0
     while True:
         try:
-            broken = trained(llava, records, tmp_path / "broken")
+            broken = trained(llava, records, tmp_path)
             break
         except KeyboardInterrupt:
             kills += 1
             assert kills < 12
     assert kills >= 4
-    assert same(broken.state_dict(), whole.state_dict())
-    assert timeless(tmp_path / "broken") == timeless(tmp_path / "whole")
+    assert same(broken.state_dict(), editor.state_dict())
+    assert timeless(tmp_path) == timeless(unbroken)
     for name in ("best", "last"):
-        pair = [Archive.load(tmp_path / run / name).tensors for run in ("broken", "whole")]
+        pair = [Archive.load(folder / name).tensors for folder in (tmp_path, unbroken)]
         assert same(*pair)
 
 
@@ -162,11 +175,11 @@ def test_patience_ends_a_training(
 
 
 def test_checkpoints_say_whether_they_validate(
-    llava: TinyModel, records: list[Record], tmp_path: Path
+    llava: TinyModel, records: list[Record], whole: tuple[Path, DualEditor], tmp_path: Path
 ):
     assert not began_without_validation(tmp_path / "training.pt")
-    trained(llava, records, tmp_path)
-    assert not began_without_validation(tmp_path / "training.pt")
+    assert (whole[0] / "training.pt").is_file()
+    assert not began_without_validation(whole[0] / "training.pt")
     path = tmp_path / "alone.pt"
     train(editor_of(llava), records, CONFIG, checkpoint=path, progress=False)
     assert began_without_validation(path)
