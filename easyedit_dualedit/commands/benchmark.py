@@ -90,6 +90,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_memory(parser)
     parser.add_argument("--title", help="of the page")
+    parser.add_argument(
+        "--studies",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="of locate, ablate or train, whose plots the page shows (the training's curves are"
+        " found where they lie beside the archive)",
+    )
     add_training_records(parser)
 
 
@@ -116,6 +125,7 @@ def _benchmark(
     """Measure this process's share of the records; the first of all writes every report."""
     import torch
 
+    from easyedit_dualedit.commands.benchmark_background import keep_background
     from easyedit_dualedit.commands.benchmark_data import read_data
     from easyedit_dualedit.commands.benchmark_report import add_seconds, keep_plan, write_reports
     from easyedit_dualedit.commands.benchmark_rows import adapters_of, chosen_rows
@@ -236,6 +246,7 @@ def _benchmark(
         }
         with in_turn(folder):
             keep_plan(folder, about)
+            keep_background(folder, adapters_of(hparams), arguments.studies)
         shown = console()
         if leaks is not None and processes.is_first:
             shown.print(audit_table(leaks).for_terminal())

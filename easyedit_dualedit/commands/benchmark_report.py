@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from easyedit_dualedit.commands.benchmark_background import background_in
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, cases_of
 from easyedit_dualedit.experiments.results import costs, metrics_of, missing, stored_names
@@ -84,7 +85,7 @@ def write_reports(folder: Path, shown: Console, images: Path | None) -> None:
     methods = {name: {**entry, "costs": spent[name]} for name, entry in metrics["methods"].items()}
     write_page(
         folder / "results.html",
-        {**metrics, "methods": methods, "seconds": seconds},
+        {**metrics, **background_in(folder), "methods": methods, "seconds": seconds},
         cases,
         pictures=_pictures(cases[UNEDITED], images),
     )

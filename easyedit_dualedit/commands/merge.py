@@ -16,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Put the shards of a run together and write every report."""
+    from easyedit_dualedit.commands.benchmark_background import (
+        BACKGROUND_FOLDER,
+        keep_background,
+    )
     from easyedit_dualedit.commands.benchmark_report import PLAN_FILE, keep_plan, write_reports
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.runs import alone_in
@@ -28,4 +32,6 @@ def run(arguments: argparse.Namespace) -> None:
             plan = read_json(source / PLAN_FILE)
             if plan is not None:
                 keep_plan(arguments.output, plan)
+            if (source / BACKGROUND_FOLDER).is_dir():
+                keep_background(arguments.output, None, [source / BACKGROUND_FOLDER])
         write_reports(arguments.output, console(), arguments.images)

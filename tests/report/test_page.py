@@ -695,6 +695,28 @@ def test_the_address_keeps_what_was_chosen(shown: Shown):
     assert shown.find("#filters .page").text == "page 3 of 3"
 
 
+def test_each_case_has_an_address_of_its_own(shown: Shown):
+    shown.choose("protocol", "visedit")
+    shown.find("#search").send_keys("OTHER 44")
+    link = shown.find(".case .index")
+    assert link.text == "#44"
+    link.click()
+    shown.browser.execute_async_script("setTimeout(arguments[0], 50)")
+    assert shown.state == "#protocol=visedit&case=44"
+    assert (shown.indices, shown.count) == ([44], "1 of 45 cases")
+    assert shown.find("#search").get_attribute("value") == ""
+    shown.open("#case=7")
+    assert shown.indices == [7]
+    assert shown.ask("document.getElementById('list').getBoundingClientRect().top") < 800
+    # Whatever is chosen next is chosen among all.
+    shown.choose("method", "DualEdit")
+    assert shown.count == "45 of 45 cases" and shown.state == "#method=DualEdit"
+    shown.open("#case=99")
+    assert "Case 99 is not among those on this page" in shown.find("#list").text
+    shown.find("#clear").click()
+    assert shown.count == "45 of 45 cases" and shown.state == "#cases"
+
+
 def test_a_page_has_twenty_cases(shown: Shown):
     assert len(shown.indices) == 20
     assert not shown.find("#filters .previous").is_enabled()

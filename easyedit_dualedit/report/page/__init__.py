@@ -22,6 +22,7 @@ from easyedit_dualedit.report.page.browser import case_section, select
 from easyedit_dualedit.report.page.headline import headline
 from easyedit_dualedit.report.page.numbers import cost_table, protocol_section
 from easyedit_dualedit.report.page.results import Results
+from easyedit_dualedit.report.page.training import training_section
 from easyedit_dualedit.report.target_split import split_line
 
 __all__ = ["write_document", "write_page"]
@@ -29,6 +30,7 @@ __all__ = ["write_document", "write_page"]
 _SECTIONS = {
     "results": "Results",
     "costs": "Costs",
+    "training": "Layers and training",
     "data": "Data",
     "workarounds": "Workarounds",
     "cases": "Cases",
@@ -53,7 +55,7 @@ def write_page(
 
     Args:
         path: the file.
-        metrics: content of the benchmark's `metrics.json`.
+        metrics: content of the benchmark's `metrics.json`, and what `training_section` takes.
         cases: for each method its cases, `{"index", "values": {protocol: {metric: 0 to 1}},
             "answers": {metric: text}, "gate": {metric: {"similarity", "open"}}, "queries": {metric:
             {"prompt", "image", "target"}}}`; queries are needed once for each index. The answers
@@ -79,11 +81,13 @@ def write_page(
     content = {
         "results": [*reading, *protocols],
         "costs": [cost_table(results)],
+        "training": training_section(metrics),
         "data": data_section(results),
         "workarounds": [*workarounds(results), details(results)],
         "cases": case_section(results, selection, pictures),
     }
-    links = [element("a", title, href=f"#{name}") for name, title in _SECTIONS.items()]
+    sections = {name: title for name, title in _SECTIONS.items() if content[name]}
+    links = [element("a", title, href=f"#{name}") for name, title in sections.items()]
     header = element(
         "header",
         element("h1", str(metrics["title"])),
@@ -92,7 +96,7 @@ def write_page(
         element("nav", *links, aria_label="Sections"),
     )
     main = element("main")
-    for name, title in _SECTIONS.items():
+    for name, title in sections.items():
         heading = element("h2", title, id=f"{name}-title")
         main.append(
             element("section", heading, *content[name], id=name, aria_labelledby=f"{name}-title")

@@ -23,8 +23,11 @@
     metric: ALL,
     search: "",
     failures: false,
+    case: ALL,
     page: 1,
   };
+  /** What a link to one case leaves out. */
+  const ALONE = { search: START.search, failures: START.failures, page: START.page };
   let state = { ...START };
 
   // ---- cases -------------------------------------------------------------------------------
@@ -92,6 +95,7 @@
     const names = methodsOf(state);
     return content.cases.filter(
       (item) =>
+        (state.case === ALL || String(item.index) === state.case) &&
         (!state.failures || names.some((name) => fails(item, state, name))) &&
         words.every((word) => haystack(item).includes(word)),
     );
@@ -242,7 +246,12 @@
   }
 
   function card(item) {
-    const title = make("h3", {}, make("span", { class: "index" }, `#${item.index}`));
+    const link = {
+      class: "index",
+      href: addressOf({ ...state, ...ALONE, case: String(item.index) }),
+      title: "link to this case",
+    };
+    const title = make("h3", {}, make("a", link, `#${item.index}`));
     const request = item.queries.reliability;
     if (request) {
       title.append(" ", make("span", { dir: "auto" }, marked(request.prompt ?? "")));
@@ -267,7 +276,12 @@
     const start = (state.page - 1) * content.perPage;
     list.replaceChildren(...cases.slice(start, start + content.perPage).map(card));
     if (!cases.length) {
-      list.append(make("p", { class: "nothing" }, "No case is like this. Take a filter away."));
+      const missing = content.cases.every(({ index }) => String(index) !== state.case);
+      const told =
+        state.case !== ALL && missing
+          ? `Case ${state.case} is not among those on this page.`
+          : "No case is like this. Take a filter away.";
+      list.append(make("p", { class: "nothing" }, told));
     }
     found.textContent = `${cases.length} of ${content.cases.length} cases`;
     for (const paging of document.querySelectorAll(".paging")) {
@@ -306,23 +320,24 @@
       metric: given.get("metric") ?? START.metric,
       search: given.get("search") ?? START.search,
       failures: given.get("failures") === "1",
+      case: given.get("case") ?? START.case,
       page: Number.parseInt(given.get("page") ?? "1", 10) || 1,
     };
   }
 
-  function write() {
+  function addressOf(choices) {
     const given = new URLSearchParams();
-    for (const [name, value] of Object.entries(state)) {
+    for (const [name, value] of Object.entries(choices)) {
       if (value !== START[name]) given.set(name, value === true ? "1" : value);
     }
-    history.replaceState(null, "", `#${given.toString() || "cases"}`);
+    return `#${given.toString() || "cases"}`;
   }
 
   function change(changes) {
-    state = { ...state, page: 1, ...changes };
+    state = { ...state, page: 1, case: ALL, ...changes };
     settle();
     show();
-    write();
+    history.replaceState(null, "", addressOf(state));
   }
 
   // Links to sections are no state.
@@ -354,6 +369,7 @@
     read();
     settle();
     show();
+    list.scrollIntoView();
   });
   window.addEventListener("beforeprint", () => {
     for (const details of document.querySelectorAll("details")) details.open = true;
