@@ -158,12 +158,21 @@ def comparison_page(comparison: Comparison, folder: Path) -> tuple[str, Element,
 
 
 def _shown_numbers(comparison: Comparison) -> list[Element]:
-    table = differences_table(comparison)
-    rows = [
-        [*row[:-1], Cell([element("span", row[-1], class_=f"verdict {_kind(row[-1])}")])]
-        for row in table.rows
+    """Return a table for each method and protocol: what changed first, for narrow screens."""
+    text = "Percent, and the difference in points with its 95 % interval, paired by case."
+    groups: dict[str, list[list[Any]]] = {}
+    for each in comparison.differences:
+        name = f"{each.method}, {each.protocol}" if len(comparison.names) > 1 else each.protocol
+        verdict = element("span", each.verdict, class_=f"verdict {_kind(each.verdict)}")
+        means = (f"{each.first:.1f}", f"{each.second:.1f}")
+        row = [metric_name(each.metric), _signed(each), Cell([verdict]), *means]
+        groups.setdefault(name, []).append([*row, str(each.better), str(each.worse)])
+    columns = [*texts("metric"), *numbers("difference"), *texts("verdict")]
+    columns += numbers("first", "second", "cases better", "cases worse")
+    return [
+        element("p", text),
+        *(Table(columns, rows, name).html(name) for name, rows in groups.items()),
     ]
-    return [Table(table.columns, rows, table.title).html("Numbers of both runs")]
 
 
 def _kind(verdict: str) -> str:
