@@ -21,10 +21,10 @@ from easyedit_dualedit.train.validation_split import VALIDATION_RECORDS
 TEXT_TOKENS = 30
 """Of a question with its template and answer."""
 
-STEPS, BATCH, RECORDS = 20_000, 4, 6_345
+STEPS, BATCH, RECORDS = 5_000, 4, 6_345
 """Of the shipped hyperparameters, accumulated batches included, and of E-VQA."""
 
-EVERY = 1000
+EVERY = 500
 """Steps between two validations, as shipped."""
 
 PEAK = {"A100": 312e12, "H100": 989e12}
@@ -131,23 +131,33 @@ class Family:
     @property
     def shipped_flop(self) -> float:
         """FLOP of a record in a training step as shipped, layers that run again included."""
-        again = self._kept_layers * self.rows_flop(3, 1, 1) if self.recomputes else 0.0
-        return self.record_flop + again
+        rows = (3, 1, 1) if self.trains_locality else (2, 0, 1)
+        again = self._kept_layers * self.rows_flop(*rows) if self.recomputes else 0.0
+        return self.record_flop(locality=self.trains_locality) + again
 
     @property
-    def record_flop(self) -> float:
-        """FLOP of a record in a training step, its three pictures never seen before.
+    def trains_locality(self) -> bool:
+        """Whether the losses on queries out of scope have a weight."""
+        return bool(self.shipped["cloc"])
 
-        Three rows have a picture, one of them with two questions; one has none.
+    def record_flop(self, *, locality: bool) -> float:
+        """Return the FLOP of a record in a training step, its pictures never seen before.
+
+        Two rows have a picture, one of them with two questions; those of locality are one with
+        another picture, and one without, and run unedited, too.
+
+        Args:
+            locality: whether those are trained on.
         """
+        rows, pictures = ((3, 1, 1), 3) if locality else ((2, 0, 1), 2)
         first, deeper = sorted((self.text_layer, self.vision_layer))
         above = self.layers - 1 - first
-        frozen = (first + 1) * self.rows_flop(3, 1, 1)
+        frozen = (first + 1) * self.rows_flop(*rows)
         signal = (deeper - first) * self.rows_flop(1, 0, 0)
-        unedited = above * self.rows_flop(1, 1, 0)
+        unedited = above * self.rows_flop(1, 1, 0) if locality else 0.0
         # The last layer runs at answers alone; a frozen weight has no gradient of its own.
-        edited = 2 * (above - 1) * self.rows_flop(3, 1, 1)
-        return frozen + signal + unedited + edited + 3 * self.picture_flop
+        edited = 2 * (above - 1) * self.rows_flop(*rows)
+        return frozen + signal + unedited + edited + pictures * self.picture_flop
 
     @property
     def training_flop(self) -> float:
@@ -162,19 +172,18 @@ class Family:
         taught = min(RECORDS, GATE_RECORDS)
         return STEPS * BATCH * self.shipped_flop + taught * gate + validations * validation
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that a batch of 4 keeps for its gradient; the last layer runs at answers alone."""
-        return self._kept_layers * self._layer_bytes(BATCH)
+    def kept_bytes(self, *, locality: bool) -> int:
+        """Return what a batch of 4 keeps for its gradient; the last layer runs at answers alone."""
+        return self._kept_layers * self._layer_bytes(BATCH, locality)
 
     @property
     def shipped_bytes(self) -> int:
         """Bytes that a batch keeps as shipped: where layers run again their inputs, and one."""
-        batch = int(self.shipped["batch_size"])
+        batch, locality = int(self.shipped["batch_size"]), self.trains_locality
         if not self.recomputes:
-            return self._kept_layers * self._layer_bytes(batch)
-        inputs = self._kept_layers * self._positions(batch) * 2 * self.hidden
-        return inputs + self._layer_bytes(batch)
+            return self._kept_layers * self._layer_bytes(batch, locality)
+        inputs = self._kept_layers * self._positions(batch, locality) * 2 * self.hidden
+        return inputs + self._layer_bytes(batch, locality)
 
     @property
     def held_bytes(self) -> int:
@@ -182,12 +191,13 @@ class Family:
         held = self.weight_bytes + _ADAM_BYTES * self.adapter_parameters
         return held + _CACHE_BYTES + _CUDA_BYTES
 
-    def _positions(self, batch: int) -> int:
-        return batch * (3 * self.image_tokens + 5 * TEXT_TOKENS)
+    def _positions(self, batch: int, locality: bool) -> int:
+        pictures, texts = (3, 5) if locality else (2, 3)
+        return batch * (pictures * self.image_tokens + texts * TEXT_TOKENS)
 
-    def _layer_bytes(self, batch: int) -> int:
+    def _layer_bytes(self, batch: int, locality: bool) -> int:
         kept = 5 * self.hidden + 2 * (self.query_width + self.key_width)
-        return self._positions(batch) * 2 * (kept + self.products * self.inner)
+        return self._positions(batch, locality) * 2 * (kept + self.products * self.inner)
 
     @property
     def _kept_layers(self) -> int:
@@ -302,7 +312,7 @@ def table() -> str:
             f"{each.shipped_flop / 1e12:.1f}",
             *(f"{hours(each, gpu):.1f}" for gpu in PEAK),
             f"{(each.held_bytes + each.shipped_bytes) / 2**30:.0f}",
-            f"{(each.held_bytes + each.kept_bytes) / 2**30:.0f}",
+            f"{(each.held_bytes + each.kept_bytes(locality=each.trains_locality)) / 2**30:.0f}",
         ]
         lines.append(" | ".join(cells))
     return "".join(f"| {line} |\n" if "---|" not in line else f"|{line}|\n" for line in lines)

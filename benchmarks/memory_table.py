@@ -114,7 +114,7 @@ def peaks(family: Family) -> dict[str, float]:
         packed = RowBudget.for_training(
             backbone, training["text_layer"], recomputes=training["checkpoint_activations"]
         )
-        at_once = max(map(len, packed.parts([3 * width] * 4)))
+        at_once = max(map(len, packed.parts([_pictures(training) * width] * 4)))
     found = {"weights": float(weights), "rows": float(rows), "tokens of a row": float(width)}
     stages = {
         "pictures": lambda: _looked(backbone, family),
@@ -166,11 +166,11 @@ def _gate(backbone: Backbone, rows: int, width: int, layer: int) -> None:
 
 
 def _trained(backbone: Backbone, training: dict[str, Any], records: int, width: int) -> None:
-    """Train on some records; of each, request and rephrase share one of its three rows.
+    """Train on some records; of each, request and rephrase share a row.
 
     Text alone is little beside pictures, adapters and Adam's moments are 0.6 GiB more.
     """
-    layer, rows = training["text_layer"], 3 * records
+    layer, rows = training["text_layer"], _pictures(training) * records
     with torch.no_grad(), record(backbone.layers, [layer], stop=True) as seen:
         backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
     hidden = seen[layer].requires_grad_()  # as adapters change it
@@ -187,6 +187,11 @@ def _trained(backbone: Backbone, training: dict[str, Any], records: int, width: 
     wanted = torch.zeros(rows * _ANSWER, dtype=torch.long, device="meta")
     loss = functional.cross_entropy(logits.flatten(0, 1), wanted)
     loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _pictures(training: dict[str, Any]) -> int:
+    """Return how many rows of a record have a picture: that of locality, if it is trained on."""
+    return 3 if training["cloc"] else 2
 
 
 def _states(backbone: Backbone, rows: int, width: int) -> Tensor:
