@@ -132,6 +132,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
     parser.addoption(
+        "--screenshots", metavar="FOLDER", help="write pictures of the page in a browser"
+    )
+
+    parser.addoption(
         "--writing-seconds", type=float, default=5.0, help="how long eight processes add edits"
     )
 

@@ -106,12 +106,14 @@ class AttentionMap:
         )
 
     def over(self, picture: Image.Image) -> Image.Image:
-        """Return a picture with the attention laid over it: the redder, the more."""
+        """Return a picture with the attention laid over it: clear for the least, red the most."""
         scale = _SHOWN_SIDE / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         # Small pictures are enlarged in squares: what the model sees is no smoother.
         shown = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 2 else None)
-        strength = (self.grid / self.grid.max() * 170).round().to(torch.uint8).numpy()
+        least, most = self.grid.min(), self.grid.max()
+        scaled = (self.grid - least) / (most - least).clamp(min=1e-9) if most > least else self.grid
+        strength = (scaled * 180).round().to(torch.uint8).numpy()
         seen = (min(size), min(size)) if self.is_cropped else size
         mask = Image.new("L", size)
         corner = ((size[0] - seen[0]) // 2, (size[1] - seen[1]) // 2)

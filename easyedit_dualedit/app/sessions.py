@@ -8,13 +8,10 @@ from pathlib import Path
 
 from easyedit_dualedit.app.session import Session
 from easyedit_dualedit.app.shared_editor import SharedEditor
-from easyedit_dualedit.files import write_text
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _OPEN_AT_ONCE = 100
 """Sessions held in memory; others are read from disk when they come back."""
-
-_SECRET = "browser-secret"
 
 
 class Sessions:
@@ -61,15 +58,3 @@ class Sessions:
             while len(self._open) > _OPEN_AT_ONCE:
                 self._open.popitem(last=False)
             return self._open[key]
-
-    @property
-    def browser_secret(self) -> str:
-        """What browsers' copies of keys are encrypted with: the same whenever the page starts.
-
-        Raises:
-            DataError: if it cannot be written.
-        """
-        path = self.folder / _SECRET
-        if not path.is_file():
-            write_text(path, secrets.token_hex(16))
-        return path.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands import (
     ablate,
+    app,
     benchmark,
     chat,
     compare,
@@ -45,6 +46,7 @@ _COMMANDS = {
     "many": many,
     "edits": edits,
     "chat": chat,
+    "app": app,
     "push": push,
     "pull": pull,
     "emoji": emoji,
@@ -57,6 +59,7 @@ _INTERRUPTED = {
     "edits": "the edits saved so far stay; the same command adds those that are missing",
     "edit": "nothing was to be kept",
     "chat": "nothing was to be kept",
+    "app": "the edits made on the page are kept",
     "curves": "the lines of the training stay; give the same command again",
     "push": "what is sent is one commit, which is there or is not",
     "pull": "nothing was put in place",

@@ -66,11 +66,3 @@ def test_a_session_that_was_put_away_comes_back_from_disk(
 def test_only_keys_open_sessions(shared_editor: SharedEditor, tmp_path: Path, key: str):
     with pytest.raises(KeyError):
         Sessions(shared_editor, tmp_path).of(key)
-
-
-def test_the_secret_of_browsers_stays_when_the_page_starts_again(
-    shared_editor: SharedEditor, tmp_path: Path
-):
-    secret = Sessions(shared_editor, tmp_path).browser_secret
-    assert len(secret) == 32
-    assert Sessions(shared_editor, tmp_path).browser_secret == secret
