@@ -108,7 +108,7 @@ class Person:
             self.page.wait_for_timeout(300)
             self.screenshots.mkdir(parents=True, exist_ok=True)
             content = self.page.screenshot(full_page=whole)
-            shown = Image.open(io.BytesIO(content)).convert("RGB").quantize(128)
+            shown = Image.open(io.BytesIO(content)).convert("RGB").quantize(255)
             shown.save(self.screenshots / f"{name}.png", optimize=True)
 
 
@@ -158,7 +158,6 @@ def test_ask_edit_switch_rename_and_remove(arrive: Arrive, examples: list[Trial]
     person.ask()
     before = person.answers
     assert first.target not in before
-    person.shoot("asked")
     person.edit()
     assert person.answers == [first.target] * 3 + before[3:]
     bars = person.page.locator(".results .bar")

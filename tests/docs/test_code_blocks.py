@@ -116,10 +116,18 @@ def many_edits_shows(seen: dict[str, Any], _: str) -> None:
     assert (left.id, left.provenance.target) == (seen["ids"][1], "Lisbon")
 
 
+def quickstart_shows(seen: dict[str, Any], printed: str) -> None:
+    assert printed.splitlines()[0].endswith("-> top left")
+    assert seen["routing"].is_open.tolist() == [True, False]
+    assert all(check.takes for check in seen["checks"]) and len(seen["memory"]) == 10
+    assert (Path("my-edits") / "edits.json").is_file()
+
+
 SHOWN: dict[str, Callable[[dict[str, Any], str], None]] = {
     "README.md": readme_shows,
     "docs/guide/easyedit.md": easyedit_shows,
     "docs/guide/many_edits.md": many_edits_shows,
+    "docs/guide/quickstart.md": quickstart_shows,
 }
 """What has to be true after the blocks of a page have run, beyond that they did."""
 

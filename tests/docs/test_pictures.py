@@ -1,4 +1,4 @@
-"""The README's picture of one edit is what its script draws, and small."""
+"""The picture of one edit is what its script draws, and all pictures are small."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 SCRIPT = ROOT / "docs" / "pictures" / "edit.py"
 RECORD = 15
-"""The record that the README's picture shows."""
+"""The record that the picture shows."""
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +39,12 @@ def test_the_picture_is_drawn_from_what_the_model_answers(script: ModuleType, tm
     with Image.open(tmp_path / "edit.png") as drawn, Image.open(script.OUTPUT) as shipped:
         assert drawn.size == shipped.size
     assert script.OUTPUT.stat().st_size < 150_000
+
+
+def test_pictures_of_the_page_are_small_and_shown():
+    pictures = sorted((ROOT / "docs" / "pictures" / "app").glob("*.png"))
+    guide = (ROOT / "docs" / "guide" / "app.md").read_text(encoding="utf-8")
+    assert len(pictures) == 3
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000
+        assert f"../pictures/app/{picture.name}" in guide
