@@ -68,6 +68,9 @@ _INTERRUPTED = {
 }
 """What an interrupted command leaves, where it is not `_CONTINUES`."""
 
+_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
+"""What PyTorch says where there is none left."""
+
 _EPILOG = """\
 examples:
   run_multimodal_edit.py
@@ -103,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0, 2 if it failed (told in one line), 130 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
+    if any("\0" in item for item in arguments):  # no system takes one in a name
+        parser.error("an argument holds a zero byte; leave it out")
     verbose = [item for item in arguments if item == "--verbose"]
     arguments = [item for item in arguments if item != "--verbose"]
     if not arguments or arguments[0] not in (*_COMMANDS, "-h", "--help", "--version"):
@@ -148,7 +153,7 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         about = f"{error.filename}: " if error.filename is not None else ""
         return shortened(f"{about}{error.strerror}", 400)
-    if isinstance(error, MemoryError) or "out of memory" in line or "not enough memory" in line:
+    if isinstance(error, MemoryError) or any(said in line for said in _NO_MEMORY):
         return f"the memory is used up ({shortened(line)}); give fewer or smaller inputs"
     return (
         f"{type(error).__name__}: {shortened(line)}; this input is not known to fail so: --verbose"

@@ -270,6 +270,8 @@ def _problems_of_binding(index: int, fields: Any) -> list[str]:
     if not isinstance(fields, dict):
         return [f"{place}: {fields!r} is no object"]
     problems = [f"{place} has no field {field}" for field in missing_fields(fields)]
+    if fields and not any(field in fields for field in BINDING_FIELDS):
+        problems.append(f"{place} asks nothing; give some of {', '.join(BINDING_FIELDS)}")
     for field in BINDING_FIELDS:
         problem = _problem_of_text(fields[field]) if field in fields else None
         if problem:

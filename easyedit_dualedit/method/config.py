@@ -144,6 +144,8 @@ class DualEditConfig:
         chosen = self.modalities
         if not isinstance(chosen, tuple) or not chosen or any(m not in MODALITIES for m in chosen):
             problems.append(not_one_of("modalities", chosen, MODALITIES))
+        elif len(set(chosen)) < len(chosen):
+            problems.append(f"modalities = {chosen!r}: each at most once")
         return problems
 
     @classmethod

@@ -10,6 +10,8 @@ import torch
 
 _MEMORY = Path("/proc/meminfo")
 _KIBIBYTE = 1024
+_SAID = ("not enough memory", "allocate memory")
+"""By PyTorch, of memory that is not a GPU's."""
 
 _ALLOWED: ContextVar[int | None] = ContextVar("allowed", default=None)
 
@@ -45,7 +47,7 @@ def free_bytes(device: torch.device) -> int | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that there was no room for a tensor."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
     )
 
 

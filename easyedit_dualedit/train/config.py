@@ -25,6 +25,9 @@ from easyedit_dualedit.settings import (
 _FASTEST = 1000.0
 """Learning rate beyond which nothing is learned, and single precision overflows."""
 
+_MOST_WORKERS = 256
+"""Each is a process of its own with a copy of much of what this one holds."""
+
 CACHE_BYTES = 2**30
 """Bytes that a training keeps between steps, of picture features and of states each."""
 
@@ -111,6 +114,8 @@ class TrainingConfig:
         for name in ("gate_steps", "feature_cache_bytes", "state_cache_bytes", "picture_workers"):
             if not is_whole(getattr(self, name), 0):
                 problems.append(f"{name} = {getattr(self, name)!r}: a whole number, 0 or above")
+        if is_whole(self.picture_workers, _MOST_WORKERS + 1):
+            problems.append(f"picture_workers = {self.picture_workers}: at most {_MOST_WORKERS}")
         if self.gate_records is not None and not is_whole(self.gate_records, 1):
             problems.append(
                 f"gate_records = {self.gate_records!r}: a whole number, 1 or above, or null for as"

@@ -49,6 +49,7 @@ def test_a_group_is_whole(tmp_path: Path, field: str):
     ("fields", "told"),
     [
         ([], r"record 1, field binding: \[\] is no object"),
+        ({"picture": "red"}, "record 1, field binding asks nothing; give some of text_q, text_a"),
         ({**BOUND, "text_a": " "}, "record 1, field binding.text_a: ' ' is no text"),
         ({**BOUND, "picture_q": 3}, "record 1, field binding.picture_q: 3 is no text"),
         ({**BOUND, "picture_old": "The sea."}, "picture_old and picture_new are one answer"),

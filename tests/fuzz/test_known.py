@@ -9,6 +9,7 @@ import pytest
 import torch
 from workplace import SHORT, Workplace
 
+from easyedit_dualedit.commands import parser as cli
 from easyedit_dualedit.method.archive import CONFIG_FILE
 from easyedit_dualedit.method.edit_file import EDITS_FILE
 
@@ -32,6 +33,9 @@ def add(work: Workplace, folder: Path, **changes: Any) -> list[str]:
         ({"seed": 10**400}, "seed = 1000"),
         ({"quantization": "4bit"}, "4-bit weights keep no gradient on a CPU"),
         ({"gate": [1, 2]}, "gate = [1, 2]"),
+        ({"picture_workers": 10**6}, "picture_workers = 1000000: at most 256"),
+        ({"modalities": ["text", "text"]}, "modalities = ('text', 'text'): each at most once"),
+        ({"width": 2**40, "heads": 1}, "the memory is used up"),
         ({"backbone": [1]}, "backbone = [1]"),
     ],
 )
@@ -40,6 +44,14 @@ def test_hyperparameters(work: Workplace, call: Any, changes: Any, told: str):
     error = call(work.train("--output", work.folder / "new", hparams=hparams)).error
     assert told in error and len(error) < 1000
     assert not (work.folder / "new").exists()
+
+
+def test_zeros_in_arguments(work: Workplace, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(work.evaluate("--name", "a\0b"))
+    assert leaving.value.code == 2
+    assert "an argument holds a zero byte" in capsys.readouterr().err
+    assert not (work.folder / "outputs").exists()
 
 
 def test_markup_in_names_and_questions(work: Workplace, call: Any):

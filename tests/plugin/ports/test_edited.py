@@ -11,7 +11,6 @@ from tiny_ports import (
     TWO,
     edited_of,
     logits,
-    needs_ports,
     samples,
     signals,
 )
@@ -21,8 +20,6 @@ from easyedit_dualedit.errors import UpstreamError
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.plugin.ports.samples import PortSamples
-
-pytestmark = needs_ports
 
 
 def test_no_edit_and_a_closed_gate_change_no_bit(port: Any, tiny_one: TinyModel) -> None:

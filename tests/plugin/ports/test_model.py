@@ -6,7 +6,6 @@ import pytest
 from tiny_models import LAYERS, TinyModel, tiny_llava
 from tiny_ports import (
     WIDTH,
-    needs_ports,
     port_vocabulary,
 )
 
@@ -14,8 +13,6 @@ from easyedit_dualedit.errors import BackboneError
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.plugin.ports.model import PortModel, is_port
-
-pytestmark = needs_ports
 
 
 def test_only_easyedits_own_models_are_ports(port: Any) -> None:
