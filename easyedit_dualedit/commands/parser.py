@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
 
 from easyedit_dualedit import __version__
 from easyedit_dualedit.commands import (
@@ -71,6 +72,9 @@ _INTERRUPTED = {
 _NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 """What PyTorch says where there is none left."""
 
+_QUOTED = 400
+"""Characters of an error about arguments."""
+
 _EPILOG = """\
 examples:
   run_multimodal_edit.py
@@ -83,9 +87,17 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Quotes no more of a wrong argument than fits into a few lines."""
+
+    def error(self, message: str) -> NoReturn:
+        """Write usage and what is wrong, and end the process with 2."""
+        super().error(shortened(" ".join(message.split()), _QUOTED))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="run_multimodal_edit.py",
         description="DualEdit: knowledge editing of vision-language models, inside EasyEdit."
         " Without a command it runs the demo.",

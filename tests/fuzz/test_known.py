@@ -54,6 +54,18 @@ def test_zeros_in_arguments(work: Workplace, capsys: pytest.CaptureFixture[str])
     assert not (work.folder / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    "option", ["--draws", "--rows", "--noise", "--layers", "--count", "--such-as-none"]
+)
+def test_long_arguments_are_not_quoted_whole(
+    work: Workplace, option: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        cli.main(work.locate(option, "a\n" + "9" * 5000))
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in told and len(told) < 500
+
+
 def test_markup_in_names_and_questions(work: Workplace, call: Any):
     evaluated = call(work.evaluate("--limit", 1, "--output", work.folder / MARKUP))
     assert evaluated.code == 0 and MARKUP in evaluated.out.replace("\n", ""), evaluated.err
