@@ -6,13 +6,16 @@
         --hparams hparams/DualEdit/testbed.yaml examples/hparams/*/testbed.yaml
 
 Each file is one for edits, as EasyEdit ships them: `alg_name` says which method it is of. What is
-printed are EasyEdit's own metrics, the mean over the records, in percent. It needs EasyEdit's
-master (EASYEDIT_HOME); `python run_multimodal_edit.py benchmark` compares under more protocols.
+printed are EasyEdit's own metrics, the mean over the records, in percent. EasyEdit's master
+(EASYEDIT_HOME) has all of these methods; its release on PyPI, whose `edit_dataset` cannot be
+called, runs those that it has on records in MMEdit's format. `python run_multimodal_edit.py
+benchmark` compares under more protocols.
 """
 
 import argparse
 import copy
 import gc
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,7 @@ METRICS = {
     "locality_acc": "text locality",
     "multimodal_locality_acc": "image locality",
 }
+IS_RELEASE = not hasattr(easyeditor, "LoRAMultimodalHyperParams")
 CHANGE_THE_MODEL = ("GRACE", "LoRA", "WISE")
 """EasyEdit's `edit_dataset` does not undo an edit, so these get the model anew for each record."""
 
@@ -87,6 +91,9 @@ def method_of(path: Path) -> str:
 
 def measured(path: Path, name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return what EasyEdit's editor measures of each record."""
+    if IS_RELEASE:
+        editor = editor_of(path, name, arguments)
+        return list(editor.edit(**edits_in(arguments.data, arguments.limit))[0])
     if name not in CHANGE_THE_MODEL:
         editor, records = prepared(path, name, arguments)
         return list(editor.edit_dataset(records, verbose=False)[0])
@@ -100,16 +107,45 @@ def measured(path: Path, name: str, arguments: argparse.Namespace) -> list[dict[
     return metrics
 
 
-def prepared(path: Path, name: str, arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """Return EasyEdit's editor with a freshly loaded model, and its data set."""
+def editor_of(path: Path, name: str, arguments: argparse.Namespace) -> Any:
+    """Return EasyEdit's editor with a freshly loaded model."""
     hparams = getattr(easyeditor, HPARAMS[name]).from_hparams(str(path))
     hparams.model_name = hparams.name = hparams.tokenizer_name = model_path(arguments.model)
     hparams.device, hparams.dtype = device_from(arguments.device), dtype_from(arguments.dtype)
     hparams.coco_image = hparams.rephrase_image = str(arguments.images)
-    editor = easyeditor.MultimodalEditor.from_hparams(hparams)
+    return easyeditor.MultimodalEditor.from_hparams(hparams)
+
+
+def prepared(path: Path, name: str, arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Return EasyEdit's editor with a freshly loaded model, and its data set."""
+    editor = editor_of(path, name, arguments)
     kind = getattr(easyeditor, DATASETS[arguments.dataset])
     more = {"mode": "test"} if arguments.dataset == "comprehendedit" else {}
-    return editor, kind(str(arguments.data), size=arguments.limit, config=hparams, **more)
+    return editor, kind(str(arguments.data), size=arguments.limit, config=editor.hparams, **more)
+
+
+def edits_in(path: Path, limit: int | None) -> dict[str, Any]:
+    """Return what EasyEdit's `edit` takes for the records of a file in MMEdit's format."""
+    records = json.loads(path.read_text(encoding="utf-8"))[:limit]
+
+    def each(field: str) -> list[str]:
+        return [record[field] for record in records]
+
+    return {
+        "prompts": each("src"),
+        "targets": each("alt"),
+        "image": each("image"),
+        "rephrase_prompts": each("rephrase"),
+        "rephrase_image": each("image_rephrase"),
+        "locality_inputs": {
+            "text": {"prompt": each("loc"), "ground_truth": each("loc_ans")},
+            "vision": {
+                "prompt": each("m_loc_q"),
+                "ground_truth": each("m_loc_a"),
+                "image": each("m_loc"),
+            },
+        },
+    }
 
 
 def percent(metrics: Sequence[dict[str, Any]], key: str) -> str:
