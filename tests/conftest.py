@@ -136,7 +136,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
     parser.addoption(
-        "--writing-seconds", type=float, default=5.0, help="how long eight processes add edits"
+        "--writing-seconds", type=float, default=2.5, help="how long eight processes add edits"
     )
 
 

@@ -26,12 +26,15 @@ def shared(family: str) -> TinyModel:
 
 def hooks_of_ours(model: torch.nn.Module) -> list[str]:
     """Return the modules that carry a hook defined in this package."""
-    found = []
-    for name, module in model.named_modules():
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        if any(getattr(hook, "__module__", "").startswith("easyedit_dualedit") for hook in hooks):
-            found.append(name)
-    return found
+    return [
+        name
+        for name, module in model.named_modules()
+        if (module._forward_hooks or module._forward_pre_hooks)  # it is asked after every test
+        and any(
+            getattr(hook, "__module__", "").startswith("easyedit_dualedit")
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        )
+    ]
 
 
 def entering(module: torch.nn.Module, model: Any, batch: Batch) -> torch.Tensor:

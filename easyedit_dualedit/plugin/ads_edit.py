@@ -13,13 +13,7 @@ from typing import Any
 from easyedit_dualedit.data.record_pictures import KIND, PICTURES, names_in
 from easyedit_dualedit.data.records import Record, load_records, read_items
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.plugin.models import (
-    HF_NAME,
-    ConfigView,
-    bridged_path,
-    is_ours,
-    load_processor,
-)
+from easyedit_dualedit.plugin.models import is_ours, known_to_host, load_processor
 from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.samples import RECORD
 
@@ -66,8 +60,7 @@ def reading_for_every_model(
         if not is_ours(config):
             original(self, data_dir, size, config, *arguments, **options)
             return
-        path = bridged_path(host, config)
-        own = config if path is None else ConfigView(config, model_name=HF_NAME, name=path)
+        own = known_to_host(host, config)
         file = Path(data_dir)
         images = _folder_of(file, getattr(config, "coco_image", None))
         records = load_records(file, images, limit=size, allow_outside=config.allow_outside)

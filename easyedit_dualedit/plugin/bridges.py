@@ -29,6 +29,7 @@ from easyedit_dualedit.plugin.models import (
     ConfigView,
     bridged_path,
     is_ours,
+    known_to_host,
     load_processor,
 )
 from easyedit_dualedit.plugin.patching import Patches
@@ -149,10 +150,7 @@ def _dataset_init(host: Host, original: Callable[..., None]) -> Callable[..., No
     def __init__(
         self: Any, data_dir: str, size: int | None = None, config: Any = None, **options: Any
     ) -> None:
-        path = bridged_path(host, config)
-        if path is not None:
-            config = ConfigView(config, model_name=HF_NAME, name=path)
-        original(self, data_dir, size=size, config=config, **options)
+        original(self, data_dir, size=size, config=known_to_host(host, config), **options)
 
     return __init__
 

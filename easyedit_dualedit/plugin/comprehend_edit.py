@@ -13,14 +13,7 @@ from typing import Any
 from easyedit_dualedit.data.comprehend_edit import NEAREST_RIGHT, NEAREST_WRONG
 from easyedit_dualedit.data.records import Record, load_records, read_items
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.plugin.models import (
-    HF_NAME,
-    OWN_MODELS,
-    ConfigView,
-    bridged_path,
-    is_ours,
-    load_processor,
-)
+from easyedit_dualedit.plugin.models import OWN_MODELS, is_ours, known_to_host, load_processor
 
 NAME = "ComprehendEditDataset"
 
@@ -40,8 +33,7 @@ def reading_for_every_model(host: Host, original: Callable[..., None]) -> Callab
         if not is_ours(config) or config.model_name in OWN_MODELS:
             original(self, data_dir, size, config, *arguments, **options)
             return
-        path = bridged_path(host, config)
-        own = config if path is None else ConfigView(config, model_name=HF_NAME, name=path)
+        own = known_to_host(host, config)
         mode, topk = options.get("mode", "train"), options.get("topk", -1)
         read = dataset_reader(host, own.model_name)
         file = Path(data_dir) / f"ComprehendEdit_{mode}.json"

@@ -78,6 +78,18 @@ def bridged_path(host: Host, config: Any) -> str | None:
     return None
 
 
+def known_to_host(host: Host, config: Any) -> Any:
+    """Return a configuration whose model EasyEdit's own data sets read pictures for.
+
+    A model that EasyEdit cannot load by itself goes by the name of one that it can.
+
+    Raises:
+        ModelLoadError: as `bridged_path`.
+    """
+    path = bridged_path(host, config)
+    return config if path is None else ConfigView(config, model_name=HF_NAME, name=path)
+
+
 def load_processor(path: str) -> Any:
     """Return the processor in a model folder, completed where its family's own lacks something.
 
