@@ -10,7 +10,7 @@ from easyedit_dualedit.testbed.emoji.drawing import BACKGROUNDS, Picture
 from easyedit_dualedit.testbed.emoji.general_questions import GeneralQuestion
 from easyedit_dualedit.testbed.emoji.one_hop import Hop, hop_to, text_question
 from easyedit_dualedit.testbed.emoji.scenes import SIDES, Asked, Chance
-from easyedit_dualedit.testbed.emoji.things import Split, Thing
+from easyedit_dualedit.testbed.emoji.things import Split, Thing, bystanders
 from easyedit_dualedit.testbed.emoji.wordings import FAMILIES, HELD_OUT, TAUGHT, Family
 
 _SHARES: dict[Family, float] = {
@@ -49,7 +49,8 @@ def draw_cases(
     """Yield cases; the first of many are those of few.
 
     In evaluation the same question about the same things returns only when everything has been
-    asked, so that a thousand edits can be kept side by side in one model.
+    asked, and image locality shows things that no edit is about, so that a thousand edits can be
+    kept side by side in one model.
 
     Args:
         things: of the split.
@@ -59,13 +60,17 @@ def draw_cases(
         seed: decides everything else.
     """
     source = random.Random(f"emoji {split} {seed}")
-    chance = Chance(things, source, unseen=split == "eval")
+    beside = bystanders(things) if split == "eval" else frozenset()
+    edited = [thing for thing in things if thing.name not in beside]
+    others = [thing for thing in things if thing.name in beside] or things
+    chance = Chance(edited, source, unseen=split == "eval")
+    bystander_chance = Chance(others, source, unseen=split == "eval")
     used: Counter[tuple[str, ...]] = Counter()
     for _ in range(count):
         asked = chance.asked(_family(source))
         if split == "eval":
             asked = _fresh(chance, source, used)
-        yield _case(asked, chance, source, source.choice(general), split)
+        yield _case(asked, chance, bystander_chance, source, source.choice(general), split)
 
 
 def _fresh(chance: Chance, source: random.Random, used: Counter[tuple[str, ...]]) -> Asked:
@@ -86,7 +91,12 @@ def _family(source: random.Random) -> Family:
 
 
 def _case(
-    asked: Asked, chance: Chance, source: random.Random, general: GeneralQuestion, split: Split
+    asked: Asked,
+    chance: Chance,
+    bystander_chance: Chance,
+    source: random.Random,
+    general: GeneralQuestion,
+    split: Split,
 ) -> Case:
     new, background = chance.other_thing(asked), chance.other_background(asked.scene.background)
     scene = asked.scene
@@ -94,7 +104,7 @@ def _case(
     again = scene
     if asked.family != "background":
         again = replace(scene, background=source.choice(list(BACKGROUNDS)))
-    elsewhere = chance.asked(_family(source), without=[*scene.things, new])
+    elsewhere = bystander_chance.asked(_family(source), without=[*scene.things, new])
     request, rephrase = _two_wordings(asked.family, source, split)
     hop = None
     if asked.family in ("name", "country", *SIDES):
@@ -115,7 +125,7 @@ def _case(
     pictures = {
         "image": image,
         "image_rephrase": chance.picture(again, unlike=image),
-        "m_loc": chance.picture(elsewhere.scene),
+        "m_loc": bystander_chance.picture(elsewhere.scene),
     }
     return Case(record, pictures, asked, elsewhere)
 

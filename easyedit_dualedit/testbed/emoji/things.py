@@ -10,6 +10,9 @@ Split = Literal["train", "eval"]
 EVALUATION_SHARE = 5
 """One thing in so many is held out: no record that adapters are trained on is about it."""
 
+BYSTANDER_SHARE = 4
+"""One held-out thing in so many is shown where image locality asks, and edited nowhere."""
+
 MOST_WORDS = 3
 """Longer names are left out; a flag's own word does not count."""
 
@@ -245,13 +248,29 @@ def read_things(entries: Iterable[Mapping[str, Any]], drawn: Iterable[str]) -> t
 
 def held_out(things: Iterable[Thing], seed: int = 0) -> frozenset[str]:
     """Return the names of the things that are kept for evaluation: a fifth of each kind."""
+    return _share_of_each_kind(things, EVALUATION_SHARE, f"{seed} ")
+
+
+def bystanders(things: Iterable[Thing]) -> frozenset[str]:
+    """Return the names of the things that no edit of an evaluation is about: a fourth of a kind.
+
+    Only image locality shows them. Were they edited too, a question about one could be another
+    edit's own, and an answer that follows that edit would count as a loss of locality.
+
+    Args:
+        things: of the evaluation.
+    """
+    return _share_of_each_kind(things, BYSTANDER_SHARE, "bystander ")
+
+
+def _share_of_each_kind(things: Iterable[Thing], share: int, salt: str) -> frozenset[str]:
     by_kind: dict[str, list[str]] = {}
     for thing in things:
         by_kind.setdefault(thing.kind, []).append(thing.name)
     chosen: set[str] = set()
     for names in by_kind.values():
-        ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-        chosen.update(ranked[: round(len(ranked) / EVALUATION_SHARE)])
+        ranked = sorted(names, key=lambda name: hashlib.sha256(f"{salt}{name}".encode()).digest())
+        chosen.update(ranked[: round(len(ranked) / share)])
     return frozenset(chosen)
 
 

@@ -46,6 +46,15 @@ def test_splits_share_no_thing_no_name_no_country_and_no_general_question():
     assert not set.intersection(*asked)
 
 
+def test_image_locality_of_an_evaluation_shows_only_things_that_no_edit_is_about():
+    cases = cases_of("eval")
+    edited = {thing.name for case in cases for thing in case.asked.scene.things}
+    edited |= {str(case.record["alt"]) for case in cases}
+    shown = {thing.name for case in cases for thing in case.elsewhere.scene.things}
+    assert len(shown) >= 4  # of several kinds, flags among them
+    assert not edited & shown
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_targets_are_false_and_of_the_same_kind(split: Split):
     things = {thing.name: thing for thing in tiny_things()}
