@@ -13,7 +13,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
+from easyedit_dualedit.data.scope import HARD, IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.gate_projection import GateForm, GateProjection
 from easyedit_dualedit.train.config import TrainingConfig
@@ -41,6 +41,8 @@ class Fitting:
     """Share of the inputs that a step does not see."""
     whitens: bool = False
     """Whether it sees the inputs through a `Whitening`."""
+    hard_weight: float = 1.0
+    """How often queries that share half of an edit count, for one of another kind."""
 
     def steps(self, config: TrainingConfig) -> int:
         """Return the number of steps."""
@@ -49,7 +51,9 @@ class Fitting:
 
 FITTINGS = (
     Fitting("two-layer", learning_rate=2e-3),
-    Fitting("linear", learning_rate=5e-3, most_steps=60, dropout=0.9, whitens=True),
+    Fitting(
+        "linear", learning_rate=5e-3, most_steps=150, dropout=0.5, whitens=True, hard_weight=3.0
+    ),
 )
 """What is tried. The first serves where there are many records for the width of the model, as on
 the testbed; the second where there are few, as for every real model."""
@@ -96,7 +100,8 @@ def fit_projection(
     bar = tqdm(range(steps), desc=name, unit="step", disable=not progress)
     for _ in bar:
         rows = torch.randperm(len(states))[:_BATCH]
-        loss = _routing_loss(project, states.select(rows), scale.exp(), none)
+        batch = states.select(rows)
+        loss = _routing_loss(project, batch, scale.exp(), none, fitting.hard_weight)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(projection.parameters(), _LARGEST_NORM)
@@ -110,7 +115,11 @@ def fit_projection(
 
 
 def _routing_loss(
-    project: Callable[[Tensor], Tensor], batch: ScopeStates, scale: Tensor, none: Tensor
+    project: Callable[[Tensor], Tensor],
+    batch: ScopeStates,
+    scale: Tensor,
+    none: Tensor,
+    hard_weight: float,
 ) -> Tensor:
     """Return the mean cross-entropy of finding a query's own edit among all of a batch, or none.
 
@@ -122,6 +131,7 @@ def _routing_loss(
         batch: whose `gate` are inputs.
         scale: of the cosines.
         none: the learned number.
+        hard_weight: as in `Fitting`.
     """
     edits = project(batch.gate[_REQUEST])
     count = len(edits)
@@ -141,7 +151,7 @@ def _routing_loss(
         label = rows if kind in IN_SCOPE else torch.full_like(rows, count)
         loss = functional.cross_entropy(logits, label, reduction="none")[batch.counts[kind]]
         if len(loss):
-            losses.append(loss.mean())
+            losses.append(loss.mean() * (hard_weight if kind in HARD else 1.0))
     return torch.stack(losses).sum() / len(SCOPE)
 
 

@@ -1,5 +1,7 @@
 """Which form of the learned gate is trained, and on what it is chosen."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,28 @@ def test_few_records_are_not_learned_by_heart_by_the_linear_form():
     taught, held_out = states_of(120, 0), states_of(200, 1)
     opened = {fitting.form: opened_for(fitting, taught, held_out) for fitting in FITTINGS}
     assert opened["linear"] > 0.9 > opened["two-layer"], opened
+
+
+def test_queries_that_share_half_of_an_edit_weigh_more_where_a_fitting_says_so():
+    """Half as similar as the request in both parts: what counts more is pushed farther away."""
+    states = states_of(60, 0)
+    near = {
+        part: {
+            kind: (values[kind] + values[METRICS[0]]) / 2 if kind in HARD else values[kind]
+            for kind in SCOPE
+        }
+        for part, values in (("gate", states.gate), ("vision", states.vision))
+    }
+    states = replace(states, **near)
+    similar = {}
+    for weight in (1.0, 5.0):
+        torch.manual_seed(0)
+        fitting = replace(FITTINGS[1], hard_weight=weight)
+        projection = fit_projection(states, fitting, CONFIG, progress=False).eval()
+        keys = {kind: projection(states.gate[kind], states.vision[kind]) for kind in SCOPE}
+        own = keys[METRICS[0]]
+        similar[weight] = float(sum((keys[kind] * own).sum(-1).mean() for kind in HARD))
+    assert similar[5.0] < similar[1.0] - 0.05, similar
 
 
 def test_a_projection_takes_states_as_they_are(monkeypatch: pytest.MonkeyPatch):
