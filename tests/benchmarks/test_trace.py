@@ -1,5 +1,7 @@
 """An edit with `generate`, and a training step, can be followed through few files."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import trace
@@ -16,12 +18,18 @@ def test_only_files_of_the_package_whose_functions_are_called_count():
     ]
 
 
-def test_an_edit_and_a_step_enter_few_files(capsys: pytest.CaptureFixture[str]):
+def test_an_edit_and_a_step_enter_few_files_and_the_docs_tell_of_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     found = traced()
+    told = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
     for name, files in found.items():
+        untold = [file for file in files if f"(../easyedit_dualedit/{file})" not in told]
+        assert not untold, "the paths in docs/architecture.md name every file"
         most = MOST_OF_A_STEP if "step" in name else MOST_OF_AN_EDIT
         assert len(files) <= most, f"{name} enters {len(files)}: {', '.join(files)}"
         assert len(set(files)) == len(files) > 4
     assert "method/gate.py" in found["edit and generate, learned gate"]
+    monkeypatch.setattr(trace, "traced", lambda: found)
     trace.main()
     assert f"training step: {len(found['training step'])} files" in capsys.readouterr().out
