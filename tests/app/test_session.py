@@ -51,10 +51,10 @@ def test_an_edit_takes_less_than_a_second(session: Session, examples: list[Trial
     session.add(examples[0])
     times = []
     for trial in examples[1:4]:
-        start = time.perf_counter()
+        start = time.process_time()  # others may use the processor meanwhile
         session.add(trial)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1  # others may use the processor meanwhile
+        times.append(time.process_time() - start)
+    assert max(times) < 1
 
 
 def test_what_is_missing_is_told_and_nothing_is_added(session: Session, examples: list[Trial]):
