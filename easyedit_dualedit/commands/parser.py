@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if any("\0" in item for item in arguments):  # no system takes one in a name
-        parser.error("an argument holds a zero byte; leave it out")
+        sys.stderr.write("error: an argument holds a zero byte; leave it out\n")
+        return 2
     verbose = [item for item in arguments if item == "--verbose"]
     arguments = [item for item in arguments if item != "--verbose"]
     if not arguments or arguments[0] not in (*_COMMANDS, "-h", "--help", "--version"):

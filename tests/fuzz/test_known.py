@@ -46,14 +46,6 @@ def test_hyperparameters(work: Workplace, call: Any, changes: Any, told: str):
     assert not (work.folder / "new").exists()
 
 
-def test_zeros_in_arguments(work: Workplace, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as leaving:
-        cli.main(work.evaluate("--name", "a\0b"))
-    assert leaving.value.code == 2
-    assert "an argument holds a zero byte" in capsys.readouterr().err
-    assert not (work.folder / "outputs").exists()
-
-
 @pytest.mark.parametrize(
     "option", ["--draws", "--rows", "--noise", "--layers", "--count", "--such-as-none"]
 )

@@ -69,7 +69,8 @@ def test_queries_that_share_half_of_an_edit_weigh_more_where_a_fitting_says_so()
         torch.manual_seed(0)
         fitting = replace(FITTINGS[1], hard_weight=weight)
         projection = fit_projection(states, fitting, CONFIG, progress=False).eval()
-        keys = {kind: projection(states.gate[kind], states.vision[kind]) for kind in SCOPE}
+        with torch.no_grad():
+            keys = {kind: projection(states.gate[kind], states.vision[kind]) for kind in SCOPE}
         own = keys[METRICS[0]]
         similar[weight] = float(sum((keys[kind] * own).sum(-1).mean() for kind in HARD))
     assert similar[5.0] < similar[1.0] - 0.05, similar
