@@ -22,7 +22,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from easyedit_dualedit.errors import ArchiveError, LockError
-from easyedit_dualedit.storage.folder_lock import locked
+from easyedit_dualedit.storage.folder_lock import LOCK_FILE, locked
 from easyedit_dualedit.storage.parsing import json_in, parsing
 from easyedit_dualedit.storage.tensor_check import digest_of_tensors
 
@@ -115,6 +115,10 @@ class DescribedTensors:
             raise ArchiveError(f"{path} is damaged (its digest is another); {self.remedy}")
         if not is_of_now or any(folder.glob(f"{_SAVING}*")):
             self._put_in_order(folder)
+        elif (folder / LOCK_FILE).exists():
+            # A writer that was killed when all was saved left it; held and given back, it goes.
+            with contextlib.suppress(OSError, LockError), locked(folder, patience=0.0):
+                pass
         return values, tensors
 
     def _described(self, folder: Path) -> dict[str, Any]:

@@ -90,6 +90,16 @@ def test_a_writer_puts_in_order_what_another_left(tmp_path: Path, monkeypatch: p
     assert read(tmp_path) == (3, 3.0)
 
 
+def test_a_reader_removes_the_lock_of_a_writer_that_is_no_more_and_no_other(tmp_path: Path):
+    write(tmp_path, 1)
+    whole = names(tmp_path)
+    (tmp_path / LOCK_FILE).touch()  # killed when all was saved, before it gave the lock back
+    assert read(tmp_path) == (1, 1.0) and names(tmp_path) == whole
+    with locked(tmp_path):
+        assert read(tmp_path) == (1, 1.0) and (tmp_path / LOCK_FILE).exists()
+    assert names(tmp_path) == whole
+
+
 def test_a_reader_beside_a_writer_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path, 1)
     killed_at(monkeypatch, tmp_path, 1)
