@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
     from easyedit_dualedit.processes import Processes
 
+_VALIDATION = 20
+
 HELP = "compare with EasyEdit's own methods"
 DESCRIPTION = (
     "Make the same edits with DualEdit, with fine-tuning and with EasyEdit's own methods, one edit"
@@ -84,9 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation",
         type=count,
-        default=20,
         metavar="N",
-        help="records that --tune sets aside from the training records (default: 20)",
+        help=f"records that --tune sets aside from the training records (default: {_VALIDATION})",
     )
     add_memory(parser)
     parser.add_argument("--title", help="of the page")
@@ -150,6 +151,8 @@ def _benchmark(
 
     began = time.perf_counter()
     folder: Path = arguments.output / arguments.name
+    if arguments.validation is not None and arguments.tune is None:
+        raise ConfigError("--validation is of --tune; give that, too")
     settings = _given(arguments.settings)
     if is_testbed(hparams.model_name):
         # It is too small to gain from a second thread, and threads that wait for each other on a
@@ -159,7 +162,8 @@ def _benchmark(
         data = read_data(arguments, hparams.model_name, folder / "data")
     budget = None
     if arguments.tune is not None:
-        validation, rest = set_aside(data.training, data.evaluated, arguments.validation)
+        number = arguments.validation or _VALIDATION
+        validation, rest = set_aside(data.training, data.evaluated, number)
         budget = Budget(arguments.tune, validation)
         data = dataclasses.replace(data, training=rest)
     protocols = _protocols(data.evaluated, arguments.protocols)

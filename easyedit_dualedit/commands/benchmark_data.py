@@ -108,6 +108,8 @@ def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> Benchm
         return BenchmarkData(evaluated, training, images, own=name_of(model) or "")
     files = [path for path in (arguments.data, arguments.train) if path is not None]
     images = arguments.images
+    if images is not None and arguments.stand_ins:
+        raise ConfigError("--images gives the pictures that --stand-ins draws; give one of them")
     if arguments.stand_ins:
         images = folder / "stand-ins"
         limits = (arguments.limit, arguments.train_limit)

@@ -149,6 +149,8 @@ def test_other_settings_do_not_continue_a_run(work: Workplace, call: Any):
         (["--set", "dualedit"], "METHOD.KEY=VALUE"),
         (["--set", "nothing.rate=1"], "no methods ['nothing']"),
         (["--set", "dualedit.rate=["], "is not YAML"),
+        (["--validation", "5"], "--validation is of --tune"),
+        (["--stand-ins"], "give one of them"),
     ],
 )
 def test_mistakes_are_told_in_one_line(work: Workplace, call: Any, options: list[str], told: str):
