@@ -43,4 +43,7 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table = by_start["METRICS = {"].splitlines()
     reliability = next(line for line in table if line.startswith("reliability")).split()
     assert float(reliability[1]) < 50 and float(reliability[2]) == 100
-    assert any("image/png" in out.get("data", {}) for out in cells[-1].outputs)
+    plot = next(cell for cell in cells if cell.source.startswith("import matplotlib"))
+    assert any("image/png" in out.get("data", {}) for out in plot.outputs)
+    assert [line.split()[-1] for line in by_start["asked = ["].splitlines()] == ["True", "False"]
+    assert "10 of 10 edits take" in by_start["from easyedit_dualedit import EditMemory"]
