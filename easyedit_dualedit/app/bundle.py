@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -19,14 +18,13 @@ _KNOWN = (EDITS_FILE, NUMBERS_FILE, SESSION_FILE)
 _PICTURE = re.compile(rf"{PICTURES}/[0-9a-f]{{1,64}}\.png")
 
 
-def packed(folder: Path, name: str) -> Path:
-    """Return a new ZIP file, `name.zip`, with those files of a folder that `unpacked` takes.
+def packed(folder: Path, made: Path) -> Path:
+    """Write those files of a folder that `unpacked` takes to a ZIP file, and return that.
 
     Raises:
         DataError: if it cannot be written.
     """
     try:
-        made = Path(tempfile.mkdtemp(prefix="easyedit-dualedit-")) / f"{name}.zip"
         with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted(folder.rglob("*")):
                 inner = path.relative_to(folder).as_posix()

@@ -90,6 +90,8 @@ class Session:
         self._folder = SessionFolder(folder)
         self._lock = threading.RLock()
         self._in_force: EditMemory | None = None
+        # Of files to take away: the page copies what it offers, so the newest of each is enough.
+        self._taken = tempfile.TemporaryDirectory(prefix="easyedit-dualedit-")
         is_new = not EditFile.exists(folder)
         self._memory = EditMemory.load(shared.editor, folder, may_be_new=True)
         self._labels, self.trial = self._folder.read()
@@ -213,6 +215,8 @@ class Session:
     def saved(self) -> Path:
         """Return a ZIP file with all edits, their names and pictures; `load` takes it.
 
+        It is there until the next one is made, or the session is closed.
+
         Raises:
             DualEditError: if it cannot be written.
         """
@@ -222,7 +226,7 @@ class Session:
             place.write({edit.id: edit.label for edit in self.edits}, Trial())
             for edit in self.edits:
                 place.keep_picture(edit.id, edit.picture)
-            return packed(place.path, "edits")
+            return packed(place.path, Path(self._taken.name, "edits.zip"))
 
     def exported(self) -> Path:
         """Return a ZIP file with the edits that are on, without names and pictures.
@@ -238,7 +242,7 @@ class Session:
             chosen = EditMemory(self._shared.editor, precision=self._memory.precision)
             chosen.merge(self.in_force)
             chosen.save(scratch)
-            return packed(Path(scratch), "exported-edits")
+            return packed(Path(scratch), Path(self._taken.name, "exported-edits.zip"))
 
     def load(self, file: Path) -> int:
         """Add the edits of a ZIP file that `saved` or `exported` made; return how many are new.

@@ -10,7 +10,7 @@ from easyedit_dualedit.experiments.benchmark_folder import UNEDITED
 from easyedit_dualedit.experiments.stored_run import Place, StoredCase, StoredRun
 from easyedit_dualedit.measure.binding import ASKED, SHARES
 from easyedit_dualedit.measure.intervals import Interval, paired_difference
-from easyedit_dualedit.measure.metrics import AVERAGE
+from easyedit_dualedit.measure.metrics import AVERAGE, average
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS, PROTOCOLS
 from easyedit_dualedit.measure.specificity import FAMILIES
 
@@ -227,8 +227,7 @@ def _with_average(case: StoredCase, protocol: str) -> dict[str, float]:
     """Return the values of a case, and their average where the protocol has one."""
     values = dict(case.values.get(protocol, {}))
     if values and protocol not in OF_SOME_RECORDS:
-        counted = [name for name in METRICS if name in values] or list(values)
-        values[AVERAGE] = sum(values[name] for name in counted) / len(counted)
+        values[AVERAGE] = average(values)
     return values
 
 

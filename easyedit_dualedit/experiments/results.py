@@ -19,7 +19,7 @@ from easyedit_dualedit.experiments.benchmark_folder import (
 )
 from easyedit_dualedit.files import read_json
 from easyedit_dualedit.measure.intervals import interval, paired_difference
-from easyedit_dualedit.measure.metrics import AVERAGE, means
+from easyedit_dualedit.measure.metrics import AVERAGE, average, means
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS, PROTOCOLS
 from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE
 from easyedit_dualedit.measure.target_split import TargetSplit, told
@@ -179,5 +179,4 @@ def _family(name: str) -> str:
 
 
 def _averages(cases: Sequence[Mapping[str, Any]], protocol: str) -> list[float]:
-    values = [case["values"][protocol] for case in cases if protocol in case["values"]]
-    return [sum(value.values()) / len(value) for value in values]
+    return [average(case["values"][protocol]) for case in cases if protocol in case["values"]]

@@ -88,13 +88,19 @@ def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
         DataError: if there are no cases.
     """
     intervals = {metric: interval([case[metric] for case in cases]) for metric in METRICS}
-    intervals[AVERAGE] = interval([sum(case[metric] for metric in METRICS) / 5 for case in cases])
+    intervals[AVERAGE] = interval([average(case) for case in cases])
     for name, kinds in FAMILIES.items():
         if cases and all(kind in cases[0] for kind in kinds):
             family = [sum(case[kind] for kind in kinds) / len(kinds) for case in cases]
             intervals[name] = interval(family)
             intervals |= {kind: interval([case[kind] for case in cases]) for kind in kinds}
     return intervals
+
+
+def average(values: Mapping[str, float]) -> float:
+    """Return the mean of a case's five metrics, or of all its values where it has none of these."""
+    counted = [name for name in METRICS if name in values] or list(values)
+    return sum(values[name] for name in counted) / len(counted)
 
 
 def means(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:

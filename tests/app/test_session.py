@@ -1,5 +1,6 @@
 """One person's session on the testbed: ask, edit, switch, rename, remove, save, load, come back."""
 
+import gc
 import time
 import zipfile
 from dataclasses import replace
@@ -154,6 +155,18 @@ def test_what_is_saved_is_loaded_with_names_and_pictures_beside_what_is_there(
     assert Image.open(loaded.picture).size == (48, 48)
     assert asked(other, examples[0])[SAME].fired == first
     assert other.load(saved) == 0
+
+
+def test_files_to_take_away_do_not_pile_up(
+    shared_editor: SharedEditor, examples: list[Trial], tmp_path: Path
+):
+    session = Session(shared_editor, tmp_path / "session")
+    session.add(examples[0])
+    places = {path for _ in range(2) for path in (session.saved(), session.exported())}
+    assert len(places) == 2
+    del session
+    gc.collect()
+    assert not any(path.exists() for path in places)
 
 
 def test_what_is_exported_is_a_folder_of_the_edits_that_are_on(
