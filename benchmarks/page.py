@@ -62,7 +62,7 @@ _INTRODUCTION = """\
 # Speed and memory
 
 No figure here is typed by hand: each section is made of those that the command below its title has
-stored.
+stored, or, where a remark says so, another run.
 
 Models have random weights. Losses of a training step: request, text rephrase, image rephrase, image
 locality. Times are medians of the runs of one process on one pinned core (not pinned on a GPU);
@@ -90,6 +90,7 @@ def section_of(found: Mapping[str, Any]) -> str:
         "",
         f"`{found['command']}`",
         "",
+        *([found["remark"], ""] if "remark" in found else []),
         f"Machine: {machine}.",
         "",
         f"Model: {model}.",

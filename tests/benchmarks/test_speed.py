@@ -272,9 +272,13 @@ def test_a_page_has_a_section_of_each_stored_run_the_published_first(tmp_path: P
             "parts": {"decoder": 61.0},
             "peak_mib": {"edits and forwards": {"imports": 250.0}},
         }
+        if name == "published":
+            run["remark"] = "Times are of another run."
         write_json(folder_of(page) / f"{name}.json", run)
     write_page(page)
     text = page.read_text()
     assert text == page_of(page)
     assert text.index("`the command of published`") < text.index("`the command of llava-1.5-7b`")
     assert "| edit | 6 | - | - | - | - | - |" in text, "what the system does not tell is a dash"
+    assert "`the command of published`\n\nTimes are of another run.\n\nMachine" in text
+    assert text.count("another run.\n\nMachine") == 1, "a remark is of its section"
