@@ -22,6 +22,7 @@ from easyedit_dualedit.model.inputs import (
     last_real_index,
 )
 from easyedit_dualedit.model.pictures import OpenedPictures
+from easyedit_dualedit.model.position_limit import PositionLimit
 from easyedit_dualedit.model.prompts import PromptReader
 from easyedit_dualedit.model.video_frames import Clip
 
@@ -114,8 +115,8 @@ class Encoder:
             padding_side: "left" (what `generate` needs) or "right".
 
         Raises:
-            DataError: if there is no query, a target tokenises to nothing, a picture or video is
-                bad, or the processor refuses it.
+            DataError: if there is no query, a target tokenises to nothing, a row is longer than the
+                model can read, a picture or video is bad, or the processor refuses it.
             BackboneError: if the processor does not put image tokens where a picture is.
         """
         if not queries:
@@ -151,7 +152,7 @@ class Encoder:
             padding_side: "left" or "right".
 
         Raises:
-            DataError: if a target tokenises to nothing.
+            DataError: if a target tokenises to nothing, or a row is longer than the model can read.
         """
         targets: list[list[int]] = []
         for query, ended in zip(queries, ends, strict=True):
@@ -159,6 +160,10 @@ class Encoder:
             targets.append(ids + [self.tokenizer.eos_token_id] if ids and ended else ids)
         lengths = torch.tensor([len(ids) for ids in targets])
         totals = lengths + torch.tensor([len(prompt["input_ids"]) for prompt in prompts])
+        limit = PositionLimit.of(self.backbone.model.config)
+        if limit is not None:
+            seen = [self.vision_positions(prompt["input_ids"]) for prompt in prompts]
+            limit.require(queries, totals.tolist(), seen)
         width = int(totals.max())
         positions = torch.arange(width)
         is_left = padding_side == "left"
