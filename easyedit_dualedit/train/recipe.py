@@ -11,7 +11,7 @@ import transformers
 
 from easyedit_dualedit import __version__
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.files import read_json, write_json
+from easyedit_dualedit.files import clear_parts, read_json, write_json
 from easyedit_dualedit.train.checkpoint import records_digest
 from easyedit_dualedit.train.config import TrainingConfig
 
@@ -45,6 +45,7 @@ def keep_recipe(
             "transformers": transformers.__version__,
         },
     }
+    clear_parts(folder)  # of a process that was killed in here, after its last step
     write_json(folder / RECIPE_FILE, json.loads(json.dumps(recipe, default=str)))
 
 
