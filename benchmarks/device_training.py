@@ -160,7 +160,7 @@ def _finetuned(subject: DeviceSubject, dtype: torch.dtype) -> str:
     model.to(dtype)
     stiff = subject.shapes.hidden < 1000  # as tiny random models are
     config = FineTuningConfig(100, 1e-2) if stiff else FineTuningConfig()
-    records = subject.records[: 2 if stiff else 8]
+    records = subject.records[: 1 if stiff else 8]
     try:
         method = FineTuning(model, processor, last_layer_parameters(backbone), config)
         exact = 0

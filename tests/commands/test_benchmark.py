@@ -197,26 +197,26 @@ def run_unseen(arguments: list[str]) -> None:
     sys.exit(cli.main(arguments))
 
 
-def test_a_run_that_is_killed_ten_times_ends_as_an_unbroken_one(
+def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(
     whole: tuple[Workplace, str], call: Any
 ):
     work, _ = whole
     source = random.Random(7)
     cases = run_of(work, "killed") / "methods"
     killed = 0
-    for _ in range(10):
+    for _ in range(5):
         process = started(run_unseen, benchmark(work, "--name", "killed"))
         # A moment while cases are being written, not while the model is still being loaded.
         count, deadline = len(list(cases.glob("*/cases/*.json"))), time.monotonic() + 60
         while process.is_alive() and time.monotonic() < deadline:
             if len(list(cases.glob("*/cases/*.json"))) > count:
-                time.sleep(source.random() * 0.5)
+                time.sleep(source.random() * 0.2)
                 break
             time.sleep(0.01)
         killed += process.is_alive()
         process.kill()
         process.join()
-    assert killed >= 3
+    assert killed >= 2
     assert call(benchmark(work, "--name", "killed")).code == 0
     whole = (run_of(work) / METRICS_FILE).read_bytes()
     assert (run_of(work, "killed") / METRICS_FILE).read_bytes() == whole

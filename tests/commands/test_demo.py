@@ -45,7 +45,7 @@ def editor_of(loaded: tuple[Any, Any], gate: GateConfig | None = None) -> DualEd
 def test_the_main_command_prints_a_table_and_writes_the_numbers(tmp_path: Path):
     # A process of its own: EasyEdit stays registered with, and sets up logging.
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--count", "60", "--output", str(tmp_path)],
+        [sys.executable, str(SCRIPT), "--count", "30", "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -61,22 +61,22 @@ def test_the_main_command_prints_a_table_and_writes_the_numbers(tmp_path: Path):
         for values in method["protocols"].values():
             assert set(values) == {*METRICS, AVERAGE}
             for value in values.values():
-                assert value["n"] == 60 and value["low"] <= value["mean"] <= value["high"]
-    assert len(list((tmp_path / "demo" / "cases").glob("*.json"))) == 60
-    # 60 of the 300 records leave room for chance; the whole command is checked by .ci/run.
+                assert value["n"] == 30 and value["low"] <= value["mean"] <= value["high"]
+    assert len(list((tmp_path / "demo" / "cases").glob("*.json"))) == 30
+    # 30 of the 300 records leave room for chance; the whole command is checked by .ci/run.
     found = metrics[DUALEDIT]["protocols"]["generate"]
     assert found["reliability"]["mean"] >= 93 and found["text_generality"]["mean"] >= 93
     assert found["image_generality"]["mean"] >= 85 and found["image_locality"]["mean"] >= 93
     assert found["text_locality"]["mean"] >= 98
     untaught = json.loads((tmp_path / "demo" / "untaught" / "metrics.json").read_text())
-    assert untaught["targets"]["unseen"] >= 57
+    assert untaught["targets"]["unseen"] >= 28
     carried = untaught["methods"][DUALEDIT]["protocols"]["generate"]
     assert carried["reliability"]["mean"] >= 85 and carried["text_locality"]["mean"] >= 98
     unedited = metrics["unedited"]["protocols"]["generate"]
     assert unedited["reliability"]["mean"] <= 5 and unedited["image_locality"]["mean"] == 100
 
 
-def test_the_model_is_bit_identical_after_300_edits_and_undos(
+def test_the_model_is_bit_identical_after_many_edits_and_undos(
     model_and_processor: tuple[Any, Any], records: list[Record]
 ):
     model, _ = model_and_processor
@@ -86,12 +86,12 @@ def test_the_model_is_bit_identical_after_300_edits_and_undos(
     with torch.no_grad():
         before = model(**batch.inputs).logits
         changed = 0
-        for record in records[:300]:
+        for record in records[:60]:
             edited = editor.edited(editor.read([record.request]))
             own = editor.encoder.encode([record.request])
             after = edited(layout=own.layout, **own.inputs).logits
             changed += not torch.equal(after, model(**own.inputs).logits)
-        assert changed == 300, "every edit must change its own request"
+        assert changed == 60, "every edit must change its own request"
         assert torch.equal(model(**batch.inputs).logits, before)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
