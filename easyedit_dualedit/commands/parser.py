@@ -69,9 +69,6 @@ _INTERRUPTED = {
 }
 """What an interrupted command leaves, where it is not `_CONTINUES`."""
 
-_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
-"""What PyTorch says where there is none left."""
-
 _QUOTED = 400
 """Characters of an error about arguments."""
 
@@ -158,6 +155,12 @@ def _allowed(memory: int | None) -> AbstractContextManager[None]:
     return allowed_memory(memory)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    from easyedit_dualedit.model.row_memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def _told(error: Exception) -> str:
     """Return in one line what went wrong, and what to do."""
     line = " ".join(str(error).split())
@@ -166,7 +169,7 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         about = f"{error.filename}: " if error.filename is not None else ""
         return shortened(f"{about}{error.strerror}", 400)
-    if isinstance(error, MemoryError) or any(said in line for said in _NO_MEMORY):
+    if _is_out_of_memory(error):
         return f"the memory is used up ({shortened(line)}); give fewer or smaller inputs"
     return (
         f"{type(error).__name__}: {shortened(line)}; this input is not known to fail so: --verbose"

@@ -10,8 +10,8 @@ import torch
 
 _MEMORY = Path("/proc/meminfo")
 _KIBIBYTE = 1024
-_SAID = ("not enough memory", "allocate memory")
-"""By PyTorch, of memory that is not a GPU's."""
+_SAID = ("out of memory", "not enough memory", "allocate memory")
+"""By PyTorch, where that is no error of a class of its own."""
 
 _ALLOWED: ContextVar[int | None] = ContextVar("allowed", default=None)
 

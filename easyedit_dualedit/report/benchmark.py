@@ -5,6 +5,7 @@ from typing import Any
 
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EXPLANATIONS, OF_SOME_RECORDS, PROTOCOLS
+from easyedit_dualedit.report.lead import lead_sentence
 from easyedit_dualedit.report.table import Column, Table, mean_and_interval, numbers, texts
 from easyedit_dualedit.report.target_split import split_line, split_rows, split_table
 from easyedit_dualedit.report.tuning import tuning_table
@@ -29,14 +30,7 @@ def headline(metrics: Mapping[str, Any]) -> str:
         )
     best, protocol = comparison["best"], comparison["protocol"]
     mean = metrics["methods"][best]["protocols"][protocol][AVERAGE]["mean"]
-    sentence = (
-        f"{best} has the highest average under {protocol}: {mean:.1f}, which is"
-        f" {_difference(comparison['difference'])} above {comparison['runner_up']}"
-    )
-    rival = comparison["rival"]
-    if rival is None or rival == comparison["runner_up"]:
-        return sentence + "."
-    return f"{sentence}, and {_difference(comparison['against'][rival])} above {rival}."
+    return lead_sentence(comparison, mean, "{:.1f}".format)
 
 
 def measured_protocols(metrics: Mapping[str, Any]) -> list[str]:
@@ -115,11 +109,6 @@ def benchmark_csv(metrics: Mapping[str, Any]) -> str:
         rows += [[*row, ""] for row in split_rows(name, method)]
     titles = ("method", "protocol", "metric", "targets", "mean", "low", "high", "n", "error")
     return Table(texts(*titles), rows).csv()
-
-
-def _difference(difference: Mapping[str, float]) -> str:
-    ends = f"{difference['low']:.1f} to {difference['high']:.1f}"
-    return f"{difference['mean']:.1f} (95 % interval {ends})"
 
 
 def _cost(key: str, value: float | None) -> str:

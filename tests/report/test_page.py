@@ -275,8 +275,8 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path):
 def test_the_headline_says_who_is_ahead_and_by_how_much(tmp_path: Path):
     header = text_of(written(tmp_path).one(".//header"))
     assert (
-        "DualEdit has the highest average under generate: 92.0, 20.0 (95 % interval 10.1 to 24.2)"
-        " above FT." in header
+        "DualEdit has the highest average under generate: 92.0, which is 20.0"
+        " (95 % interval 10.1 to 24.2) above FT." in header
     )
     assert "not ahead" not in header and "holds 0" not in header
     assert "4 methods, 1 failed" in header
@@ -288,7 +288,7 @@ def test_the_headline_says_so_if_another_is_ahead_or_nothing_is_sure(tmp_path: P
     metrics["comparison"] |= {"best": "FT", "runner_up": "DualEdit"}
     metrics["comparison"]["difference"] = {"mean": 3.0, "low": -0.5, "high": 6.0, "n": 40}
     header = text_of(written(tmp_path, metrics).one(".//header"))
-    assert "FT has the highest average under generate: 95.0, 3.0 (95 % interval" in header
+    assert "FT has the highest average under generate: 95.0, which is 3.0 (95 % interval" in header
     assert "interval \N{MINUS SIGN}0.5 to 6.0" in header
     assert "The interval holds 0, so these 40 cases do not tell the two apart." in header
     assert "DualEdit reaches 92.0, 3.0 below." in header

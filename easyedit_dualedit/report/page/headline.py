@@ -1,8 +1,7 @@
 """What the benchmark found, in sentences: who is ahead, by how much, and where not."""
 
-from collections.abc import Mapping
-
 from easyedit_dualedit.measure.metrics import AVERAGE
+from easyedit_dualedit.report.lead import lead_sentence
 from easyedit_dualedit.report.markup import Element, element
 from easyedit_dualedit.report.page.results import Results
 from easyedit_dualedit.report.page.wording import (
@@ -38,22 +37,9 @@ def _comparison(results: Results) -> str:
             f"{results.favourite}{reached} has nothing to be compared with under"
             f" {results.main_protocol}."
         )
-    best, other, protocol = comparison["best"], comparison["runner_up"], comparison["protocol"]
+    best, protocol = comparison["best"], comparison["protocol"]
     mean = results.mean(best, protocol, AVERAGE) if best in results.methods else None
-    reached = "" if mean is None else f": {decimal(mean)}"
-    sentence = (
-        f"{best} has the highest average under {protocol}{reached},"
-        f" {_difference(comparison['difference'])} above {other}"
-    )
-    rival = comparison.get("rival")
-    if rival is None or rival == other:
-        return sentence + "."
-    return f"{sentence}, and {_difference(comparison['against'][rival])} above {rival}."
-
-
-def _difference(found: Mapping[str, float]) -> str:
-    ends = f"{decimal(found['low'])} to {decimal(found['high'])}"
-    return f"{decimal(found['mean'])} (95{UNBROKEN}% interval {ends})"
+    return lead_sentence(comparison, mean, decimal).replace("95 %", f"95{UNBROKEN}%")
 
 
 def _reservations(results: Results) -> list[str]:
