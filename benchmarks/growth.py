@@ -62,12 +62,12 @@ def counted(work: Callable[[], Any]) -> tuple[float, float]:
 def growths() -> list[Growth]:
     """Return how everything grows."""
     return [
-        *_forward("layers", (4, 8, 16), lambda n: (replace(TINY, layers=n), _query(), 1, 1)),
-        *_forward("image tokens", (16, 64, 256), _with_tokens, plain=False),
-        *_forward("rows of a batch", (1, 2, 4), lambda n: (TINY, _query(), n, 1)),
-        *_forward("tokens of the target", (4, 8, 16), lambda n: (TINY, _query(n), 1, 1)),
-        *_forward("edits", (8, 16, 32), lambda n: (TINY, _query(), 1, n)),
-        *_step("records of a step", (1, 2, 4)),
+        *_forward("layers", (4, 16), lambda n: (replace(TINY, layers=n), _query(), 1, 1)),
+        *_forward("image tokens", (16, 256), _with_tokens, plain=False),
+        *_forward("rows of a batch", (1, 4), lambda n: (TINY, _query(), n, 1)),
+        *_forward("tokens of the target", (4, 16), lambda n: (TINY, _query(n), 1, 1)),
+        *_forward("edits", (8, 32), lambda n: (TINY, _query(), 1, n)),
+        *_step("records of a step", (1, 4)),
         *_evaluation("records of a file", (1, 2)),
     ]
 

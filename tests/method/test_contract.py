@@ -187,8 +187,11 @@ def test_teacher_forcing_equals_generation(
     assert torch.equal(chain[:, first : first + answer.shape[1]], answer)
 
 
-@LAYERS
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("text_layer", "vision_layer", "side"),
+    [(1, 2, "left"), (2, 1, "right"), (2, 2, "left")],
+    ids=["below-left", "above-right", "equal-left"],
+)
 def test_a_batch_equals_its_rows(tiny: TinyModel, text_layer: int, vision_layer: int, side: str):
     editor = trained_editor(tiny, text_layer=text_layer, vision_layer=vision_layer)
     edits = editor.read([request_of(), Query("How many stars?", picture("green"), "two")])
