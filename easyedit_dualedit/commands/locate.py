@@ -70,7 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
         rows=arguments.rows,
         seed=hparams.seed,
     )
-    records = records_of(arguments, hparams.model_name, folder / "data", "train")
+    every = records_of(arguments, hparams.model_name, folder / "data", "train")
+    # Of text alone there are no image tokens to compare with; where all are, the error says it.
+    records = [record for record in every if record.request.shown] or every
     if arguments.data is None and arguments.limit is None:
         records = records[:_OWN_RECORDS]
     pictures = PictureFiles.opened(records)
@@ -93,6 +95,8 @@ def run(arguments: argparse.Namespace) -> None:
     plot_where_possible(plot_layers, effects, folder / "locate.png")
     shown = console()
     shown.print(layers_table(effects).for_terminal())
+    if len(records) < len(every) and arguments.data is not None:
+        shown.print(f"{len(every) - len(records)} records of text alone are left out")
     proposal = ", ".join(f"{name}: {layer}" for name, layer in effects["proposal"].items())
     shown.print(f"proposed: {proposal}; a starting point, `ablate --pairs` compares pairs")
     shown.print(

@@ -32,6 +32,9 @@ there tells nothing about what the layers above read.
 ATTENTION = ("vision", "text")
 """Positions whose share of the answer's attention is measured."""
 
+_WIDEST_ATTENTION = 4096
+"""Tokens of a row whose attention is asked for at most: all of its layers are kept, squared."""
+
 
 @dataclass(frozen=True)
 class LocateConfig:
@@ -109,10 +112,12 @@ def probe(record: Record, encoder: Encoder, config: LocateConfig) -> dict[str, A
         modality -> measure -> one value a layer, in the order of the layers; and the answer.
 
     Raises:
-        DataError: if the record has no picture, or an output is not a number.
+        DataError: if the record shows nothing, or an output is not a number.
     """
     if record.request.image is None:
-        raise DataError(f"record {record.index} has no picture; locate needs questions of pictures")
+        raise DataError(
+            f"record {record.index} shows nothing; locate needs questions of pictures or videos"
+        )
     (query,) = with_own_answers(encoder, [replace(record.request, target=None)])
     batch = encoder.encode([query])
     effects: dict[str, dict[str, list[float]]] = {
@@ -171,7 +176,7 @@ def _noised_logits(
         return torch.cat([hidden, *(clean + change for change in changes)])
 
     edits: dict[int, LayerEdit] = dict.fromkeys(layers, noise_at)
-    with attach(encoder.backbone.layers, edits):
+    with attach(encoder.backbone.layers, edits), _copies_see(encoder.backbone.decoder):
         logits = encoder.backbone.model(**batch.inputs, use_cache=False).logits
     before = (batch.labels[0] != IGNORED).nonzero().flatten() - 1
     answer: Tensor = logits[:, before].float()
@@ -183,13 +188,16 @@ def _attention(
 ) -> dict[str, list[float]] | None:
     """Return the share of attention that the answer pays to each modality, by layer, 0 to 1.
 
-    None if the model does not tell its attention.
+    None if not every layer of the model tells its attention, or a video makes the row too wide.
     """
     model: Any = encoder.backbone.model
+    if batch.layout.real.shape[1] > _WIDEST_ATTENTION:
+        return None
     with _eager(model):
         output = model(**batch.inputs, use_cache=False, output_attentions=True)
     weights = getattr(output, "attentions", None)
-    if not weights or any(weight is None for weight in weights):
+    count = len(encoder.backbone.layers)  # linear attention has no weights to tell
+    if not weights or len(weights) < count or any(each is None for each in weights):
         return None
     before = (batch.labels[0] != IGNORED).nonzero().flatten() - 1
     shares: dict[str, list[float]] = {}
@@ -197,9 +205,30 @@ def _attention(
         mask = getattr(batch.layout, part)[0]
         shares[part] = [
             float(weights[layer][0][:, before][..., mask].float().sum(-1).mean())
-            for layer in config.chosen(len(encoder.backbone.layers))
+            for layer in config.chosen(count)
         ]
     return shares
+
+
+@contextlib.contextmanager
+def _copies_see(decoder: Any) -> Iterator[None]:
+    """Let a decoder that adds picture features between its layers add them to every copy."""
+    name = "_deepstack_process"
+    real = getattr(decoder, name, None)
+    if real is None:
+        yield
+        return
+
+    def added(hidden: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+        copies = len(hidden) // len(mask)
+        found: Tensor = real(hidden, mask.repeat(copies, 1), features.repeat(copies, 1))
+        return found
+
+    setattr(decoder, name, added)
+    try:
+        yield
+    finally:
+        delattr(decoder, name)
 
 
 @contextlib.contextmanager

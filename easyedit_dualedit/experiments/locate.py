@@ -39,7 +39,7 @@ def locate(
 
     Raises:
         ConfigError: if a layer is not in the model.
-        DataError: if there are no records, a record has no picture, or a model's output is NaN.
+        DataError: if there are no records, a record shows nothing, or a model's output is NaN.
     """
     count = len(encoder.backbone.layers)
     layers = config.chosen(count)

@@ -83,3 +83,11 @@ def test_their_edits_are_kept_applied_and_asked_about(
     assert chatted.code == 0, chatted.err
     missing = call(with_model(place, "chat", "--edits", edits, "--image", "missing.mp4"))
     assert "no video at missing.mp4" in missing.error
+
+
+def test_layers_are_located_with_what_shows_something(place: Workplace, call: Call) -> None:
+    located = call(place.locate("--layers", 0))
+    assert located.code == 0, located.err
+    assert "2 records of text alone are left out" in located.out
+    found = json.loads((place.folder / "outputs" / "locate" / "locate.json").read_text())
+    assert found["layers"][0]["vision"]["kl"]["n"] == 6

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_ads_edit import ads_edit_records
 from tiny_data import write_data
+from tiny_editors import shared
 from tiny_models import LAYERS, TinyModel
+from tiny_videos import WATCHING
 
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.experiments import layer_probe as module
@@ -107,3 +110,23 @@ def test_attention_is_a_share_and_the_implementation_comes_back(
     assert bool((shares > 0).all()) and bool((shares.sum(0) <= 1 + 1e-5).all())
     assert tiny.model.config._attn_implementation == before
     assert tiny.model.config.get_text_config()._attn_implementation == text
+
+
+@pytest.mark.parametrize("family", WATCHING)
+def test_a_video_and_pictures_are_probed_as_a_picture_is(family: str, tmp_path: Path):
+    """Every copy sees what is shown, also where picture features are added between layers."""
+    encoder = encoder_of(shared(family))
+    video, pictures, *_ = ads_edit_records(tmp_path)
+    assert video.request.video is not None and len(pictures.request.pictures) == 2
+    for record in (video, pictures):
+        effects = probe(record, encoder, LocateConfig(draws=1))["noise"]["vision"]["kl"]
+        assert len(effects) == LAYERS and effects[0] > 1e-3
+        still = probe(record, encoder, LocateConfig(draws=1, noise=1e-7))["noise"]["both"]
+        assert max(still["kl"]) < 1e-6 and not any(still["flips"])
+
+
+def test_attention_over_a_long_video_is_left_out(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_WIDEST_ATTENTION", 3)
+    assert probe(records[0], encoder_of(llava), LocateConfig(draws=1))["attention"] is None

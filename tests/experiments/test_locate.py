@@ -125,7 +125,7 @@ def test_bad_data_is_one_clear_line(llava: TinyModel, records: list[Record], tmp
     with pytest.raises(DataError, match="at least one record"):
         located(llava, [], tmp_path / "none")
     blind = replace(records[0], request=replace(records[0].request, image=None))
-    with pytest.raises(DataError, match="record 0 has no picture"):
+    with pytest.raises(DataError, match="record 0 shows nothing"):
         located(llava, [blind], tmp_path / "blind")
 
 

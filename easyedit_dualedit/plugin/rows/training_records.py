@@ -109,6 +109,11 @@ def _answer(query: Query) -> str:
 
 
 def _picture(record: Record, query: Query) -> str:
+    if query.video is not None:
+        raise DataError(
+            f"record {record.index} has a query about a video; EasyEdit's dataset for this trainer"
+            " takes the path of one picture: give --train records of single pictures"
+        )
     if len(query.pictures) != 1 or isinstance(query.pictures[0], Image.Image):
         raise DataError(
             f"record {record.index} has a query with {len(query.pictures)} pictures, or with one"

@@ -1,13 +1,16 @@
 """EasyEdit's LoRA, WISE and GRACE, run for real on tiny models, and the model after them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from easyedit_fixtures import needs_master
+from tiny_families import FAMILIES
 from tiny_models import LAYERS, TinyModel, tiny_llava
 from tiny_rows import answer_of, assert_same, bench_of, loss_of, record_of, state_of
+from tiny_videos import video_of
 
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.measure.contender import Edited
@@ -142,3 +145,18 @@ def test_a_request_without_a_picture_is_refused(host: Host, name: str, tmp_path:
     method = method_of(host, name, tiny_llava(), tmp_path)
     with pytest.raises(DataError, match=f"without a picture.*{name}"), method.edit(record):
         pass
+
+
+@pytest.mark.parametrize("family", ["llava-onevision", "qwen2-vl"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_video_is_edited(host: Host, name: str, family: str, tmp_path: Path) -> None:
+    tiny = FAMILIES[family]()
+    encoder = Encoder(Backbone.of(tiny.model), tiny.processor)
+    record = record_of()
+    video = replace(record.request, image=video_of("red", "green", "blue", "blue"))
+    record = replace(record, request=video)
+    before = state_of(tiny.model, encoder)
+    plain = loss_of(tiny.model, encoder, video)
+    with method_of(host, name, tiny, tmp_path).edit(record) as edited:
+        assert loss_of(edited.model, encoder, video) < plain - 0.05
+    assert_same(before, state_of(tiny.model, encoder))
