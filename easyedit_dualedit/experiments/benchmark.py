@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
+from easyedit_dualedit.data.record_lengths import require_fit
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.experiments.benchmark_folder import (
@@ -190,6 +191,7 @@ class _Benchmark:
             seconds = time.perf_counter() - start
         making = {"trained_parameters": method.trained_parameters, "making_seconds": seconds}
         encoder = encoders[-1]
+        require_fit(missing, encoder)
         plain = Edited(encoder.backbone.model, 0)
         peak.restart()
         for record in missing:

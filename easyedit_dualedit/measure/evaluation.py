@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from easyedit_dualedit.data.record_lengths import require_fit
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.measure.panel import Panel
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, ProtocolName
@@ -55,9 +56,11 @@ def evaluate(
             cases of all, the others none; None means that it makes all.
 
     Raises:
-        DataError: if a picture cannot be read or a target tokenises to nothing.
+        DataError: if a picture cannot be read, a target tokenises to nothing, or a text is longer
+            than the model can read, which is told before anything runs.
     """
     processes = processes or Processes()
+    require_fit(records, encoder)
     cases = {record.index: run.case(record.index) for record in records}
     panel = Panel(encoder) if panel is None else panel
     starts = processes.share(range(0, len(records), batch_size))

@@ -19,7 +19,11 @@ from easyedit_dualedit.model.video_frames import FRAMES_OF_A_FILE, strip_of
 from easyedit_dualedit.model.videos import Video
 from easyedit_dualedit.plugin import ads_edit, comprehend_edit
 from easyedit_dualedit.plugin.comprehend_edit import dataset_reader
-from easyedit_dualedit.plugin.edit_calls import with_own_sequence, without_sequences
+from easyedit_dualedit.plugin.edit_calls import (
+    with_checked_dataset,
+    with_own_sequence,
+    without_sequences,
+)
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.legacy import LegacyModel
 from easyedit_dualedit.plugin.models import (
@@ -54,6 +58,7 @@ def apply_bridges(host: Host, patches: Patches) -> None:
     patches.wrap(trainer.BaseTrainer, "__init__", functools.partial(checking_first, host))
     if host.edition == "master":
         patches.wrap(editor, "edit", with_own_sequence)
+        patches.wrap(editor, "edit_dataset", with_checked_dataset)
         _bridge_master(host, patches)
     else:
         _bridge_release(host, patches, editor)

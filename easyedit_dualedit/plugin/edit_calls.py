@@ -1,12 +1,15 @@
-"""Calls of EasyEdit's `MultimodalEditor.edit`: what a sequence holds, and what is refused."""
+"""Calls of EasyEdit's `MultimodalEditor`: what a sequence holds, and what is refused."""
 
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from easyedit_dualedit.errors import ConfigError, UpstreamError
+from torch.utils.data import Dataset
+
+from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.plugin.apply import sequence_of_call
+from easyedit_dualedit.plugin.edit_arguments import checked_arguments
 from easyedit_dualedit.plugin.models import is_ours
 
 CONTINUE = "continue_sequence"
@@ -25,16 +28,17 @@ def with_own_sequence(original: Callable[..., Any]) -> Callable[..., Any]:
     def edit(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not is_ours(self.hparams):
             return original(self, *args, **kwargs)
-        goes_on = kwargs.pop(CONTINUE, False)
-        if not _is_sequential(signature, self, args, kwargs):
+        given = _given(signature, self, args, kwargs, "master")
+        goes_on = given.pop(CONTINUE, False)
+        if not given.get("sequential_edit"):
             if goes_on:
                 raise ConfigError(
                     f"{CONTINUE} = {goes_on!r} without sequential_edit; set sequential_edit=True,"
                     " since only a sequence can go on"
                 )
-            return original(self, *args, **kwargs)
+            return original(self, **given)
         with sequence_of_call(self.model, goes_on=bool(goes_on)):
-            return original(self, *args, **kwargs)
+            return original(self, **given)
 
     return edit
 
@@ -45,20 +49,51 @@ def without_sequences(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def edit(self: Any, *args: Any, **kwargs: Any) -> Any:
-        sequential = _is_sequential(signature, self, args, kwargs) or kwargs.get(CONTINUE)
-        if is_ours(self.hparams) and sequential:
+        if not is_ours(self.hparams):
+            return original(self, *args, **kwargs)
+        given = _given(signature, self, args, kwargs, "pypi")
+        if given.get("sequential_edit") or given.get(CONTINUE):
             # Upstream takes any argument and makes each edit alone.
             raise UpstreamError(
                 "sequential_edit is not in EasyEdit 0.0.1.dev0, which would make each edit alone;"
                 " use EasyEdit's master, or this package's own EditMemory"
             )
-        return original(self, *args, **kwargs)
+        return original(self, **given)
 
     return edit
 
 
-def _is_sequential(
-    signature: inspect.Signature, editor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> bool:
-    given = signature.bind_partial(editor, *args, **kwargs).arguments
-    return bool(given.get("sequential_edit", given.get("kwargs", {}).get("sequential_edit")))
+def with_checked_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `MultimodalEditor.edit_dataset` of master, which says what it cannot do."""
+
+    @functools.wraps(original)
+    def edit_dataset(self: Any, ds: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_ours(self.hparams):
+            if kwargs.get("sequential_edit"):
+                # Upstream takes any argument and makes each edit alone.
+                raise ConfigError(
+                    "sequential_edit is of `edit`; edit_dataset makes each edit alone, leave it out"
+                )
+            if not isinstance(ds, Dataset) or not len(ds):  # type: ignore[arg-type]
+                has = "without records" if isinstance(ds, Dataset) else "that is no data set"
+                raise DataError(
+                    f"edit_dataset was given a {type(ds).__name__} {has}; give a data set of"
+                    " EasyEdit's for pictures, such as VQADataset(path, config=hparams)"
+                )
+        return original(self, ds, *args, **kwargs)
+
+    return edit_dataset
+
+
+def _given(
+    signature: inspect.Signature,
+    editor: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    edition: str,
+) -> dict[str, Any]:
+    """Return the arguments of a call by name, checked, without the editor."""
+    given = dict(signature.bind(editor, *args, **kwargs).arguments)
+    given |= given.pop("kwargs", {})
+    del given["self"]
+    return checked_arguments(given, edition)

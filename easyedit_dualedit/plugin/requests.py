@@ -13,7 +13,7 @@ from easyedit_dualedit.model.inputs import Query, Shown
 from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.videos import Video
 
-_FILE_TYPES = ("image", "single-image", "multi-image", "video", "text")
+FILE_TYPES = ("image", "single-image", "multi-image", "video", "text")
 
 
 def requested_queries(
@@ -45,10 +45,10 @@ def _query_of(
             " new answer as its target"
         )
     file_type = request.get("file_type") or "image"
-    if file_type not in _FILE_TYPES:
+    if file_type not in FILE_TYPES:
         raise DataError(
             f"request {number} has file_type {file_type!r}; DualEdit edits questions about"
-            f" pictures, a video or none: {', '.join(_FILE_TYPES)}"
+            f" pictures, a video or none: {', '.join(FILE_TYPES)}"
         )
     shown = shown_from(request.get("image"), file_type, to_picture)
     return Query(request["prompt"], shown, request["target"])

@@ -2,11 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.errors import ConfigError, UpstreamError
+from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.models import is_ours
@@ -35,6 +35,12 @@ def checking_first(host: Host, original: Callable[..., None]) -> Callable[..., N
     def __init__(self: Any, config: Any, train_set: Any, val_set: Any) -> None:
         if is_ours(config):
             _require_single_rows(host, config)
+            _require_records({"train_set": train_set, "val_set": val_set})
+            if config.eval_only and config.archive is None:
+                raise ConfigError(
+                    "eval_only is true and archive is not set, so there is nothing to evaluate; set"
+                    " archive to trained adapters, or eval_only to false"
+                )
             if not config.eval_only:
                 _require_optimiser(config)
                 _require_checkpoint(host, config, len(train_set))
@@ -44,7 +50,8 @@ def checking_first(host: Host, original: Callable[..., None]) -> Callable[..., N
 
 
 def _require_single_rows(host: Host, config: Any) -> None:
-    sizes = [name for name in ("batch_size", "val_batch_size") if getattr(config, name) > 1]
+    read = ("val_batch_size",) if config.eval_only else ("batch_size", "val_batch_size")
+    sizes = [name for name in read if getattr(config, name) > 1]
     if host.edition == "pypi" and sizes:
         given = " and ".join(f"{name} = {getattr(config, name)}" for name in sizes)
         raise UpstreamError(
@@ -52,6 +59,15 @@ def _require_single_rows(host: Host, config: Any) -> None:
             f" {' and '.join(sizes)} to 1 (accumulate_bs adds up the gradients of several), or use"
             " EasyEdit's master"
         )
+
+
+def _require_records(sets: Mapping[str, Any]) -> None:
+    for name, records in sets.items():
+        if records is None or not len(records):
+            raise DataError(
+                f"{name} is {'None' if records is None else 'empty'}; give a data set of EasyEdit's"
+                " for pictures, such as VQADataset(path, config=hparams)"
+            )
 
 
 def _require_optimiser(config: Any) -> None:
@@ -65,8 +81,6 @@ def _require_optimiser(config: Any) -> None:
 def _require_checkpoint(host: Host, config: Any, records: int) -> None:
     """Raise ConfigError if the training validates, and so saves, nothing that it then loads."""
     if not config.final_eval or (config.debug and not config.save):
-        return
-    if not records:
         return
     iterations = config.max_iters
     if config.max_epochs is not None:

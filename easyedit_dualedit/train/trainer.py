@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from easyedit_dualedit.data.record_lengths import require_fit
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.training_targets import targets_of
 from easyedit_dualedit.errors import ConfigError, DataError
@@ -73,7 +74,8 @@ def train(
         watching: what is measured and written meanwhile; None means nothing.
 
     Raises:
-        DataError: if there are fewer records than a batch takes.
+        DataError: if there are fewer records than a batch takes, or a text is longer than the model
+            can read.
         BackboneError: if no gradient passes through the model's weights.
         ArchiveError: if the checkpoint is damaged or of another run.
         ConfigError: if the losses are no numbers any longer.
@@ -89,6 +91,7 @@ def train(
             f"a batch of {config.batch_size} has no record for each of {processes.count} processes;"
             " raise batch_size or start fewer"
         )
+    require_fit(records, editor.encoder)
     editor.backbone.require_gradients()
     torch.manual_seed(config.seed)
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=config.learning_rate)

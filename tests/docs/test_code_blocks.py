@@ -106,7 +106,8 @@ def readme_shows(seen: dict[str, Any], printed: str) -> None:
         assert seen["metrics"][0]["pre"]["rephrase_acc"] == 0
 
 
-def easyedit_shows(seen: dict[str, Any], _: str) -> None:
+def easyedit_shows(seen: dict[str, Any], printed: str) -> None:
+    assert "\nsquare\n" in printed  # what the edited model generates
     assert (Path("results") / "models" / "DualEdit").is_dir()
     assert len(seen["edited_model"].edits) == (2 if HAS_MASTER else 1)
 

@@ -3,8 +3,14 @@
 from typing import Any
 
 import pytest
-from easyedit_fixtures import Workplace, needs_master, needs_release, shared_workplace
-from easyedit_runs import editor_of
+from easyedit_fixtures import (
+    Workplace,
+    needs_easyedit,
+    needs_master,
+    needs_release,
+    shared_workplace,
+)
+from easyedit_runs import dataset_of, editor_of
 
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.plugin import apply as applying
@@ -102,6 +108,24 @@ def test_other_adapters_do_not_end_a_sequence(
     editor.hparams = mine
     found = sequence(editor, workplace, (1,), continue_sequence=True)
     assert found == targets(workplace, 0, 1)
+
+
+@needs_easyedit
+def test_arguments_are_checked_before_anything_is_edited(workplace: Workplace) -> None:
+    editor = editor_of(workplace)
+    given = workplace.edit_arguments((0, 1)) | {"targets": ["a kite"]}
+    with pytest.raises(DataError, match="targets is a list of 1, but prompts are 2"):
+        editor.edit(**given)
+
+
+@needs_master
+def test_edit_dataset_says_what_it_cannot_do(workplace: Workplace) -> None:
+    editor = editor_of(workplace)
+    records = dataset_of(workplace, editor.hparams)
+    with pytest.raises(ConfigError, match="edit_dataset makes each edit alone"):
+        editor.edit_dataset(records, sequential_edit=True)
+    with pytest.raises(DataError, match="a list that is no data set; give a data set"):
+        editor.edit_dataset([{}])
 
 
 @needs_release

@@ -17,7 +17,7 @@ from easyedit_fixtures import (
 )
 from easyedit_runs import dataset_of, trained, trainer_of
 
-from easyedit_dualedit.errors import ArchiveError, ConfigError, UpstreamError
+from easyedit_dualedit.errors import ArchiveError, ConfigError, DataError, UpstreamError
 from easyedit_dualedit.plugin import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.other_methods import OTHER_METHODS
@@ -94,6 +94,25 @@ def test_training_does_not_go_on_from_a_folder(workplace: Workplace, tmp_path: P
 def test_the_release_refuses_batches(workplace: Workplace, tmp_path: Path) -> None:
     with pytest.raises(UpstreamError, match="batch_size = 2 and val_batch_size = 3.*set batch"):
         trained(workplace, tmp_path, "MultimodalTrainer", batch_size=2, val_batch_size=3)
+
+
+def test_only_batches_that_are_read_are_refused(workplace: Workplace, tmp_path: Path) -> None:
+    archive = str(workplace.adapters)
+    trained(workplace, tmp_path, "MultimodalTrainer", batch_size=2, eval_only=True, archive=archive)
+
+
+def test_nothing_to_evaluate_or_to_train_on_is_refused(workplace: Workplace) -> None:
+    settings = workplace.settings(archive=str(workplace.adapters))
+    hparams = DualEditMultimodalHparams.from_dict(settings)
+    records = dataset_of(workplace, hparams)
+    hparams.archive = None
+    trainer = find_host().package.MultimodalTrainer
+    with pytest.raises(ConfigError, match="archive is not set, so there is nothing to evaluate"):
+        trainer(hparams, records, records)
+    with pytest.raises(DataError, match="val_set is None; give a data set"):
+        trainer(hparams, records, None)
+    with pytest.raises(DataError, match="train_set is empty"):
+        trainer(hparams, [], records)
 
 
 @pytest.mark.parametrize(
