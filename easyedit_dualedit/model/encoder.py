@@ -65,6 +65,7 @@ class Encoder:
         self.marker = PromptMarker.of(self._prompt_ids)
         """How every prompt ends; None if the template's prompts have no common ending."""
         self.last_prompt_token = last_prompt_token
+        self._limit = PositionLimit.of(backbone.model.config)
         self._answer_prefix: str = (
             family.answer_prefix if given.answer_prefix is None else given.answer_prefix
         )
@@ -159,11 +160,14 @@ class Encoder:
             ids = self.target_ids(query.target) if with_target and query.target else []
             targets.append(ids + [self.tokenizer.eos_token_id] if ids and ended else ids)
         lengths = torch.tensor([len(ids) for ids in targets])
-        totals = lengths + torch.tensor([len(prompt["input_ids"]) for prompt in prompts])
-        limit = PositionLimit.of(self.backbone.model.config)
-        if limit is not None:
+        counts = [
+            len(ids) + len(prompt["input_ids"])
+            for ids, prompt in zip(targets, prompts, strict=True)
+        ]
+        if self._limit is not None and max(counts) > self._limit.most:
             seen = [self.vision_positions(prompt["input_ids"]) for prompt in prompts]
-            limit.require(queries, totals.tolist(), seen)
+            self._limit.require(queries, counts, seen)
+        totals = torch.tensor(counts)
         width = int(totals.max())
         positions = torch.arange(width)
         is_left = padding_side == "left"

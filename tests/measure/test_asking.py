@@ -141,6 +141,7 @@ class RunsOn:
     def __init__(self, model: Any, tokens: list[int]):
         self._model = model
         self.parameters = model.parameters
+        self.config = model.config
         self._tokens = tokens
         self.allowed: list[int] = []
 
