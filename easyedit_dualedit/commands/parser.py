@@ -156,6 +156,8 @@ def _allowed(memory: int | None) -> AbstractContextManager[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:  # which may be what could not be imported
+        return isinstance(error, MemoryError)
     from easyedit_dualedit.model.row_memory import is_out_of_memory
 
     return is_out_of_memory(error)

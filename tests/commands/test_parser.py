@@ -1,5 +1,6 @@
 """The command line: commands work end to end, a user's mistake is one line and exit code 2."""
 
+import argparse
 import importlib
 import json
 import re
@@ -19,6 +20,7 @@ from tiny_models import tiny_llava
 from workplace import INVISIBLE, SHORT, Workplace
 
 from easyedit_dualedit import __version__
+from easyedit_dualedit.commands import parser
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.method.archive import Archive
@@ -820,3 +822,17 @@ def test_evaluate_splits_by_the_targets_of_a_file_of_training_records(
     done = call(work.evaluate("--limit", 4, "--name", "old", archive=str(tmp_path / "old")))
     assert "No split by targets seen in training: the adapters in" in " ".join(done.out.split())
     assert "give --training-records FILE" in " ".join(done.out.split())
+
+
+def test_a_torch_that_cannot_be_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def run(_: argparse.Namespace) -> None:
+        raise ImportError("libtorch_cpu.so: cannot open shared object file")
+
+    monkeypatch.setattr(parser._COMMANDS["locate"], "run", run)
+    monkeypatch.setitem(sys.modules, "easyedit_dualedit.model.row_memory", None)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert parser.main(["locate"]) != 0
+    told = capsys.readouterr().err
+    assert told.startswith("error: ImportError: libtorch_cpu.so") and told.count("\n") == 1
