@@ -4,16 +4,17 @@
 the last prompt token and, if the gate is `learned`, the mean over the image tokens; all of them
 precede the target, so no label can reach a decision. `Gate.key` makes a unit vector of them, the
 product with the key of an edit is their similarity, and `Gate.route` chooses the best edit whose
-similarity reaches the threshold. The kind `last-token` alone reads the last token of prompt and
-target: it is the published code's, and here to reproduce it.
+similarity reaches the threshold. The keys of a `learned` gate are those of its trained
+`GateProjection`; the others compare the states as they are. The kind `last-token` alone reads the
+last token of prompt and target: it is the published code's, and here to reproduce it.
 
 How a gate is trained and its thresholds are found is in `gate_calibration` and in `train`.
 """
 
 import copy
-import logging
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,28 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.method.config import GateConfig, GateKind
-from easyedit_dualedit.method.gate_projection import GateForm, GateProjection
+from easyedit_dualedit.method.gate_loading import prepare_projection, warn_of_fallback
 from easyedit_dualedit.model.inputs import TokenLayout
-
-logger = logging.getLogger(__name__)
 
 CALIBRATED_KINDS: tuple[GateKind, ...] = ("cosine", "centred", "last-token")
 """Kinds that compare the states as they are, in the order in which a gate stores thresholds."""
 
 _TIE = 1e-5
 """Cosines closer than this differ by rounding: two edits of one request, say."""
+
+EDIT_COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+"""Numbers of stored edits that a `learned` gate keeps thresholds for."""
+
+KEY_WIDTH = 128
+"""Length of the keys of a `learned` gate."""
+
+GateForm = Literal["two-layer", "linear"]
+"""What makes a key of the states: two layers, or one that cannot learn single records by heart."""
+
+GATE_FORMS: tuple[GateForm, ...] = get_args(GateForm)
+
+_HIDDEN_WIDTH = 256
+"""Width of the layer between states and keys, where there are two."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,8 @@ class Gate(nn.Module):
         self.register_buffer("mean", torch.zeros(hidden_size))
         self.register_buffer("thresholds", torch.full((len(CALIBRATED_KINDS),), math.nan))
         self.projection = GateProjection(hidden_size)
-        self.register_load_state_dict_pre_hook(_prepare_projection)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_warn_of_fallback)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(prepare_projection)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(warn_of_fallback)  # type: ignore[no-untyped-call]
 
     @property
     def kind(self) -> GateKind:
@@ -215,6 +228,77 @@ class Gate(nn.Module):
             return functional.normalize(states, dim=-1)
 
 
+class GateProjection(nn.Module):
+    """The trained part of a `learned` gate: it makes keys that tell a thousand edits apart.
+
+    A key joins the state of the last prompt token, which knows what is asked, and the mean over the
+    image tokens, which hardly changes when a scene is rearranged and tells scenes apart whose
+    answer is the same. The threshold grows with the number of edits, since each more is one more
+    chance to open for a query that concerns none. Which form it has is chosen in training, on
+    records that taught it nothing. At LLaVA-1.5-7B size there are 2.1 million parameters in two
+    layers, 6 % of the adapters', or 1.0 million in one.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self, hidden_size: int, form: GateForm = "two-layer"):
+        """Build an untrained projection of states of `hidden_size`."""
+        super().__init__()
+        self.form = form
+        width = 2 * hidden_size
+        layers = (
+            [nn.Linear(width, KEY_WIDTH)]
+            if form == "linear"
+            else [nn.Linear(width, _HIDDEN_WIDTH), nn.GELU(), nn.Linear(_HIDDEN_WIDTH, KEY_WIDTH)]
+        )
+        self.layers = nn.Sequential(*layers)
+        self.register_buffer("thresholds", torch.full((len(EDIT_COUNTS),), math.nan))
+
+    @property
+    def is_trained(self) -> bool:
+        """True once it has been trained and its thresholds calibrated."""
+        return not math.isnan(self.thresholds[0])
+
+    def forward(self, states: Tensor, vision: Tensor | None = None) -> Tensor:
+        """Return unit vectors, [..., k].
+
+        Args:
+            states: states of last prompt tokens, [..., d].
+            vision: means of the states of the image tokens at the same layer, [..., d]; zeros, or
+                None, without a picture.
+        """
+        keys: Tensor = functional.normalize(self.layers(self.inputs(states, vision)), dim=-1)
+        return keys
+
+    @staticmethod
+    def inputs(states: Tensor, vision: Tensor | None = None) -> Tensor:
+        """Return what the layers see of states: both, normalised each for itself, [..., 2 d].
+
+        Args:
+            states: as in `forward`.
+            vision: as in `forward`.
+        """
+        # The norm of zeros is zeros, so a query without a picture needs no case of its own.
+        picture = torch.zeros_like(states) if vision is None else vision
+        both = functional.layer_norm(torch.stack([states, picture], -2), states.shape[-1:])
+        return both.flatten(-2)
+
+    def threshold(self, count: int) -> float:
+        """Return the cosine at or above which the best of `count` edits applies; NaN if untrained.
+
+        It is linear in the logarithm of the count between `EDIT_COUNTS`, and constant outside.
+        """
+        values: list[float] = self.thresholds.tolist()
+        if count <= EDIT_COUNTS[0]:
+            return values[0]
+        if count >= EDIT_COUNTS[-1]:
+            return values[-1]
+        upper = next(place for place, each in enumerate(EDIT_COUNTS) if each >= count)
+        low, high = math.log(EDIT_COUNTS[upper - 1]), math.log(EDIT_COUNTS[upper])
+        share = (math.log(count) - low) / (high - low)
+        return values[upper - 1] + share * (values[upper] - values[upper - 1])
+
+
 def vision_mean(hidden: Tensor, vision: Tensor) -> Tensor:
     """Return the mean state of the image tokens of each row, float32 [b, d]; zeros without any.
 
@@ -226,38 +310,3 @@ def vision_mean(hidden: Tensor, vision: Tensor) -> Tensor:
     # Left out, not multiplied by zero: NaN may stand at padding.
     kept = torch.where(mask[..., None], hidden.float(), 0.0)
     return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-
-
-def _prepare_projection(
-    gate: nn.Module, tensors: dict[str, Tensor], prefix: str, *_rest: object
-) -> None:
-    """Give the gate a projection of the form that is about to be loaded.
-
-    A projection of version 0.1, which read no image tokens, is dropped: it cannot be used any more.
-    """
-    if not isinstance(gate, Gate):
-        return
-    size, names = (
-        len(gate.mean),
-        [name for name in tensors if name.startswith(f"{prefix}projection.")],
-    )
-    if f"{prefix}projection.threshold" in tensors:
-        for name in names:
-            del tensors[name]
-        fresh = GateProjection(size).state_dict()
-        tensors.update({f"{prefix}projection.{name}": value for name, value in fresh.items()})
-    elif names:
-        form: GateForm = (
-            "two-layer" if f"{prefix}projection.layers.2.weight" in tensors else "linear"
-        )
-        if form != gate.projection.form:
-            gate.projection = GateProjection(size, form).to(gate.mean.device)
-
-
-def _warn_of_fallback(gate: nn.Module, _keys: object) -> None:
-    if isinstance(gate, Gate) and gate.kind != gate.config.kind:
-        logger.warning(
-            "the weights hold no trained %s gate; the %s gate decides instead",
-            gate.config.kind,
-            gate.kind,
-        )

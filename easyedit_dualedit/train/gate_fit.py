@@ -15,7 +15,7 @@ from tqdm import tqdm
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.data.scope import HARD, IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.method.gate_projection import GateForm, GateProjection
+from easyedit_dualedit.method.gate import GateForm, GateProjection
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_whitening import Whitening
 from easyedit_dualedit.train.scope_states import ScopeStates

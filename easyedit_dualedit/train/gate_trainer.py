@@ -18,8 +18,8 @@ from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate import EDIT_COUNTS, GateProjection
 from easyedit_dualedit.method.gate_calibration import Calibration, ScopeSample, set_thresholds
-from easyedit_dualedit.method.gate_projection import EDIT_COUNTS, GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_fit import FITTINGS, fit_projection

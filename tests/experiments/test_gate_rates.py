@@ -16,8 +16,7 @@ from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rate
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import Routing
-from easyedit_dualedit.method.gate_projection import EDIT_COUNTS
+from easyedit_dualedit.method.gate import EDIT_COUNTS, Routing
 from easyedit_dualedit.model.inputs import TokenLayout
 
 

@@ -8,8 +8,7 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.method.config import GateConfig, GateKind
-from easyedit_dualedit.method.gate import Gate, vision_mean
-from easyedit_dualedit.method.gate_projection import EDIT_COUNTS
+from easyedit_dualedit.method.gate import EDIT_COUNTS, Gate, vision_mean
 from easyedit_dualedit.model.inputs import TokenLayout
 
 HIDDEN, LENGTH = 16, 7

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from easyedit_dualedit.method.config import GateConfig
-from easyedit_dualedit.method.gate import Gate, vision_mean
-from easyedit_dualedit.method.gate_projection import (
+from easyedit_dualedit.method.gate import (
     EDIT_COUNTS,
     GATE_FORMS,
     KEY_WIDTH,
+    Gate,
     GateForm,
     GateProjection,
+    vision_mean,
 )
 
 HIDDEN = 16

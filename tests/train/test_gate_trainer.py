@@ -18,7 +18,7 @@ from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate_projection import GATE_FORMS, GateForm, GateProjection
+from easyedit_dualedit.method.gate import GATE_FORMS, GateForm, GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train import gate_fit, gate_trainer
 from easyedit_dualedit.train.gate_reading import read_gate_states

@@ -1,0 +1,36 @@
+"""A gate whose weights are loaded: its projection takes the form that they have."""
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_projection(gate: Any, tensors: dict[str, Tensor], prefix: str, *_rest: object) -> None:
+    """Give a `Gate` a projection of the form that is about to be loaded.
+
+    A projection of version 0.1, which read no image tokens, is dropped: it cannot be used any more.
+    """
+    size, projection = len(gate.mean), type(gate.projection)
+    names = [name for name in tensors if name.startswith(f"{prefix}projection.")]
+    if f"{prefix}projection.threshold" in tensors:
+        for name in names:
+            del tensors[name]
+        fresh = projection(size).state_dict()
+        tensors.update({f"{prefix}projection.{name}": value for name, value in fresh.items()})
+    elif names:
+        form = "two-layer" if f"{prefix}projection.layers.2.weight" in tensors else "linear"
+        if form != gate.projection.form:
+            gate.projection = projection(size, form).to(gate.mean.device)
+
+
+def warn_of_fallback(gate: Any, _keys: object) -> None:
+    """Say so where another kind decides in place of a `learned` gate that is not trained."""
+    if gate.kind != gate.config.kind:
+        logger.warning(
+            "the weights hold no trained %s gate; the %s gate decides instead",
+            gate.config.kind,
+            gate.kind,
+        )
