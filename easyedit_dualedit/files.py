@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.errors import DataError, shortened
+from easyedit_dualedit.errors import ArchiveError, DataError, shortened
 from easyedit_dualedit.storage.parsing import json_in
 
 
@@ -24,6 +24,17 @@ def digest_of(path: Path) -> str:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     return digest.hexdigest()[:16]
+
+
+def require_writable(folder: Path) -> None:
+    """Raise unless a folder can be written to, or made.
+
+    Raises:
+        ArchiveError: if it cannot.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ArchiveError(f"cannot write to {folder}: {existing} is no folder to write in")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

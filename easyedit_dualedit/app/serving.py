@@ -1,13 +1,42 @@
 """Serves the page."""
 
+import socket
 from typing import Any
 
 from easyedit_dualedit.app.extra import gradio
 from easyedit_dualedit.app.page import STYLE, Page
+from easyedit_dualedit.errors import ConfigError
 
 LARGEST_UPLOAD = "64mb"
 
 _AT_ONCE = 8
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raise unless this machine can be listened to there.
+
+    Args:
+        host: name or address.
+        port: None for whichever is free.
+
+    Raises:
+        ConfigError: if the host is not this machine, or the port is taken or none.
+    """
+    try:
+        # Gradio asks a host that is not there for each of a hundred ports, for minutes.
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            # As servers do: a port whose last connections are just ending is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address[0], port or 0, *address[2:]))
+    except (OSError, OverflowError) as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise ConfigError(
+            f"nothing can listen at {where} ({error}); give an address of this machine as --host,"
+            " and a free --port of at most 65535"
+        ) from error
 
 
 def served(

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     gradio()  # what is missing is told before a model is loaded
     from easyedit_dualedit.app.page import Page
-    from easyedit_dualedit.app.serving import served
+    from easyedit_dualedit.app.serving import check_address, served
     from easyedit_dualedit.app.sessions import Sessions
     from easyedit_dualedit.app.shared_editor import SharedEditor
     from easyedit_dualedit.commands.app_examples import examples_of
@@ -55,10 +55,13 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.editors import editor_of
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import name_of
+    from easyedit_dualedit.files import require_writable
     from easyedit_dualedit.method.edit_file import EditFile
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
     from easyedit_dualedit.testbed.emoji import places
 
+    check_address(arguments.host, arguments.port)
+    require_writable(arguments.sessions)
     if arguments.edits is not None:
         EditFile.load(arguments.edits)  # a damaged file is told before a model is loaded
     if arguments.hparams is None and arguments.model is None and places.has_model():

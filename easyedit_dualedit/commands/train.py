@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +15,7 @@ from easyedit_dualedit.commands.arguments import (
     count,
 )
 from easyedit_dualedit.commands.launchers import launched, rank, with_precision
-from easyedit_dualedit.errors import ArchiveError
+from easyedit_dualedit.files import require_writable
 
 if TYPE_CHECKING:
     from easyedit_dualedit.data.records import Record
@@ -67,14 +66,18 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.records import records_of
     from easyedit_dualedit.commands.runs import alone_in
     from easyedit_dualedit.data.picture_files import PictureFiles
+    from easyedit_dualedit.plugin.archives import TrainedAdapters
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
+    # What cannot end well is told before records are drawn.
+    require_writable(arguments.output)
+    if arguments.gate_only:
+        TrainedAdapters.read(hparams.archive)
     # Beside the adapters, which are all that their folder is to hold.
     drawn = arguments.output.with_name(f"{arguments.output.name}-data")
     records = records_of(arguments, hparams.model_name, drawn, "train")
     PictureFiles.opened(records)
-    _require_writable(arguments.output)
     # Processes of one group train into one folder; the first is the one that writes.
     is_first = rank() == 0
     with alone_in(arguments.output) if is_first else nullcontext():
@@ -126,7 +129,7 @@ def train_and_save(
     from easyedit_dualedit.train.validation_split import validation_count, validation_split
     from easyedit_dualedit.train.watch import Watching
 
-    _require_writable(output)
+    require_writable(output)
     checkpoint = output / "training.pt"
     count = validation_count(hparams.validation_records, len(records))
     if hparams.validation_records is None and began_without_validation(checkpoint):
@@ -190,7 +193,7 @@ def remake_gate_and_save(
     from easyedit_dualedit.plugin.archives import TrainedAdapters
     from easyedit_dualedit.train.trainer import remake_gate
 
-    _require_writable(output)
+    require_writable(output)
     config = _config(hparams, records, steps)
     adapters = TrainedAdapters.read(hparams.archive)
     with _model(hparams) as (model, processor, processes):
@@ -248,9 +251,3 @@ def _show(gates: "Mapping[Any, Calibration]", output: Path) -> None:
     columns = numbers("gate", "threshold", "opens in scope", "opens out of scope")
     title = f"adapters saved in {output}; gate on training records"
     console().print(Table(columns, rows, title).for_terminal())
-
-
-def _require_writable(folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ArchiveError(f"cannot write to {folder}: {existing} is no folder to write in")

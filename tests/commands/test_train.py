@@ -55,6 +55,10 @@ def test_a_training_keeps_to_the_memory_that_it_is_given(work: Workplace, call: 
 
 def test_a_gate_alone_needs_adapters(work: Workplace, call: Any):
     assert "archive is not set" in call(work.train("--gate-only")).error
+    # Before any records are drawn, which takes a while.
+    output = work.folder / "gate"
+    assert "archive is not set" in call(["train", "--gate-only", "--output", str(output)]).error
+    assert list(work.folder.glob("gate*")) == []
 
 
 def test_a_training_shows_how_it_does(work: Workplace, call: Any):
