@@ -24,10 +24,10 @@ from easyedit_dualedit.train.step import TrainingStep
 
 PACKAGE = Path(easyedit_dualedit.__file__).parent
 
-MOST_OF_AN_EDIT = 13
+MOST_OF_AN_EDIT = 12
 """Files that an edit and `generate` may enter."""
 
-MOST_OF_A_STEP = 22
+MOST_OF_A_STEP = 21
 """Files that a training step may enter."""
 
 

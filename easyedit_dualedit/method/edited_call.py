@@ -1,30 +1,27 @@
 """One call of an edited model: asks the gate once for each prompt, and changes the layers.
 
 Everything that one forward decides lives here, and hooks are there only while a forward runs. A
-step that continues a prompt goes by the decision that its prompt got.
+step that continues a prompt goes by the decision that its prompt got. Below stands what the
+arguments of a call say: which tokens are real, where the prompt ends, what a cache holds.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.errors import ChunkedPrefillError
+from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.calls import (
-    cached_tokens,
-    named_arguments,
-    real_tokens,
-    rows_and_width,
-    token_ids,
-    widened,
-)
+from easyedit_dualedit.model.calls import named_arguments, widened
+from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import Hooks, eager
-from easyedit_dualedit.model.inputs import TokenLayout
+from easyedit_dualedit.model.inputs import IGNORED, TokenLayout
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
@@ -219,3 +216,124 @@ class EditedCall:
         if not self._active.changes_before_gate:
             return None
         return self._active.decide_ahead(self._backbone, inputs, layout)
+
+
+def layout_of_call(
+    inputs: dict[str, Any], encoder: Encoder, given: TokenLayout | None
+) -> TokenLayout:
+    """Return what each position of a plain call is.
+
+    Args:
+        inputs: of the call.
+        encoder: of the model.
+        given: by whoever calls; None to find the end of a prompt where `labels` begin, or else
+            at the chat template's generation prompt.
+
+    Raises:
+        PromptEndError: if the end of a prompt cannot be found.
+    """
+    if given is not None:
+        # Whoever made it may count the last prompt token, which this editor leaves out.
+        return given if encoder.last_prompt_token else given.without_prompt_end()
+    ids, mask = token_ids(inputs), real_tokens(inputs)
+    labels = inputs.get("labels")
+    gate = None
+    if isinstance(labels, Tensor) and labels.shape == ids.shape:
+        answer = labels != IGNORED
+        first = answer.to(torch.uint8).argmax(1)
+        start = mask.bool().to(torch.uint8).argmax(1)
+        # Labels that cover the prompt as well say nothing of where it ends.
+        if bool(answer.any(1).all()) and bool((first > start).all()):
+            gate = first - 1
+    return encoder.layout(ids, mask, gate=gate)
+
+
+def layout_of_prefill(
+    inputs: dict[str, Any], encoder: Encoder, columns: int, prompt: Tensor
+) -> TokenLayout:
+    """Return what each position of the first forward of `generate` is.
+
+    Args:
+        inputs: of the forward.
+        encoder: of the model.
+        columns: tokens of the prompt, padding included.
+        prompt: mask that `generate` was given, [p, q].
+
+    Raises:
+        ChunkedPrefillError: if the forward has not the whole prompt.
+    """
+    ids, mask = token_ids(inputs), real_tokens(inputs, prompt)
+    if ids.shape[1] < columns:
+        raise ChunkedPrefillError(
+            f"generate processed {ids.shape[1]} of {columns} prompt tokens in one forward; an"
+            " edit needs the whole prompt at once: unset prefill_chunk_size and guidance_scale,"
+            " and pass no past_key_values"
+        )
+    # Without a cache, and in assisted generation, tokens follow the prompt in one forward.
+    positions = torch.arange(columns, device=ids.device)
+    end = torch.where(mask[:, :columns].bool(), positions, -1).amax(1)
+    return dataclasses.replace(encoder.layout(ids, mask, gate=end), last=end)
+
+
+def token_ids(inputs: Mapping[str, Any]) -> Tensor:
+    """Return the token ids among a model's inputs.
+
+    Raises:
+        PromptEndError: if there are none.
+    """
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor):
+        raise PromptEndError(
+            "an edited model needs input_ids, to tell image tokens from text; pass them, not"
+            " inputs_embeds"
+        )
+    return ids
+
+
+def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tensor:
+    """Return the mask of the real tokens among a model's inputs, [b, s]; all are if there is none.
+
+    Args:
+        inputs: of the model.
+        prompt: mask that `generate` was given, [p, q], where rows may be repeated by now. With a
+            static cache `generate` of transformers 5.5 puts one of four dimensions in its place.
+
+    Raises:
+        PromptEndError: if there are no token ids.
+        DataError: if the mask says who attends to whom, and not which tokens are real.
+    """
+    ids, mask = token_ids(inputs), inputs.get("attention_mask")
+    if mask is None:
+        return torch.ones_like(ids)
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask
+    if prompt is not None and prompt.dim() == 2:
+        rows, width = ids.shape
+        return widened(prompt, width, 1).repeat_interleave(rows // len(prompt), 0)
+    raise DataError(
+        "attention_mask says who attends to whom; an edited model needs to know which tokens are"
+        " real: give one of two dimensions, 1 at real tokens and 0 at padding"
+    )
+
+
+def cached_tokens(inputs: Mapping[str, Any]) -> int:
+    """Return how many tokens the cache among a model's inputs holds; 0 without one."""
+    cache = inputs.get("past_key_values")
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    return int(cache[0][0].shape[-2])
+
+
+def rows_and_width(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the shape of a call's rows: their number, and their positions.
+
+    Raises:
+        PromptEndError: if there are neither token ids nor embeddings.
+    """
+    for name in ("inputs_embeds", "input_ids"):
+        value = inputs.get(name)
+        if isinstance(value, Tensor):
+            return int(value.shape[0]), int(value.shape[1])
+    raise PromptEndError("a forward of generate has neither token ids nor embeddings")

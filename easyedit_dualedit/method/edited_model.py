@@ -2,30 +2,44 @@
 
 An `EditedCall` stands behind each call, and holds everything that it decides. So two edited models
 on one base model, two threads, and calls that a streamer or a logits processor makes while an
-edited model generates do not see each other.
+edited model generates do not see each other: `generate` runs on a stand-in, which shares all that
+the base model is and has. A call of the stand-in is one of generate's own, a call of the model is
+somebody else's.
 """
 
 import dataclasses
 import functools
 import inspect
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from easyedit_dualedit.errors import BackboneError, ChunkedPrefillError, DataError, NotEditedError
+from easyedit_dualedit.errors import BackboneError, DataError, NotEditedError
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.edit_check import EditCheck, checked
-from easyedit_dualedit.method.edited_call import Decisions, EditedCall, LayoutFinder
+from easyedit_dualedit.method.edited_call import (
+    Decisions,
+    EditedCall,
+    LayoutFinder,
+    layout_of_call,
+    layout_of_prefill,
+)
 from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit
 from easyedit_dualedit.method.surface import REFUSED_METHODS, REFUSED_OPTIONS
-from easyedit_dualedit.model.calls import generate_of, real_tokens, token_ids
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import IGNORED, Query, TokenLayout
+from easyedit_dualedit.model.inputs import Query, TokenLayout
+
+OwnForward = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Runs a forward that `generate` makes, and returns its output.
+
+Takes the module that is called, what to call (the module, or code compiled from it), and the
+positional and keyword arguments.
+"""
 
 
 class EditedModel:
@@ -67,7 +81,7 @@ class EditedModel:
         """
         if not self.edits:
             return self.base_model(*args, **inputs)
-        call = self._call(partial(self._layout_of_call, given=layout))
+        call = self._call(partial(layout_of_call, encoder=self._encoder, given=layout))
         return call.run(self.base_model, self.base_model, args, inputs)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
@@ -99,7 +113,9 @@ class EditedModel:
         given = options.get("attention_mask")
         # Padding that no mask tells of may count as text: nothing attends to it.
         prompt = torch.ones_like(ids) if given is None else given
-        find = partial(self._layout_of_prefill, columns=ids.shape[1], prompt=prompt)
+        find = partial(
+            layout_of_prefill, encoder=self._encoder, columns=ids.shape[1], prompt=prompt
+        )
         call = self._call(find, {**options, "input_ids": ids})
         made = generate_of(self.base_model, self._encoder.backbone.path[1:], call.run)(**options)
         if not call.has_begun:
@@ -122,7 +138,7 @@ class EditedModel:
             PromptEndError: if the end of a prompt cannot be found.
             CalibrationError: if the gate has no threshold.
         """
-        known = self._layout_of_call(inputs, given=layout)
+        known = layout_of_call(inputs, self._encoder, given=layout)
         return self._active.decide_ahead(self._encoder.backbone, inputs, known)
 
     def check(self, requests: Sequence[Query] | None = None) -> list[EditCheck]:
@@ -218,37 +234,74 @@ class EditedModel:
             self._encoder.backbone, self._active, find_layout, self._decisions, prompt
         )
 
-    def _layout_of_call(self, inputs: dict[str, Any], given: TokenLayout | None) -> TokenLayout:
-        if given is not None:
-            # Whoever made it may count the last prompt token, which this editor leaves out.
-            return given if self._encoder.last_prompt_token else given.without_prompt_end()
-        ids, mask = token_ids(inputs), real_tokens(inputs)
-        labels = inputs.get("labels")
-        gate = None
-        if isinstance(labels, Tensor) and labels.shape == ids.shape:
-            answer = labels != IGNORED
-            first = answer.to(torch.uint8).argmax(1)
-            start = mask.bool().to(torch.uint8).argmax(1)
-            # Labels that cover the prompt as well say nothing of where it ends.
-            if bool(answer.any(1).all()) and bool((first > start).all()):
-                gate = first - 1
-        return self._encoder.layout(ids, mask, gate=gate)
-
-    def _layout_of_prefill(
-        self, inputs: dict[str, Any], columns: int, prompt: Tensor
-    ) -> TokenLayout:
-        ids, mask = token_ids(inputs), real_tokens(inputs, prompt)
-        if ids.shape[1] < columns:
-            raise ChunkedPrefillError(
-                f"generate processed {ids.shape[1]} of {columns} prompt tokens in one forward; an"
-                " edit needs the whole prompt at once: unset prefill_chunk_size and guidance_scale,"
-                " and pass no past_key_values"
-            )
-        # Without a cache, and in assisted generation, tokens follow the prompt in one forward.
-        positions = torch.arange(columns, device=ids.device)
-        end = torch.where(mask[:, :columns].bool(), positions, -1).amax(1)
-        return dataclasses.replace(self._encoder.layout(ids, mask, gate=end), last=end)
-
 
 def _refuse(name: str, *_args: Any, **_kwargs: Any) -> None:
     raise NotEditedError(f"{name} of an edited model: {REFUSED_METHODS[name]}")
+
+
+def generate_of(model: nn.Module, parts: Sequence[nn.Module], run: OwnForward) -> Any:
+    """Return the `generate` of a model, whose own forwards all go through `run`.
+
+    Args:
+        model: whose `generate`; it is not changed.
+        parts: of the model, with which it may generate instead of calling itself, as BLIP-2 does
+            with its language model.
+        run: runs such a forward.
+    """
+    parts = (model, *parts)
+    stand_in = _standing_in(model, parts, run)
+    generate = stand_in.generate
+    if isinstance(generate, functools.partial) and generate.keywords.get("model") is model:
+        # A model with a generate of its own in its folder: transformers binds it like this.
+        others = {**generate.keywords, "model": stand_in}
+        return functools.partial(generate.func, *generate.args, **others)
+    if inspect.ismethod(generate) and any(generate.__self__ is part for part in parts):
+        # Put into the instance and bound there.
+        owner: Any = generate.__self__
+        bound: Any = generate.__func__.__get__(_standing_in(owner, parts, run))
+        return bound
+    return generate
+
+
+def _standing_in(model: nn.Module, parts: Sequence[nn.Module], run: OwnForward) -> Any:
+    kind: type[Any] = type(model)
+    made: Any = object.__new__(_class_for(kind))
+    object.__setattr__(made, "_dualedit_model", model)
+    object.__setattr__(made, "_dualedit_parts", parts)
+    object.__setattr__(made, "_dualedit_run", run)
+    made.__dict__ = vars(model)  # what generate notes on the model, it notes on the model
+    return made
+
+
+class _StandIn:
+    """Is the model, but for its calls."""
+
+    __slots__ = ("_dualedit_parts", "_dualedit_run", "_dualedit_model")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._dualedit_run(self._dualedit_model, self._dualedit_model, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        above: Any = super()
+        value = above.__getattr__(name)
+        inner = getattr(value, "_orig_mod", value)  # of a part that torch.compile has wrapped
+        if any(inner is part for part in self._dualedit_parts) and hasattr(value, "generate"):
+            return _standing_in(value, self._dualedit_parts, self._dualedit_run)
+        return value
+
+    def get_compiled_call(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """Return the compiled code of the model itself, which keeps it for its own use."""
+        model: Any = self._dualedit_model
+        fast = model.get_compiled_call(*args, **kwargs)
+        return lambda *inputs, **named: self._dualedit_run(model, fast, inputs, named)
+
+
+_CLASSES: dict[type[Any], type[Any]] = {}
+
+
+def _class_for(kind: type[Any]) -> type[Any]:
+    made = _CLASSES.get(kind)
+    if made is None:
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": ()}
+        made = _CLASSES[kind] = type(kind.__name__, (_StandIn, kind), names)
+    return made

@@ -18,6 +18,7 @@ from easyedit_dualedit.errors import (
     PromptEndError,
 )
 from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.edited_call import layout_of_call as call_layout
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import IGNORED, Query, TokenLayout
@@ -144,7 +145,7 @@ def test_labels_that_say_nothing_of_the_prompt_leave_it_to_the_marker(tiny: Tiny
     for labels in (batch.labels, some_rows, everywhere):
         found = layout_of_call(edited, batch.inputs | {"labels": labels})
         assert torch.equal(found.gate, batch.layout.gate)
-    found = edited._layout_of_call(batch.inputs | {"labels": ids[:, :3]}, None)
+    found = call_layout(batch.inputs | {"labels": ids[:, :3]}, editor.encoder, None)
     assert torch.equal(found.gate, batch.layout.gate), "labels of another shape"
 
 
@@ -157,7 +158,7 @@ def test_labels_that_ignore_only_padding_leave_the_prompt_to_the_marker(tiny: Ti
         padding = torch.full((2, 3), filler)
         inputs[name] = torch.cat([padding, batch.inputs[name]], 1)
     labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], IGNORED)
-    found = edited._layout_of_call(inputs | {"labels": labels}, None)
+    found = call_layout(inputs | {"labels": labels}, editor.encoder, None)
     assert torch.equal(found.gate, batch.layout.gate + 3)
 
 

@@ -12,8 +12,8 @@ from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import BackboneError
+from easyedit_dualedit.method.edited_model import generate_of
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.calls import generate_of
 
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": -1}
 
