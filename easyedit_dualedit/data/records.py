@@ -1,5 +1,6 @@
 """Edit records of MMEdit, VLKEB, ComprehendEdit and ADS-Edit, validated before any run."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,16 +89,18 @@ class Record:
     binding: Binding | None = None
     """Whether the edit changed a picture's answer or a thing; the emoji model's records have it."""
 
-    @property
-    def queries(self) -> tuple[Query, ...]:
-        """The query of each of `METRICS`, in that order."""
-        return (
+    queries: tuple[Query, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    """The query of each of `METRICS`, in that order."""
+
+    def __post_init__(self) -> None:
+        queries = (
             self.request,
             self.text_rephrase,
             self.image_rephrase,
             self.text_locality,
             self.image_locality,
         )
+        object.__setattr__(self, "queries", queries)
 
     def question(self, query: Query) -> str:
         """Return what one of the record's queries asks, without the template around it."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from easyedit_dualedit.method.config import DualEditConfig, Modality
-from easyedit_dualedit.model.inputs import TokenLayout
+from easyedit_dualedit.model.inputs import Batch, TokenLayout
 
 _PLACES = 64
 """Answer tokens that are told apart by their place; later ones count as the last of these."""
@@ -236,6 +236,7 @@ class DualAdapters(nn.Module):
             }
         )
         self.has_words = config.word_path
+        self._signal = config.signal
         self.changes_answers = config.answer_tokens and "text" in config.modalities
         self._word_vectors = word_vectors
         self.layer_of: dict[Modality, int] = {
@@ -258,6 +259,19 @@ class DualAdapters(nn.Module):
     def word_vectors(self, words: Tensor) -> Tensor | None:
         """Return the direction of each token id, [..., d], or None without a word path."""
         return self._word_vectors(words) if self.has_words else None
+
+    def carrying(self, batch: Batch) -> Tensor:
+        """Return which positions carry an edit, bool [b, s].
+
+        With a word path a target is carried from the last prompt token on: the states before each
+        of its words.
+        """
+        if self._signal == "all":
+            return batch.layout.real
+        carrying = batch.target
+        if self._signal == "prompt+target":
+            carrying = carrying | batch.layout.text
+        return carrying | batch.target.roll(-1, 1) if self.has_words else carrying
 
     def positions(self, modality: Modality, layout: TokenLayout) -> Tensor:
         """Return where the adapter of a modality may act, bool [b, s]."""
@@ -324,17 +338,3 @@ def first_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     most = int(counts.max()) if len(mask) else 0
     order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     return order[:, :most], torch.arange(most, device=mask.device) < counts
-
-
-def packed(states: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the states at some positions of each row, [b, e, d], and their mask, bool [b, e].
-
-    The mask is True at real positions; the others, at the end of rows with fewer, are zeros.
-
-    Args:
-        states: [b, s, d].
-        at: True at the positions, bool [b, s].
-    """
-    columns, mask = first_positions(at.to(states.device))
-    chosen = states.gather(1, columns[..., None].expand(*columns.shape, states.shape[-1]))
-    return chosen.masked_fill(~mask[..., None], 0.0), mask

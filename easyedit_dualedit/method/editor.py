@@ -83,6 +83,8 @@ class DualEditor(
         backbone.require_layers(
             (config.text_layer, config.vision_layer), names=("text_layer", "vision_layer")
         )
+        self.backbone = backbone
+        """The parts of the model."""
         self.config = config
         self._layers = config.layers
         self.encoder = Encoder(backbone, processor, last_prompt_token=config.last_prompt_token)
@@ -91,11 +93,6 @@ class DualEditor(
         self.training_targets: tuple[str, ...] | None = None
         """Targets of the edits that the adapters were trained on; None if that is not known."""
         self.to(backbone.device)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The parts of the model."""
-        return self.encoder.backbone
 
     def read(self, requests: Sequence[Query]) -> list[EditSignal]:
         """Return the edit signal of each request, read in one stopped forward for all.
@@ -139,7 +136,8 @@ class DualEditor(
             requests: what each row asked for, if known.
         """
         layout = batch.layout
-        carrying, words = self.carrying(batch), self.words(batch)
+        carrying = self.adapters.carrying(batch)
+        words = batch.following_words(self.encoder.tokenizer.eos_token_id)
         text_states = states[self.config.text_layer]
         pictures = vision_mean(text_states, layout.vision)
         signals = []
@@ -158,23 +156,6 @@ class DualEditor(
                 )
             )
         return signals
-
-    def carrying(self, batch: Batch) -> Tensor:
-        """Return which positions carry an edit, bool [b, s].
-
-        With a word path a target is carried from the last prompt token on: the states before each
-        of its words.
-        """
-        if self.config.signal == "all":
-            return batch.layout.real
-        carrying = batch.target
-        if self.config.signal == "prompt+target":
-            carrying = carrying | batch.layout.text
-        return carrying | batch.target.roll(-1, 1) if self.config.word_path else carrying
-
-    def words(self, batch: Batch) -> Tensor:
-        """Return the answer token that follows each position, long [b, s]; else `NO_WORD`."""
-        return batch.following_words(self.encoder.tokenizer.eos_token_id)
 
     def edited(
         self,

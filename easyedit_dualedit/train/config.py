@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from easyedit_dualedit.data.records import METRICS
@@ -126,7 +127,7 @@ class TrainingConfig:
             problems.append(f"state_cache_folder = {folder!r}: a folder as text, or null for none")
         return problems
 
-    @property
+    @cached_property
     def weights(self) -> dict[str, float]:
         """The weight of each metric's loss."""
         return {metric: float(getattr(self, f"{metric}_weight")) for metric in METRICS}

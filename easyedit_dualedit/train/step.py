@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from easyedit_dualedit.data.records import METRICS, Record, metric_queries
+from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.adapter import ProjectedEdit, add_at
 from easyedit_dualedit.method.config import Modality
@@ -36,10 +36,16 @@ from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError, precision
 from easyedit_dualedit.train.losses import AnswerTokens, StepLosses, step_losses, token_divergence
 from easyedit_dualedit.train.plain_step import plain_answers
-from easyedit_dualedit.train.row_group import Row, RowGroup, answers, projected_requests
 from easyedit_dualedit.train.shared_rows import UnshareableError
 from easyedit_dualedit.train.state_folder import StateFolder
-from easyedit_dualedit.train.upper_layers import UpperLayers, head_of
+from easyedit_dualedit.train.upper_layers import (
+    Row,
+    RowGroup,
+    UpperLayers,
+    answers,
+    head_of,
+    projected_requests,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -208,9 +214,9 @@ class TrainingStep:
         self, records: Sequence[Record], metrics: Sequence[str], config: TrainingConfig
     ) -> list[RowGroup]:
         rows = [
-            Row(metric, place, query)
+            Row(metric, place, record.queries[METRICS.index(metric)])
             for metric in metrics
-            for place, query in enumerate(metric_queries(records, metric))
+            for place, record in enumerate(records)
         ]
         groups = []
         for chosen in self._grouped(rows):

@@ -1,19 +1,25 @@
 """What the frozen layers gave for some rows, and the layers above run on it, edited or not.
 
-The model's own decoder runs them, so that masks, positions and the final norm are the model's.
+The model's own decoder runs them, so that masks, positions and the final norm are the model's. A
+`RowGroup` holds the rows of a training step that share a forward; the rows of its requests make the
+edits (`projected_requests`).
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from easyedit_dualedit.method.adapter import ProjectedEdit, first_positions
+from easyedit_dualedit.method.config import Modality
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
-from easyedit_dualedit.model.inputs import Batch
+from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
 from easyedit_dualedit.model.layer_swaps import (
     compiled,
     recomputed,
@@ -142,3 +148,97 @@ def rows_of(name: str, value: Any, rows: Tensor, count: int) -> Any:
         return value
     dim = 1 if name == "position_ids" and value.dim() == 3 else 0
     return value.index_select(dim, rows) if value.shape[dim] == count else value
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of one forward: those with pictures, or those without."""
+
+    frozen: FrozenOutput
+    metric: Tensor
+    """Index in METRICS of each row, long [b]."""
+    record: Tensor
+    """Index of the record of each row, long [b]."""
+    queries: Sequence[Query]
+    ends: Sequence[bool]
+    metrics: Sequence[str]
+    """Metric of each row."""
+
+    def rows(self, metrics: Sequence[str]) -> list[int]:
+        """Return the rows of some metrics."""
+        return [row for row, metric in enumerate(self.metrics) if metric in metrics]
+
+
+class Row(NamedTuple):
+    """One query of a record."""
+
+    metric: str
+    record: int
+    query: Query
+
+
+def answers(group: RowGroup, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where rows predict answer tokens, [r, s], and of each such place token and metric."""
+    following = group.frozen.batch.labels[rows, 1:]
+    answer = following != IGNORED
+    metric = group.metric[rows, None].expand_as(answer)[answer]
+    return functional.pad(answer, (0, 1)), following[answer], metric
+
+
+def projected_requests(
+    editor: DualEditor, groups: Sequence[RowGroup]
+) -> dict[Modality, ProjectedEdit]:
+    """Return the edits of the requests of some records, projected, in the records' order."""
+    adapters = editor.adapters
+    end = editor.encoder.tokenizer.eos_token_id
+    layers = {adapters.layer_of[name] for name in adapters.modalities}
+    records: list[Tensor] = []
+    signals: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    words: list[Tensor] = []
+    with torch.no_grad():
+        for group in groups:
+            chosen = group.rows(["reliability"])
+            if not chosen:
+                continue
+            upper = group.frozen.take(chosen)
+            batch = group.frozen.batch.select(upper.rows)
+            # An end-of-turn token is asked for, but carries no edit.
+            ended = (batch.labels != IGNORED) & ~batch.target
+            layout = replace(batch.layout, real=batch.layout.real & ~ended)
+            batch = replace(batch, layout=layout)
+            carrying = adapters.carrying(batch)
+            records.append(group.record[upper.rows])
+            words.append(packed(batch.following_words(end)[..., None], carrying)[0])
+            for layer, signal in signals.items():
+                signal.append(packed(upper.states_at(layer, carrying), carrying))
+    order = torch.cat(records).argsort()
+    projected = {}
+    width = max(each.shape[1] for each in words)
+    ids = torch.cat([_widened(each, width) for each in words])[order]
+    vectors = adapters.word_vectors(ids[..., 0])
+    for name in adapters.modalities:
+        signal = signals[adapters.layer_of[name]]
+        states = torch.cat([_widened(each, width) for each, _ in signal])[order]
+        masks = [_widened(each[..., None], width)[..., 0] for _, each in signal]
+        mask = torch.cat(masks)[order]
+        projected[name] = adapters[name].project(states, mask, vectors)
+    return projected
+
+
+def packed(states: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states at some positions of each row, [b, e, d], and their mask, bool [b, e].
+
+    The mask is True at real positions; the others, at the end of rows with fewer, are zeros.
+
+    Args:
+        states: [b, s, d].
+        at: True at the positions, bool [b, s].
+    """
+    columns, mask = first_positions(at.to(states.device))
+    chosen = states.gather(1, columns[..., None].expand(*columns.shape, states.shape[-1]))
+    return chosen.masked_fill(~mask[..., None], 0.0), mask
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    """Return values [b, e, d] with zeros, or False, up to a width, [b, width, d]."""
+    return functional.pad(values, (0, 0, 0, width - values.shape[1]))

@@ -8,13 +8,11 @@ import torch
 from numpy.typing import NDArray
 from tiny_editors import tiny_config
 
-from easyedit_dualedit.method.active_edits import stacked
 from easyedit_dualedit.method.adapter import (
     CrossAttentionAdapter,
     DualAdapters,
     ProjectedEdit,
     add_at,
-    packed,
 )
 
 HIDDEN, WIDTH = 12, 8
@@ -220,17 +218,6 @@ def test_what_is_no_adapter_is_refused():
     adapters.by_modality["text"] = torch.nn.Identity()
     with pytest.raises(TypeError, match="text holds Identity, not an adapter"):
         adapters["text"]
-
-
-def test_states_are_packed_row_by_row():
-    torch.manual_seed(0)
-    states = torch.randn(3, 6, 4)
-    states[0, 0] = math.nan  # at padding, say
-    at = torch.tensor([[0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()
-    values, mask = packed(states, at)
-    expected, real = stacked([row[which] for row, which in zip(states, at, strict=True)])
-    torch.testing.assert_close(values, expected, rtol=0, atol=0)
-    assert torch.equal(mask, real) and mask.sum(1).tolist() == [2, 0, 4]
 
 
 def words_adapter(width: int = 16, heads: int = 2) -> CrossAttentionAdapter:

@@ -1,5 +1,6 @@
 """The upper layers, run alone, do as whole forwards do: states, their end, and changes."""
 
+import math
 from collections.abc import Hashable, Sequence
 
 import pytest
@@ -8,10 +9,11 @@ from tiny_editors import request_of, shared, trained_editor
 from tiny_models import TinyModel
 from torch import Tensor
 
+from easyedit_dualedit.method.active_edits import stacked
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record
 from easyedit_dualedit.train.frozen_part import FrozenPart
-from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of, rows_of
+from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of, packed, rows_of
 
 LAYER = 1
 QUERIES = [
@@ -98,3 +100,14 @@ def test_arguments_of_a_call_are_taken_by_row():
         assert rows_of(name, value, rows, 3) is value
     assert rows_of("deepstack_visual_embeds", [states], rows, 3) is None
     assert torch.equal(rows_of("rotary", torch.ones(1, 2), rows, 3), torch.ones(1, 2))
+
+
+def test_states_are_packed_row_by_row():
+    torch.manual_seed(0)
+    states = torch.randn(3, 6, 4)
+    states[0, 0] = math.nan  # at padding, say
+    at = torch.tensor([[0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 0, 1]]).bool()
+    values, mask = packed(states, at)
+    expected, real = stacked([row[which] for row, which in zip(states, at, strict=True)])
+    torch.testing.assert_close(values, expected, rtol=0, atol=0)
+    assert torch.equal(mask, real) and mask.sum(1).tolist() == [2, 0, 4]
