@@ -16,7 +16,8 @@ from easyedit_dualedit.method.adapter import ProjectedEdit
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.packing import Packed
 from easyedit_dualedit.model.answers import exact_match
-from easyedit_dualedit.model.inputs import NO_WORD, Query, shown_digest
+from easyedit_dualedit.model.inputs import NO_WORD, Query
+from easyedit_dualedit.model.shown_content import shown_digest
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,13 @@ token for token the prompt that `generate` sees.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
@@ -20,11 +23,16 @@ from easyedit_dualedit.model.inputs import (
     TokenLayout,
     answer_mask,
     last_real_index,
+    open_image,
+    picture_key,
 )
-from easyedit_dualedit.model.pictures import OpenedPictures
+from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.position_limit import PositionLimit
 from easyedit_dualedit.model.prompts import PromptReader
 from easyedit_dualedit.model.video_frames import Clip
+
+OPENED_BYTES = 2**27
+"""Of decoded pictures: a batch of photographs in full size."""
 
 
 class Encoder:
@@ -61,7 +69,9 @@ class Encoder:
         self.tokenizer = processor.tokenizer
         self.template: str | None = template
         """Chat template in use instead of the processor's own; None if it is the processor's."""
-        self._reader = PromptReader(backbone, processor, template)
+        self.opened = OpenedPictures()
+        """Pictures that were decoded last."""
+        self._reader = PromptReader(backbone, processor, template, self.opened.open)
         self.marker = PromptMarker.of(self._prompt_ids)
         """How every prompt ends; None if the template's prompts have no common ending."""
         self.last_prompt_token = last_prompt_token
@@ -192,11 +202,6 @@ class Encoder:
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Batch(inputs, layout.to(device), target.to(device), labels.to(device))
 
-    @property
-    def opened(self) -> OpenedPictures:
-        """Pictures that were decoded last."""
-        return self._reader.opened
-
     def tokenised(self, query: Query) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the tokens of one prompt, unpadded, and the inputs that hold its pictures.
 
@@ -255,3 +260,46 @@ class Encoder:
     def vision_positions(self, input_ids: Tensor) -> Tensor:
         """Return where a picture or a video stands in rows of token ids, bool of their shape."""
         return self.backbone.vision_positions(input_ids)
+
+
+class OpenedPictures:
+    """Decodes each file once for as long as its picture fits into a budget of memory."""
+
+    def __init__(self, budget: int = OPENED_BYTES):
+        """Keep at most `budget` bytes of decoded pictures."""
+        self._budget = budget
+        self._size = 0
+        self._held: OrderedDict[Hashable, Image.Image] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Return a picture as RGB, upright; nobody may change it.
+
+        Raises:
+            DataError: if the file is missing, truncated or no picture.
+        """
+        if isinstance(picture, Image.Image):
+            return open_image(picture)
+        key = picture_key(picture)
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        opened = open_image(picture)
+        self.keep(picture, opened)
+        return opened
+
+    def keep(self, picture: Picture, opened: Image.Image) -> None:
+        """Keep what somebody else has decoded of a file."""
+        key, size = picture_key(picture), _bytes_of(opened)
+        with self._lock:
+            if key in self._held or size > self._budget:
+                return
+            while self._size + size > self._budget:
+                self._size -= _bytes_of(self._held.popitem(last=False)[1])
+            self._held[key] = opened
+            self._size += size
+
+
+def _bytes_of(picture: Image.Image) -> int:
+    return picture.width * picture.height * 3

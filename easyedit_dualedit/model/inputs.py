@@ -1,7 +1,8 @@
-"""What goes into a model: queries, and batches of token rows.
+"""What goes into a model: queries and the pictures that they show, and batches of token rows.
 
-A `Query` is what a user asks and shows, a `TokenLayout` says which position of a row of tokens is
-what, a `Batch` holds the rows of several queries.
+A `Query` is what a user asks and shows; its pictures are read here, upright, and told apart. A
+`TokenLayout` says which position of a row of tokens is what, a `Batch` holds the rows of several
+queries.
 """
 
 import dataclasses
@@ -12,16 +13,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.pictures import (
+    SUFFIXES,
     Picture,
     PictureLike,
-    content_digest,
-    is_picture_file,
-    picture_key,
     picture_of,
+    unreadable,
 )
 from easyedit_dualedit.model.videos import Video, holds_video
 
@@ -113,8 +114,8 @@ def shown_of(value: Any) -> Shown | tuple[Picture, ...] | None:
         several = tuple(picture_of(picture) for picture in value)
         # One picture in a list is that picture, as transformers has it.
         return several[0] if len(several) == 1 else several or None
-    one = picture_of(value)
-    if isinstance(one, Path) and not is_picture_file(one) and holds_video(one):
+    one = value if isinstance(value, Image.Image | Path) else picture_of(value)
+    if isinstance(one, Path) and one.suffix.lower() not in SUFFIXES and holds_video(one):
         return Video(one)
     return one
 
@@ -130,28 +131,6 @@ def shown_key(shown: Shown) -> Hashable:
     return ("video", *(picture_key(part) for part in files_of(shown)), shown.rate, shown.count)
 
 
-def shown_digest(shown: Shown) -> str:
-    """Return a hash of what a model sees of a picture or a video.
-
-    That of a video file is a hash of the file.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    if not isinstance(shown, Video):
-        return content_digest(shown)
-    digest = hashlib.sha256(repr((shown.rate, shown.count)).encode())
-    frames = shown.frames
-    if frames is None:
-        try:
-            digest.update(Path(str(shown.source)).read_bytes())
-        except OSError as error:
-            raise DataError(f"{shown.source} cannot be read ({error})") from error
-    for frame in frames or ():
-        digest.update(content_digest(frame).encode())
-    return digest.hexdigest()
-
-
 def files_of(shown: Shown) -> tuple[Picture, ...]:
     """Return the pictures or files that a picture or a video is made of, in order."""
     if not isinstance(shown, Video):
@@ -160,12 +139,47 @@ def files_of(shown: Shown) -> tuple[Picture, ...]:
     return (Path(str(shown.source)),) if frames is None else frames
 
 
-def still_of(shown: Shown) -> Picture | None:
-    """Return a picture, or the first frame of a video; None for a video file."""
-    if not isinstance(shown, Video):
-        return shown
-    frames = shown.frames
-    return None if frames is None else frames[0]
+def open_image(picture: PictureLike) -> Image.Image:
+    """Return a picture as RGB, fully read, upright, its file closed.
+
+    A photo is turned as its EXIF orientation says, as transformers' own loader does.
+
+    Raises:
+        DataError: if the file is missing, truncated or no picture.
+    """
+    known = picture if isinstance(picture, Image.Image | Path) else picture_of(picture)
+    try:
+        if isinstance(known, Image.Image):
+            return ImageOps.exif_transpose(known).convert("RGB")
+        with Image.open(known) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        raise unreadable(known, error) from error
+
+
+def picture_key(picture: Picture) -> Hashable:
+    """Return what tells a picture from others: what it shows; or its file's name, time and size.
+
+    Raises:
+        DataError: if a picture that is no file cannot be read.
+    """
+    if isinstance(picture, Path):
+        try:
+            status = picture.stat()
+        except OSError:  # reading it will say what is wrong
+            return str(picture)
+        return str(picture), status.st_mtime_ns, status.st_size
+    return content_digest(picture)
+
+
+def content_digest(picture: Picture) -> str:
+    """Return a hash of what a model sees of a picture: its size and its upright RGB values.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    image = open_image(picture)
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

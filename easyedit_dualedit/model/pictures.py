@@ -1,12 +1,9 @@
-"""Pictures in the forms in which people have them, read upright, told apart, and kept a while."""
+"""Pictures in the forms in which people have them: files, bytes, arrays, addresses."""
 
 import base64
 import binascii
-import hashlib
 import io
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -32,10 +29,6 @@ _ALLOWED = (
     " file, an array or tensor of [height, width, 3] or [3, height, width], or what the datasets"
     " library calls an image"
 )
-
-
-OPENED_BYTES = 2**27
-"""Of decoded pictures: a batch of photographs in full size."""
 
 
 def picture_of(value: PictureLike) -> Picture:
@@ -88,91 +81,12 @@ def is_picture_file(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def open_image(picture: PictureLike) -> Image.Image:
-    """Return a picture as RGB, fully read, upright, its file closed.
-
-    A photo is turned as its EXIF orientation says, as transformers' own loader does.
-
-    Raises:
-        DataError: if the file is missing, truncated or no picture.
-    """
-    known = picture_of(picture)
-    try:
-        if isinstance(known, Image.Image):
-            return ImageOps.exif_transpose(known).convert("RGB")
-        with Image.open(known) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"no picture at {known}; check the images folder") from error
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
-        name = str(known) if isinstance(known, Path) else f"the picture {_short(known)}"
-        raise DataError(
-            f"{name} cannot be read as a picture ({_line(error)}); replace it"
-        ) from error
-
-
-def picture_key(picture: Picture) -> Hashable:
-    """Return what tells a picture from others: what it shows; or its file's name, time and size.
-
-    Raises:
-        DataError: if a picture that is no file cannot be read.
-    """
-    if isinstance(picture, Path):
-        try:
-            status = picture.stat()
-        except OSError:  # reading it will say what is wrong
-            return str(picture)
-        return str(picture), status.st_mtime_ns, status.st_size
-    return content_digest(picture)
-
-
-def content_digest(picture: Picture) -> str:
-    """Return a hash of what a model sees of a picture: its size and its upright RGB values.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    image = open_image(picture)
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-
-
-class OpenedPictures:
-    """Decodes each file once for as long as its picture fits into a budget of memory."""
-
-    def __init__(self, budget: int = OPENED_BYTES):
-        """Keep at most `budget` bytes of decoded pictures."""
-        self._budget = budget
-        self._size = 0
-        self._held: OrderedDict[Hashable, Image.Image] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def open(self, picture: Picture) -> Image.Image:
-        """Return a picture as RGB, upright; nobody may change it.
-
-        Raises:
-            DataError: if the file is missing, truncated or no picture.
-        """
-        if isinstance(picture, Image.Image):
-            return open_image(picture)
-        key = picture_key(picture)
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-        opened = open_image(picture)
-        self.keep(picture, opened)
-        return opened
-
-    def keep(self, picture: Picture, opened: Image.Image) -> None:
-        """Keep what somebody else has decoded of a file."""
-        key, size = picture_key(picture), _bytes_of(opened)
-        with self._lock:
-            if key in self._held or size > self._budget:
-                return
-            while self._size + size > self._budget:
-                self._size -= _bytes_of(self._held.popitem(last=False)[1])
-            self._held[key] = opened
-            self._size += size
+def unreadable(picture: Picture, error: Exception) -> DataError:
+    """Return what to say of a picture that could not be opened."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"no picture at {picture}; check the images folder")
+    name = str(picture) if isinstance(picture, Path) else f"the picture {_short(picture)}"
+    return DataError(f"{name} cannot be read as a picture ({_line(error)}); replace it")
 
 
 def _of_text(text: str) -> Picture:
@@ -240,7 +154,3 @@ def _line(error: BaseException) -> str:
 def _short(value: object) -> str:
     text = repr(value) if not isinstance(value, np.ndarray | Tensor) else type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _bytes_of(picture: Image.Image) -> int:
-    return picture.width * picture.height * 3

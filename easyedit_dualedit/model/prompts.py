@@ -1,6 +1,6 @@
 """Prompts as the chat template writes them and the processor reads them, pictures included."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from easyedit_dualedit.errors import BackboneError, DataError
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import OpenedPictures
+from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.video_frames import Clip, Clips
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -22,13 +22,20 @@ PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids
 class PromptReader:
     """Reads the prompts of queries for one model, without their answers."""
 
-    def __init__(self, backbone: Backbone, processor: Any, template: str | None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        processor: Any,
+        template: str | None,
+        open_picture: Callable[[Picture], Image.Image],
+    ):
         """Keep what reading needs.
 
         Args:
             backbone: parts of the model.
             processor: the model's.
             template: chat template to use instead of the processor's own; None for that.
+            open_picture: gives a picture as RGB.
         """
         self._backbone = backbone
         self._processor = processor
@@ -36,8 +43,7 @@ class PromptReader:
         self._tokenizer = processor.tokenizer
         ids = backbone.vision_token_ids
         video_processor = getattr(processor, "video_processor", None)
-        self.opened = OpenedPictures()
-        """Pictures that were decoded last."""
+        self._open_picture = open_picture
         self._clips = None if video_processor is None else Clips(video_processor)
         tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(ids)
         self._vision_tokens = [token for token in tokens if token is not None]
@@ -111,7 +117,7 @@ class PromptReader:
             shown = [queries[place] for place in places]
             texts = [self.text(query) for query in shown]
             if shown[0].video is None:
-                images = [[self.opened.open(one) for one in query.pictures] for query in shown]
+                images = [[self._open_picture(one) for one in query.pictures] for query in shown]
                 encoded = self._processed(texts, images=images)
             else:
                 encoded = self._processed(texts, clip=self.clip_of(shown[0]))

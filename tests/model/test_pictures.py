@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, features
 from tiny_editors import picture
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import content_digest, open_image, picture_key
+from easyedit_dualedit.model.inputs import Query, content_digest, open_image, picture_key
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 
 EXIF_FORMATS = ["JPEG", "PNG", "TIFF", "WEBP", *(["AVIF"] if features.check("avif") else [])]

@@ -14,7 +14,7 @@ from tiny_ads_edit import KINDS, ads_edit_file
 from tiny_videos import frames, write_clip
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import shown_digest
+from easyedit_dualedit.model.shown_content import shown_digest
 from easyedit_dualedit.model.videos import Video
 from easyedit_dualedit.plugin import find_host
 from easyedit_dualedit.plugin.hparams import (

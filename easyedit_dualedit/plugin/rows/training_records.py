@@ -9,8 +9,7 @@ from torch.utils.data import Dataset
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import Query, open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.patching import Patches
 
