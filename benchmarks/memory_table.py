@@ -3,14 +3,15 @@
     python -m benchmarks.memory_table
 
 builds each model at full size on meta tensors, in bfloat16, and runs what takes most: the decoder
-over as many rows as are packed, with pictures of 640 by 480. Attention counts as on a GPU, where
-its matrix is never written out.
+over as many rows as are packed, with pictures of 640 by 480, or a video of 64 frames. Attention
+counts as on a GPU, where its matrix is never written out.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ _WORDS = 48
 _ANSWER = 8
 _LOOKED_AT = 8
 """Pictures that pass the vision tower together."""
+_FRAMES = 64
+_FRAME_TOKENS = 196
+_VIDEOS = 2
+"""Videos that pass the vision tower together: the request's, and that of the image rephrase."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Family:
     image_tokens: int
     crops: int
     side: int
+    frames: int | None = None
+    """Of a video that is shown in place of a picture."""
 
 
 def llava() -> Any:
@@ -68,6 +75,7 @@ def llava() -> Any:
     return transformers.LlavaForConditionalGeneration(config)
 
 
+@cache  # it is on no device, and two rows of the table are of it
 def onevision() -> Any:
     """Return LLaVA-OneVision-7B."""
     vision = transformers.SiglipVisionConfig(
@@ -95,6 +103,15 @@ def onevision() -> Any:
 FAMILIES = (
     Family("LLaVA-1.5-7B", "llava-1.5-7b", llava, 576, 1, 336),
     Family("LLaVA-OneVision-7B", "llavaov-7b", onevision, 40 * 54 + 40 + 27 * 27, 5, 384),
+    Family(
+        "LLaVA-OneVision-7B, 64 frames",
+        "llavaov-7b",
+        onevision,
+        _FRAMES * _FRAME_TOKENS + 1,
+        1,
+        384,
+        _FRAMES,
+    ),
 )
 
 
@@ -123,8 +140,8 @@ def peaks(family: Family) -> dict[str, float]:
         "gate": lambda: _gate(
             backbone, max(1, BATCH_TOKENS // width), width, training["text_layer"]
         ),
-        "train": lambda: _trained(backbone, training, training["batch_size"], width),
-        "train, 4 records, as packed": lambda: _trained(backbone, training, at_once, width),
+        "train": lambda: _trained(backbone, training, training["batch_size"], family),
+        "train, 4 records, as packed": lambda: _trained(backbone, training, at_once, family),
     }
     for name, stage in stages.items():
         with LiveBytes([*model.parameters(), *model.buffers()]) as live:
@@ -136,9 +153,17 @@ def peaks(family: Family) -> dict[str, float]:
 @torch.no_grad()
 def _looked(backbone: Backbone, family: Family) -> None:
     model: Any = backbone.model
-    pixels = torch.empty(
-        _LOOKED_AT * family.crops, 3, family.side, family.side, device="meta", dtype=torch.bfloat16
-    )
+    sides = (3, family.side, family.side)
+    if family.frames is not None:
+        # As the processor gives them, and as the tower reads them.
+        read = torch.empty(_VIDEOS, family.frames, *sides, device="meta", dtype=torch.float32)
+        model.model.get_video_features(
+            read.to(torch.bfloat16),
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+        )
+        return
+    pixels = torch.empty(_LOOKED_AT * family.crops, *sides, device="meta", dtype=torch.bfloat16)
     model.model.multi_modal_projector(model.model.vision_tower(pixels).last_hidden_state)
 
 
@@ -165,28 +190,45 @@ def _gate(backbone: Backbone, rows: int, width: int, layer: int) -> None:
         backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
 
 
-def _trained(backbone: Backbone, training: dict[str, Any], records: int, width: int) -> None:
+def _trained(backbone: Backbone, training: dict[str, Any], records: int, family: Family) -> None:
     """Train on some records; of each, request and rephrase share a row.
 
-    Text alone is little beside pictures, adapters and Adam's moments are 0.6 GiB more.
+    Pictures run together, long videos each in a forward of its own. Text alone is little beside
+    them, adapters and Adam's moments are 0.6 GiB more.
     """
-    layer, rows = training["text_layer"], _pictures(training) * records
+    width, rows = family.image_tokens + _WORDS, _pictures(training) * records
+    together = rows if family.frames is None else 1
+    losses = [
+        _loss(backbone, training, together, width, shares=part % _pictures(training) == 0)
+        for part in range(rows // together)
+    ]
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _loss(
+    backbone: Backbone, training: dict[str, Any], rows: int, width: int, *, shares: bool
+) -> Tensor:
+    layer = training["text_layer"]
+    mask = None
+    if shares:
+        width += _WORDS // 2  # the rephrase
+        mask = torch.ones(rows, 1, width, width, dtype=torch.bool, device="meta")
+    states = _states(backbone, rows, width)
     with torch.no_grad(), record(backbone.layers, [layer], stop=True) as seen:
-        backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=False)
+        backbone.decoder(inputs_embeds=states, attention_mask=mask, use_cache=False)
     hidden = seen[layer].requires_grad_()  # as adapters change it
     positions = torch.arange(width, device="meta")[None]
     rotary: Any = backbone.decoder.rotary_emb  # type: ignore[union-attr]
-    place = rotary(hidden, positions)
+    call = {"position_embeddings": rotary(hidden, positions), "attention_mask": mask}
     for each in backbone.layers[layer + 1 :]:
         if training.get("checkpoint_activations"):
-            made = checkpoint(each, hidden, use_reentrant=False, position_embeddings=place)
+            made = checkpoint(each, hidden, use_reentrant=False, **call)
         else:
-            made = each(hidden, position_embeddings=place)
+            made = each(hidden, **call)
         hidden = made[0] if isinstance(made, tuple) else made
     logits = _head(backbone)(hidden[:, :_ANSWER]).float()
     wanted = torch.zeros(rows * _ANSWER, dtype=torch.long, device="meta")
-    loss = functional.cross_entropy(logits.flatten(0, 1), wanted)
-    loss.backward()  # type: ignore[no-untyped-call]
+    return functional.cross_entropy(logits.flatten(0, 1), wanted)
 
 
 def _pictures(training: dict[str, Any]) -> int:
@@ -210,25 +252,36 @@ class _Fused(torch.autograd.Function):
     """Attention that keeps its arguments and a number a query for the gradient, as fused ones."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        bias = mask
+        if mask is not None:
+            bias = torch.empty_like(mask, dtype=query.dtype)
         made = torch.empty_like(query)
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, made, sums)
+        ctx.save_for_backward(query, key, value, made, sums, bias)
         return made
 
     @staticmethod
     def backward(ctx: Any, *_gradients: Any) -> Any:
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        return *(torch.empty_like(each) for each in ctx.saved_tensors[:3]), None
 
 
 def _attention() -> str:
     """Return the name under which transformers knows an attention that is only counted."""
 
     def attend(
-        _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_more: Any
+        _module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *_rest: Any,
+        **_more: Any,
     ) -> tuple[Tensor, None]:
-        made: Tensor = _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+        if mask is not None:  # then keys are repeated for each head of queries
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (each.repeat_interleave(repeats, 1) for each in (key, value))
+        made: Tensor = _Fused.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
         return made.transpose(1, 2).contiguous(), None
 
     transformers.AttentionInterface.register("counted", attend)

@@ -4,8 +4,10 @@ Nothing there depends on an edit. Prompts are tokenised once, pictures run throu
 once, and the states of a query are kept, in memory and on disk.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,11 @@ from easyedit_dualedit.train.shared_rows import (
     require_shareable,
 )
 from easyedit_dualedit.train.state_folder import KeptStates, StateFolder
-from easyedit_dualedit.train.upper_layers import FrozenOutput, rows_of
+from easyedit_dualedit.train.upper_layers import FrozenOutput, Row, rows_of
+
+VIDEO_TOKENS = 8192
+"""Tokens of videos that share a forward at most, unless one video alone has more: rows of 64 frames
+fill a GPU alone, and what a layer needs while it runs is then that of one of them."""
 
 
 class UnsupportedModelError(Exception):
@@ -173,6 +179,63 @@ class FrozenPart:
             compiles=self.compiles,
             recomputes=self.recomputes,
         )
+
+    def together(
+        self, rows: Sequence[Row], prepared: dict[Hashable, PreparedQuery]
+    ) -> list[list[Row]]:
+        """Return the rows of each forward of a step.
+
+        Rows that share their beginning are longer than others, which would be padded to them.
+
+        Args:
+            rows: of all records of the step.
+            prepared: pixels that were read already; those of videos are added.
+        """
+        seeing = [row for row in rows if row.query.shown]
+        # Told apart by object: a look at what they show would take longer than it could save.
+        shown = [
+            (row.record, *(p if isinstance(p, Path) else id(p) for p in row.query.shown))
+            for row in seeing
+        ]
+        count = Counter(shown)
+        parts: list[list[Row]] = []
+        for is_video in (False, True):
+            for shares in (True, False):
+                part = [
+                    (row, key)
+                    for row, key in zip(seeing, shown, strict=True)
+                    if (self.shares and count[key] > 1) == shares
+                    and (row.query.video is not None) == is_video
+                ]
+                if is_video:
+                    parts += self._by_video(part, prepared)
+                else:
+                    parts.append([row for row, _ in part])
+        parts.append([row for row in rows if not row.query.shown])
+        return [part for part in parts if part]
+
+    def _by_video(
+        self,
+        rows: Sequence[tuple[Row, Hashable]],
+        prepared: dict[Hashable, PreparedQuery],
+    ) -> list[list[Row]]:
+        """Return the rows of each forward of some that show videos, which a key tells apart."""
+        casts = torch.is_autocast_enabled(self._encoder.backbone.device.type)
+        videos: dict[Hashable, list[Row]] = {}
+        for row, key in rows:
+            videos.setdefault(key, []).append(row)
+        parts: list[list[Row]] = []
+        room = 0
+        for each in videos.values():
+            query = each[0].query
+            prompt = self.prompts.get(query, (key_of(query), casts), prepared)
+            tokens = len(prompt.tokens["input_ids"])
+            if tokens > room:
+                parts.append([])
+                room = VIDEO_TOKENS
+            parts[-1] += each
+            room -= tokens
+        return parts
 
     def _recalled(
         self, keys: Sequence[Hashable], batch: Batch, prompts: Sequence[Prompt]

@@ -7,8 +7,8 @@ keeps the rows apart, and positions go on from the common beginning in each.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +35,18 @@ class CommonPrefixes:
     """How many tokens at the beginning the rows of the group have in common."""
 
 
+class Span(NamedTuple):
+    """Slots of one row in the shared row that it is laid into; ends are one past the last."""
+
+    home: int
+    """Which shared row."""
+    begin: int
+    end: int
+    shared_begin: int
+    """Where what it has in common with the row laid there first begins; the rest is its own."""
+    shared_end: int
+
+
 @dataclass(frozen=True)
 class SharedRows:
     """Where the tokens of some rows stand. Shapes: r rows of s tokens, p shared rows of w slots."""
@@ -51,8 +63,8 @@ class SharedRows:
     """Shared row of each row, long [r]."""
     slot: Tensor
     """Slot of each position of each row, long [r, s]; of padding, any."""
-    allowed: Tensor
-    """Which slot may attend to which, bool [p, w, w]."""
+    spans: Sequence[Span]
+    """Where the tokens of each row stand that it does not share."""
 
     @classmethod
     def of(cls, rows: Sequence[int], prefixes: CommonPrefixes, width: int) -> Self:
@@ -64,26 +76,25 @@ class SharedRows:
             width: positions of the batch.
         """
         lengths, common = prefixes.lengths, prefixes.common
-        leader: dict[Hashable, int] = {}
+        home_by_group: dict[Hashable, int] = {}
         total: list[int] = []
-        homes, leaders, shared, offsets = [], [], [], []
+        homes, shared, offsets = [], [], []
         for row in rows:
             group = (prefixes.groups[row],) if common[row] else (row, None)
-            is_leader = group not in leader
-            if is_leader:
-                leader[group] = row
+            is_first = group not in home_by_group
+            if is_first:
+                home_by_group[group] = len(total)
                 total.append(0)
-            home = list(leader).index(group)
-            given = 0 if is_leader else common[row]
+            home = home_by_group[group]
+            given = 0 if is_first else common[row]
             homes.append(home)
-            leaders.append(leader[group])
             shared.append(given)
             offsets.append(total[home] - given)  # where the row would begin, had it its own start
             total[home] += lengths[row] - given
         # Where nothing is shared, slots are positions, and the decoder is called as it was.
         slots = max(total) if len(total) < len(homes) else width
         index = torch.tensor(list(rows))
-        home_of, lead, given_of = (torch.tensor(x) for x in (homes, leaders, shared))
+        home_of, given_of = torch.tensor(homes), torch.tensor(shared)
         padding = slots - torch.tensor(total)[home_of]
         length = torch.tensor([lengths[row] for row in rows])
         place = torch.arange(width) - (width - length)[:, None]  # [r, s]
@@ -94,24 +105,18 @@ class SharedRows:
         slot = slot.clamp(0, slots - 1)
         shape = (len(total), slots)
         at = (home_of[:, None].expand_as(slot)[own], slot[own])
-        made = [torch.zeros(shape, dtype=torch.long) for _ in range(5)]
-        row_of, position, places, leader_of, given_at = made
+        row_of, position, places = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
         real = torch.zeros(shape, dtype=torch.bool)
         row_of[at] = index[:, None].expand_as(slot)[own]
         position[at] = torch.arange(width).expand_as(slot)[own]
         places[at] = place[own]
-        leader_of[at] = lead[:, None].expand_as(slot)[own]
-        given_at[at] = given_of[:, None].expand_as(slot)[own]
         real[at] = True
-        same = row_of[:, :, None] == row_of[:, None]
-        borrowed = (leader_of[:, :, None] == row_of[:, None]) & (
-            places[:, None] < given_at[:, :, None]
-        )
-        before = torch.ones(slots, slots, dtype=torch.bool).tril()
-        allowed = before & real[:, None] & (same | borrowed)
-        # A softmax over nothing would be NaN.
-        allowed |= torch.eye(slots, dtype=torch.bool)
-        return cls(row_of, position, places, real, home_of, slot, allowed)
+        spans = []
+        for row, home, given, offset in zip(rows, homes, shared, offsets, strict=True):
+            start = slots - total[home]
+            own_begin, own_end = (start + offset + count for count in (given, lengths[row]))
+            spans.append(Span(home, own_begin, own_end, start, start + given))
+        return cls(row_of, position, places, real, home_of, slot, spans)
 
     @property
     def saves(self) -> bool:
@@ -120,7 +125,22 @@ class SharedRows:
 
     def to(self, device: torch.device) -> "SharedRows":
         """Return the same on a device."""
-        return SharedRows(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        names = ("row", "position", "place", "real", "home", "slot")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def allowed(self) -> Tensor:
+        """Return which slot may attend to which, bool [p, w, w]: of 12,600 tokens 160 MB."""
+        count, slots = self.row.shape
+        # Filled in place: a video's rows are long, and each step on the way would be as large.
+        made = torch.zeros(count, slots, slots, dtype=torch.bool, device=self.row.device)
+        for span in self.spans:
+            queries = made[span.home, span.begin : span.end]
+            queries[:, span.begin : span.end] = True
+            queries[:, span.shared_begin : span.shared_end] = True
+        made.tril_()
+        # A softmax over nothing would be NaN.
+        made.diagonal(dim1=1, dim2=2).fill_(True)
+        return made
 
     def pack(self, values: Tensor) -> Tensor:
         """Return values of the batch, [b, s, ...], by slot, [p, w, ...]."""
@@ -189,7 +209,7 @@ class SharedRows:
         }
 
     def _mask(self, backbone: Backbone, dtype: torch.dtype) -> Tensor:
-        allowed = self.allowed[:, None]
+        allowed = self.allowed()[:, None]
         if attention_of(backbone) == "sdpa":
             return allowed
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(

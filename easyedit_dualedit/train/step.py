@@ -10,7 +10,6 @@ answer, and so does most of the last layer.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -219,41 +218,17 @@ class TrainingStep:
             for place, record in enumerate(records)
         ]
         groups = []
-        for chosen in self._grouped(rows):
+        prepared = dict(self.prepared)
+        for chosen in self.frozen.together(rows, prepared):
             names, places, queries = zip(*chosen, strict=True)
             ends = [config.end_of_answer and name in IN_SCOPE for name in names]
             owners = places if queries[0].shown else None
-            frozen = self.frozen.run(queries, ends, owners, dict(self.prepared))
+            frozen = self.frozen.run(queries, ends, owners, dict(prepared))
             device = frozen.states.device
             numbers = torch.tensor([METRICS.index(name) for name in names], device=device)
             record = torch.tensor(places, device=device)
             groups.append(RowGroup(frozen, numbers, record, queries, ends, names))
         return groups
-
-    def _grouped(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Return the rows of each forward.
-
-        Rows that share their beginning are longer than others, which would be padded to them.
-        """
-        seeing = [row for row in rows if row.query.shown]
-        # Told apart by object: a look at what they show would take longer than it could save.
-        shown = [
-            (row.record, *(p if isinstance(p, Path) else id(p) for p in row.query.shown))
-            for row in seeing
-        ]
-        count = Counter(shown)
-        shared = [self.frozen.shares and count[each] > 1 for each in shown]
-        parts = [
-            [
-                row
-                for row, is_shared in zip(seeing, shared, strict=True)
-                if is_shared == shares and (row.query.video is not None) == moving
-            ]
-            for moving in (False, True)
-            for shares in (True, False)
-        ]
-        parts.append([row for row in rows if not row.query.shown])
-        return [part for part in parts if part]
 
     @torch.no_grad()
     def _agrees(self, groups: Sequence[RowGroup]) -> bool:

@@ -28,12 +28,15 @@ def test_tensors_count_for_as_long_as_they_live_and_views_do_not():
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_7b_model_fits_into_24_gib(family: Family):
     found = peaks(family)
-    assert 13 * GIB < found["weights"] < 16 * GIB and found["rows"] >= 8
+    assert 13 * GIB < found["weights"] < 16 * GIB
+    assert found["rows"] >= (8 if family.frames is None else 1)
     stages = {n: v for n, v in found.items() if n.startswith(("pict", "eval", "gate"))}
     assert len(stages) == 4 and max(stages.values()) <= BOUND
     # With the batch and the recomputation of its shipped YAML.
     assert found["train"] + _BESIDES <= BOUND
     # A batch of 4 is packed to it, whatever the model.
     assert found["train"] <= found["train, 4 records, as packed"] + _BESIDES <= BOUND
-    # The budget is used, and not only kept.
-    assert found["evaluate, free answers"] > found["weights"] + 3 * GIB
+    # Rows are counted in tokens: what passes the vision tower for them never takes the most.
+    assert found["pictures"] < found["train"]
+    # The budget is used, and not only kept; one video of 64 frames is too long for two.
+    assert found["evaluate, free answers"] > found["weights"] + 2 * GIB

@@ -108,13 +108,14 @@ def test_a_token_sees_those_before_it_in_its_row_and_no_other(rows: list[int], c
     ids, layout, laid = sharing_of(rows)
     assert len(laid.row) == count and laid.saves == (count < len(rows))
     assert torch.equal(laid.unpack(laid.pack(ids))[layout.real[rows]], ids[rows][layout.real[rows]])
+    allowed = laid.allowed()
     used = set()
     for index, row in enumerate(rows):
         own = [int(laid.slot[index, at]) for at in layout.real[row].nonzero()[:, 0]]
         home = int(laid.home[index])
         used |= {(home, slot) for slot in own}
         for place, slot in enumerate(own):
-            seen = laid.allowed[home, slot].nonzero()[:, 0].tolist()
+            seen = allowed[home, slot].nonzero()[:, 0].tolist()
             assert seen == sorted(own[: place + 1]), (row, place)
             assert int(laid.place[home, slot]) == place
     assert used == {(int(p), int(w)) for p, w in laid.real.nonzero()}
