@@ -222,7 +222,9 @@ class ActiveEdits:
                 positions = self.adapters.positions(modality, layout)
                 edit = self.projected[modality].select(chosen)
                 adapter, rows = self.adapters[modality], list(open_rows)
-                hidden = add_at(hidden, positions, adapter, edit, rows, layout.answered)
+                # A picture stands in the prompt, before any answer.
+                answered = layout.answered if modality == "text" else None
+                hidden = add_at(hidden, positions, adapter, edit, rows, answered)
         return hidden
 
 

@@ -93,15 +93,24 @@ class StoredProjections:
         self._words = tuple(edit.words for edit in edits)
         self._device = device
         self._word_vectors = word_vectors
+        self._latest: tuple[list[int], ProjectedEdit] | None = None
 
     def select(self, rows: Tensor) -> ProjectedEdit:
         """Return the edits with the given indices, long [b]; shorter ones are padded."""
-        chosen = [self._edits[row] for row in rows.tolist()]
+        places, latest = rows.tolist(), self._latest
+        if latest is None or latest[0] != places:
+            # One question takes many forwards, and not all of them may be in inference mode.
+            with torch.inference_mode(False):
+                self._latest = latest = (places, self._unpacked(places))
+        return latest[1]
+
+    def _unpacked(self, places: Sequence[int]) -> ProjectedEdit:
+        chosen = [self._edits[place] for place in places]
         keys = self._padded([edit.keys for edit in chosen])
         values = self._padded([edit.values for edit in chosen])
         lengths = torch.tensor([edit.keys.values.shape[1] for edit in chosen])
         mask = torch.arange(keys.shape[2]) < lengths[:, None]
-        words = [torch.tensor(self._words[row], dtype=torch.long) for row in rows.tolist()]
+        words = [torch.tensor(self._words[place], dtype=torch.long) for place in places]
         ids = pad_sequence(words, True, padding_value=NO_WORD).to(self._device)
         vectors = self._word_vectors(ids)
         return ProjectedEdit(keys, values, mask.to(self._device), vectors, is_full=bool(mask.all()))

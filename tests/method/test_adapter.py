@@ -287,3 +287,28 @@ def test_without_a_word_path_words_and_places_do_not_matter():
         plain = adapter(hidden, adapter.project(states, mask))
         given = adapter(hidden, adapter.project(states, mask, words), torch.ones(1, 3).long())
     assert torch.equal(plain, given)
+
+
+def test_attention_to_words_and_silence_is_that_of_each_row_and_head_by_itself():
+    adapter = words_adapter(heads=4)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(std=0.5)
+        mask = torch.arange(4) < torch.tensor([4, 2, 3])[:, None]
+        words = torch.randn(3, 4, HIDDEN) * mask[..., None]
+        edit = adapter.project(torch.randn(3, 4, HIDDEN), mask, words)
+        hidden, answered = torch.randn(3, 5, HIDDEN), torch.arange(15).view(3, 5)
+        found = adapter(hidden, edit, answered)
+        path, k = adapter.words, 4
+        shares = path.head_weights.softmax(0)
+        for row, count in enumerate((4, 2, 3)):
+            asked = adapter.query(adapter.query_norm(hidden[row])) + path.at(answered[row])
+            pointing, heads = torch.zeros(5, count), []
+            for head, queries in enumerate(asked.split(k, dim=1)):
+                keys = torch.cat([edit.keys[row, head, :count], path.silent_key[head][None]])
+                attention = (queries @ keys.T / k**0.5).softmax(-1)[:, :-1]
+                pointing += shares[head] * attention
+                heads.append(attention @ edit.values[row, head, :count])
+            written = path.strength * 100 * hidden[row].norm(dim=-1, keepdim=True) * path.gain
+            said = adapter.output(torch.cat(heads, 1)) + written * (pointing @ words[row, :count])
+            torch.testing.assert_close(found[row], said, rtol=1e-4, atol=1e-3)

@@ -375,6 +375,19 @@ def test_a_model_taken_earlier_keeps_the_edits_of_then(llava: TinyModel):
     assert torch.equal(logits(earlier, editor, asked[1:]), plain(editor, asked[1:]))
 
 
+def test_what_inference_mode_has_unpacked_serves_gradients_too(llava: TinyModel):
+    editor = editor_of(llava)
+    memory = EditMemory(editor, precision="float32")
+    memory.add(requests(1)[0])
+    model, batch = memory.model, editor.encoder.encode(requests(1), with_target=False)
+    with torch.inference_mode():
+        first = model(layout=batch.layout, **batch.inputs).logits
+    again = model(layout=batch.layout, **batch.inputs).logits
+    again.sum().backward()
+    assert any(each.grad is not None for each in editor.adapters.parameters())
+    assert torch.equal(first, again)
+
+
 def test_an_edit_is_small_at_the_size_of_a_large_model():
     config = DualEditConfig(text_layer=16, vision_layer=19)
     adapter = CrossAttentionAdapter(4096, config.width, config.heads)
