@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.expected import shipped_training
 from benchmarks.live_bytes import LiveBytes
 from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import output_head
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.model.row_memory import allowed_memory
@@ -242,7 +243,7 @@ def _states(backbone: Backbone, rows: int, width: int) -> Tensor:
 
 
 def _head(backbone: Backbone) -> nn.Module:
-    head = backbone.output_head
+    head = output_head(backbone)
     if head is None:
         raise TypeError("the model has no lm_head")
     return head

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import IGNORED, Query, open_image
+from easyedit_dualedit.model.inputs import IGNORED, Query, input_device, open_image
 from easyedit_dualedit.model.text_alone import text_alone
 
 
@@ -50,7 +50,9 @@ def joined_row(encoder: Encoder, query: Query) -> JoinedRow:
     encoded.pop("labels", None)
     dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
     inputs = {
-        name: value.to(encoder.backbone.device, dtype if value.is_floating_point() else None)
+        name: value.to(
+            input_device(encoder.backbone.model), dtype if value.is_floating_point() else None
+        )
         for name, value in encoded.items()
     }
     answer = encoder.tokenizer(query.target, add_special_tokens=False)["input_ids"]

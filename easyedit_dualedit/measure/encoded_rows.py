@@ -12,7 +12,7 @@ import torch
 from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import undisturbed
-from easyedit_dualedit.model.inputs import Batch, Query
+from easyedit_dualedit.model.inputs import Batch, Query, input_device
 from easyedit_dualedit.model.picture_features import (
     Features,
     PictureFeatures,
@@ -154,7 +154,7 @@ class EncodedRows:
             self._features(places[start : start + _LOOKED_AT])
         features = [each for each in self._features(places) if each is not None]
         pixels = "pixel_values" if kind == "blank" else kind
-        inputs = {**batch.inputs, pixels: torch.empty(0, device=backbone.device)}
+        inputs = {**batch.inputs, pixels: torch.empty(0, device=input_device(backbone.model))}
         with given_features(backbone.model, features, pixels):
             yield replace(batch, inputs=inputs)
 

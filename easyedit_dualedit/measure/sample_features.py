@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Query, input_device
 from easyedit_dualedit.model.picture_features import key_of
 
 
@@ -75,7 +75,7 @@ def text_features(encoder: Encoder, queries: Sequence[Query]) -> Tensor:
     known: dict[str, Tensor] = {}
     for prompt in dict.fromkeys(query.prompt for query in queries):
         ids = encoder.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        tokens = torch.tensor(ids, device=encoder.backbone.device)
+        tokens = torch.tensor(ids, device=input_device(encoder.backbone.model))
         known[prompt] = embed(tokens).float().mean(0).cpu()
     return torch.stack([known[query.prompt] for query in queries])
 

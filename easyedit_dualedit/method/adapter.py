@@ -234,7 +234,7 @@ class DualAdapters(nn.Module):
             hidden_size: of the states that they change.
             config: what an edit does.
             word_vectors: gives the model's direction of each token id, as
-                `Backbone.word_vectors`; asked only with a word path.
+                `Encoder.word_vectors`; asked only with a word path.
         """
         super().__init__()
         self.by_modality = nn.ModuleDict(

@@ -29,7 +29,7 @@ from easyedit_dualedit.method.shared_folder import adapters_folder
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
-from easyedit_dualedit.model.inputs import Batch, Query, ShownLike
+from easyedit_dualedit.model.inputs import Batch, Query, ShownLike, input_device
 
 
 def require_targets(requests: Sequence[Query]) -> None:
@@ -88,11 +88,11 @@ class DualEditor(
         self.config = config
         self._layers = config.layers
         self.encoder = Encoder(backbone, processor, last_prompt_token=config.last_prompt_token)
-        self.adapters = DualAdapters(backbone.hidden_size, config, backbone.word_vectors)
+        self.adapters = DualAdapters(backbone.hidden_size, config, self.encoder.word_vectors)
         self.gate = Gate(backbone.hidden_size, config.gate)
         self.training_targets: tuple[str, ...] | None = None
         """Targets of the edits that the adapters were trained on; None if that is not known."""
-        self.to(backbone.device)
+        self.to(input_device(backbone.model))
 
     def read(self, requests: Sequence[Query]) -> list[EditSignal]:
         """Return the edit signal of each request, read in one stopped forward for all.

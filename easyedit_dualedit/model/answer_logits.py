@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import output_head
 from easyedit_dualedit.model.hooks import Hooks
 
 
@@ -27,7 +28,7 @@ def logits_at(backbone: Backbone, at: Tensor, call: Callable[[], Any]) -> Tensor
         call: runs the model, edited or not, and returns logits [b, s, v] or an output that has
             them.
     """
-    head = backbone.output_head
+    head = output_head(backbone)
     narrowed = _Narrowed(at)
     with Hooks() as hooks:
         if head is not None:

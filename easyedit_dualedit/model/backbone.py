@@ -1,24 +1,20 @@
 """What a vision-language model must answer before it can be edited.
 
 Three questions: where are its decoder layers, which positions are vision, where does the prompt
-end. The answers are the user's where there are any, else they come from the model's and the
-processor's own interfaces, never from a name.
+end. They are asked once, when an editor is made. The answers are the user's where there are any,
+else they come from the model's and the processor's own interfaces, never from a name.
 """
 
-import functools
-import operator
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 from easyedit_dualedit.model.families import BackboneConfig, Family, family_of
+from easyedit_dualedit.model.inputs import input_device
 
 _PROBES = ("a", "B?", "7 .", "two words")
 _LONGEST_MARKER = 16
@@ -90,55 +86,6 @@ class Backbone:
         ids = (self.image_token_id, self.video_token_id)
         return [token for token in ids if token is not None]
 
-    def vision_positions(self, input_ids: Tensor) -> Tensor:
-        """Return where a picture or a video stands in rows of token ids, bool of their shape."""
-        return functools.reduce(operator.or_, (input_ids == t for t in self.vision_token_ids))
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the model takes its inputs."""
-        first = next(self.model.parameters())
-        if not first.is_meta:
-            return first.device
-        # accelerate keeps offloaded weights as meta tensors between the calls of their module.
-        for module in self.model.modules():
-            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-        return first.device
-
-    @property
-    def output_head(self) -> nn.Module | None:
-        """The module that makes logits of states, if the model names one."""
-        # A module of the user's around the model need not pass the method on.
-        parts: list[Any] = [self.model, *self.path]
-        having = [part for part in parts if hasattr(part, "get_output_embeddings")]
-        head = having[0].get_output_embeddings() if having else None
-        return head if isinstance(head, nn.Module) else None
-
-    def word_vectors(self, ids: Tensor) -> Tensor:
-        """Return the direction in which the model says each token, unit vectors [..., d], float32.
-
-        They are rows of the output embeddings; zeros where an id is negative.
-
-        Args:
-            ids: token ids, long of any shape.
-
-        Raises:
-            BackboneError: if the model has no output embeddings in plain numbers.
-        """
-        head: Any = self.output_head
-        known = isinstance(getattr(head, "weight", None), Tensor)
-        with torch.no_grad(), align_module_device(head) if known else nullcontext():
-            weight = head.weight if known else None
-            if weight is None or not weight.is_floating_point() or weight.is_meta:
-                raise BackboneError(
-                    f"{type(self.model).__name__} has no output embeddings in plain numbers, so an"
-                    " edit cannot write its words; train adapters with word_path: false"
-                )
-            rows = weight[ids.clamp(min=0).to(weight.device)].float().to(ids.device)
-        return functional.normalize(rows, dim=-1) * (ids >= 0)[..., None]
-
     def require_layers(self, layers: Sequence[int], *, names: Sequence[str] = ()) -> None:
         """Check that every layer exists.
 
@@ -160,7 +107,10 @@ class Backbone:
         Raises:
             BackboneError: if the model's weights are such that it cannot.
         """
-        if getattr(self.model, "is_loaded_in_4bit", False) and self.device.type == "cpu":
+        if (
+            getattr(self.model, "is_loaded_in_4bit", False)
+            and input_device(self.model).type == "cpu"
+        ):
             raise BackboneError(
                 "4-bit weights keep no gradient on a CPU (bitsandbytes packs them for inference);"
                 " train on a GPU, with quantization: 8bit, or without"

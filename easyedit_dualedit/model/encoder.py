@@ -8,11 +8,14 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
 from easyedit_dualedit.model.backbone import Backbone, PromptMarker
@@ -22,9 +25,11 @@ from easyedit_dualedit.model.inputs import (
     Query,
     TokenLayout,
     answer_mask,
+    input_device,
     last_real_index,
     open_image,
     picture_key,
+    positions_of,
 )
 from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.position_limit import PositionLimit
@@ -65,6 +70,7 @@ class Encoder:
                 " give its Jinja text in YAML: backbone: {chat_template: ...}"
             )
         self.backbone = backbone
+        self._vision_ids = backbone.vision_token_ids
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.template: str | None = template
@@ -105,7 +111,7 @@ class Encoder:
         # A blank target's ids would be those of the prefix alone.
         if not ids or not target.strip():
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
-        if not set(self.backbone.vision_token_ids).isdisjoint(ids):
+        if not set(self._vision_ids).isdisjoint(ids):
             raise DataError(f"target = {target!r} holds a token of a picture; leave it out")
         return ids
 
@@ -198,7 +204,7 @@ class Encoder:
         is_end = positions == layout.last[:, None]
         target = answer & ~(is_end & ended_rows[:, None])
         layout = dataclasses.replace(layout, last=layout.last - ended_rows.long())
-        device = self.backbone.device
+        device = input_device(self.backbone.model)
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Batch(inputs, layout.to(device), target.to(device), labels.to(device))
 
@@ -259,7 +265,40 @@ class Encoder:
 
     def vision_positions(self, input_ids: Tensor) -> Tensor:
         """Return where a picture or a video stands in rows of token ids, bool of their shape."""
-        return self.backbone.vision_positions(input_ids)
+        return positions_of(self._vision_ids, input_ids)
+
+    def word_vectors(self, ids: Tensor) -> Tensor:
+        """Return the direction in which the model says each token, unit vectors [..., d], float32.
+
+        They are rows of the output embeddings; zeros where an id is negative.
+
+        Args:
+            ids: token ids, long of any shape.
+
+        Raises:
+            BackboneError: if the model has no output embeddings in plain numbers.
+        """
+        head: Any = output_head(self.backbone)
+        known = isinstance(getattr(head, "weight", None), Tensor)
+        with torch.no_grad(), align_module_device(head) if known else nullcontext():
+            weight = head.weight if known else None
+            if weight is None or not weight.is_floating_point() or weight.is_meta:
+                raise BackboneError(
+                    f"{type(self.backbone.model).__name__} has no output embeddings in plain"
+                    " numbers, so an edit cannot write its words; train adapters with word_path:"
+                    " false"
+                )
+            rows = weight[ids.clamp(min=0).to(weight.device)].float().to(ids.device)
+        return functional.normalize(rows, dim=-1) * (ids >= 0)[..., None]
+
+
+def output_head(backbone: Backbone) -> nn.Module | None:
+    """Return the module that makes logits of states, if the model names one."""
+    # A module of the user's around the model need not pass the method on.
+    parts: list[Any] = [backbone.model, *backbone.path]
+    having = [part for part in parts if hasattr(part, "get_output_embeddings")]
+    head = having[0].get_output_embeddings() if having else None
+    return head if isinstance(head, nn.Module) else None
 
 
 class OpenedPictures:

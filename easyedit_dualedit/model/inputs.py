@@ -6,7 +6,9 @@ queries.
 """
 
 import dataclasses
+import functools
 import hashlib
+import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, Self
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.pictures import (
@@ -315,3 +317,26 @@ def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
     positions = torch.arange(attention_mask.shape[1])
     last = last_real_index(attention_mask)[:, None]
     return (positions <= last) & (positions > last - lengths[:, None])
+
+
+def positions_of(tokens: Sequence[int], input_ids: Tensor) -> Tensor:
+    """Return where some tokens stand in rows of token ids, bool of the rows' shape.
+
+    Args:
+        tokens: at least one id.
+        input_ids: the rows.
+    """
+    return functools.reduce(operator.or_, (input_ids == token for token in tokens))
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device on which a model takes its inputs."""
+    first = next(model.parameters())
+    if not first.is_meta:
+        return first.device
+    # accelerate keeps offloaded weights as meta tensors between the calls of their module.
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return first.device

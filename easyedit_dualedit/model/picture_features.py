@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import Query, shown_key
+from easyedit_dualedit.model.inputs import Query, input_device, shown_key
 from easyedit_dualedit.model.tensor_cache import TensorCache
 
 PIXELS = ("pixel_values", "pixel_values_videos", "pixel_attention_mask")
@@ -111,7 +111,7 @@ class PictureFeatures:
             self.cache.put(key, (features.kind, features.values))
         for key, form in zip(keys, forms, strict=True):
             if form is not None and key not in pictures:
-                pictures[key] = blank(form, self._encoder.backbone.device)
+                pictures[key] = blank(form, input_device(self._encoder.backbone.model))
         return [pictures[key] if seen else None for key, seen in zip(keys, sees, strict=True)]
 
     def _computed(self, unread: Sequence[PreparedQuery]) -> list[Features]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, DataError
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Query, positions_of
 from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.video_frames import Clip, Clips
 
@@ -41,7 +41,7 @@ class PromptReader:
         self._processor = processor
         self._template = template
         self._tokenizer = processor.tokenizer
-        ids = backbone.vision_token_ids
+        self._vision_ids = ids = backbone.vision_token_ids
         video_processor = getattr(processor, "video_processor", None)
         self._open_picture = open_picture
         self._clips = None if video_processor is None else Clips(video_processor)
@@ -204,11 +204,11 @@ class PromptReader:
 
     def _require_vision(self, rows: Sequence[dict[str, Tensor]], queries: Sequence[Query]) -> None:
         for row, query in zip(rows, queries, strict=True):
-            count = int(self._backbone.vision_positions(row["input_ids"]).sum())
+            count = int(positions_of(self._vision_ids, row["input_ids"]).sum())
             if query.video is not None and not count:
                 raise BackboneError(
                     f"{type(self._processor).__name__} puts no vision token (ids"
-                    f" {self._backbone.vision_token_ids}) into a prompt with a video; use a chat"
+                    f" {self._vision_ids}) into a prompt with a video; use a chat"
                     " template that writes parts of type video"
                 )
             # One token a picture may be all that a small one takes.
@@ -229,7 +229,7 @@ class PromptReader:
         large = Image.new("RGB", (448, 448))
         text = self.text(Query(".", large))
         ids = self._processed([text], images=[[large]])["input_ids"]
-        return int(self._backbone.vision_positions(ids).sum()) > 1
+        return int(positions_of(self._vision_ids, ids).sum()) > 1
 
 
 def written_prompt(

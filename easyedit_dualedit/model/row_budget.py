@@ -10,6 +10,7 @@ import torch
 
 from easyedit_dualedit.errors import BackboneError
 from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.inputs import input_device
 from easyedit_dualedit.model.row_bytes import bytes_of_token, trained_bytes_of_token
 from easyedit_dualedit.model.row_memory import (
     allowed_bytes,
@@ -65,7 +66,7 @@ class RowBudget:
         Raises:
             BackboneError: if less is allowed than the weights take.
         """
-        device, room = backbone.device, _room(backbone)
+        device, room = input_device(backbone.model), _room(backbone)
         most = _ON_CPU if device.type == "cpu" else _MOST
         tokens = most if room is None else min(most, room // bytes_of_token(backbone))
         return cls(max(1, tokens), device)
@@ -87,7 +88,7 @@ class RowBudget:
         room = _room(backbone)
         each = trained_bytes_of_token(backbone, layer, recomputes=recomputes)
         tokens = sys.maxsize if room is None else max(1, room // each)
-        return cls(tokens, backbone.device, widest=math.inf)
+        return cls(tokens, input_device(backbone.model), widest=math.inf)
 
     def parts(self, lengths: Sequence[int]) -> list[list[int]]:
         """Return the rows of each forward: of like length, within the budget, in order.
@@ -171,7 +172,7 @@ def _room(backbone: Backbone) -> int | None:
     """
     allowed = allowed_bytes()
     if allowed is None:
-        free = free_bytes(backbone.device)
+        free = free_bytes(input_device(backbone.model))
         return None if free is None else int(free * _SHARE)
     weights = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
     if allowed <= weights:

@@ -12,7 +12,7 @@ from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
-from easyedit_dualedit.model.inputs import IGNORED, Batch
+from easyedit_dualedit.model.inputs import IGNORED, Batch, input_device
 from easyedit_dualedit.plugin.archives import (
     TrainedAdapters,
     described_state,
@@ -102,7 +102,7 @@ class DualEditEditable(_EditableModel):  # type: ignore[misc]  # EasyEdit is unt
         requests = self.samples.read(samples)
         signals = self.editor.read_batch(requests)
         gate = self.editor.open_gate() if self.training else self._deciding_gate()
-        rows = torch.arange(len(signals), device=self.editor.backbone.device)
+        rows = torch.arange(len(signals), device=input_device(self.editor.backbone.model))
         edited = self.editor.edited(signals, assignment=rows, gate=gate)
         return EditedSamples(self, edited, signals, requests), {}
 

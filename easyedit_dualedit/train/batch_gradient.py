@@ -12,7 +12,7 @@ from torch import Tensor
 from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Query, input_device
 from easyedit_dualedit.model.picture_features import key_of
 from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.processes import Processes
@@ -104,7 +104,7 @@ class BatchGradient:
         """Return the tokens of a record's rows; questions about one picture share its beginning."""
         encoder, step = self._editor.encoder, self._step
         casts = self._config.autocast != "none" or torch.is_autocast_enabled(
-            encoder.backbone.device.type
+            input_device(encoder.backbone.model).type
         )
         rows: dict[Hashable, list[tuple[int, int]]] = {}
         for query in queries:

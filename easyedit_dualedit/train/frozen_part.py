@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from easyedit_dualedit.model.calls import named_arguments
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import before_call, record
-from easyedit_dualedit.model.inputs import Batch, Query
+from easyedit_dualedit.model.inputs import Batch, Query, input_device
 from easyedit_dualedit.model.picture_features import (
     Features,
     PictureFeatures,
@@ -136,7 +136,7 @@ class FrozenPart:
         """
         backbone = self._encoder.backbone
         # Under autocast features and states are others.
-        casts = torch.is_autocast_enabled(backbone.device.type)
+        casts = torch.is_autocast_enabled(input_device(backbone.model).type)
         pictures = [(key_of(query), casts) for query in queries]
         prepared = {} if prepared is None else prepared
         prompts = [
@@ -273,7 +273,7 @@ class FrozenPart:
         with ExitStack() as stack:
             stack.enter_context(suppress(_Called))
             if features:
-                inputs[pixels] = torch.empty(0, device=backbone.device)
+                inputs[pixels] = torch.empty(0, device=input_device(backbone.model))
                 stack.enter_context(given_features(backbone.model, features, pixels))
             stack.enter_context(before_call(backbone.decoder, observe))
             backbone.model(**inputs, use_cache=False)

@@ -20,7 +20,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import vision_mean
 from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.hooks import record, undisturbed
-from easyedit_dualedit.model.inputs import Query, TokenLayout
+from easyedit_dualedit.model.inputs import Query, TokenLayout, input_device
 from easyedit_dualedit.model.picture_features import PreparedQuery, UnknownFeaturesError
 from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.processes import Processes
@@ -105,7 +105,7 @@ class GateReader:
         """Read nothing yet."""
         self._editor = editor
         room = RowBudget.of(editor.backbone).tokens
-        self._budget = RowBudget(min(batch_tokens, room), editor.backbone.device)
+        self._budget = RowBudget(min(batch_tokens, room), input_device(editor.backbone.model))
         self._frozen = FrozenPart(
             editor.encoder, editor.config.text_layer, budget=_FEATURE_BYTES, state_budget=0
         )
@@ -141,7 +141,7 @@ class GateReader:
         batches = GateBatches(rows, self._length, self._budget, processes)
         total = len(rows) // processes.count
         bar = tqdm(total=total, desc="reading states", unit="query", disable=not progress)
-        computing = precision(editor.backbone.device.type, autocast)
+        computing = precision(input_device(editor.backbone.model).type, autocast)
         with undisturbed(editor.backbone.model), computing, bar:
             for batch, prepared in batches:
 
@@ -157,7 +157,7 @@ class GateReader:
 
     def _length(self, row: GateRow, prepared: Prepared) -> RowLength:
         encoder, query = self._editor.encoder, row.query
-        casts = torch.is_autocast_enabled(self._editor.backbone.device.type)
+        casts = torch.is_autocast_enabled(input_device(self._editor.backbone.model).type)
         prompt = self._frozen.prompts.get(query, (row.pictures, casts), prepared)
         ids = prompt.tokens["input_ids"]
         answer = len(encoder.target_ids(query.target)) if query.target else 0
@@ -192,7 +192,7 @@ class GateReader:
         few = (sharing or list(range(len(rows))))[:_CHECKED]
         backbone = self._editor.backbone
         exact = next(backbone.model.parameters()).dtype == torch.float32
-        exact = exact and not torch.is_autocast_enabled(backbone.device.type)
+        exact = exact and not torch.is_autocast_enabled(input_device(backbone.model).type)
         bound = _TOLERANCE if exact else _ROUGH_TOLERANCE
         expected = self._plain([rows[place] for place in few])
         for shortcut in _SHORTCUTS:

@@ -36,6 +36,7 @@ from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.files import digest_of, read_json, write_bytes, write_json
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.inputs import input_device
 from easyedit_dualedit.model.picture_features import Form
 from easyedit_dualedit.storage.tensor_check import digest_of_tensors
 
@@ -84,7 +85,7 @@ class StateFolder:
             ConfigError: if the weights are not all there to be read.
         """
         first: Tensor = next(backbone.layers[layer].parameters())
-        kind = backbone.device.type
+        kind = input_device(backbone.model).type
         config: Any = backbone.model.config
         values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
         settings = {name: value for name, value in values.items() if name != "_name_or_path"}

@@ -27,7 +27,7 @@ from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.answer_logits import logits_at
 from easyedit_dualedit.model.hooks import LayerEdit
-from easyedit_dualedit.model.inputs import IGNORED
+from easyedit_dualedit.model.inputs import IGNORED, input_device
 from easyedit_dualedit.model.picture_features import PreparedQuery, UnknownFeaturesError
 from easyedit_dualedit.model.prompts import PER_TOKEN
 from easyedit_dualedit.processes import Processes
@@ -105,7 +105,7 @@ class TrainingStep:
         self, records: Sequence[Record], config: TrainingConfig, *, is_edited: bool = True
     ) -> AnswerTokens:
         """Return the answer tokens of one batch of edits, the gate held open, or of no edits."""
-        with precision(self._editor.backbone.device.type, config.autocast):
+        with precision(input_device(self._editor.backbone.model).type, config.autocast):
             return self._answers(records, config, is_edited=is_edited)
 
     def read_again(self, records: Sequence[Record], config: TrainingConfig) -> None:
@@ -113,7 +113,7 @@ class TrainingStep:
 
         States differ in the last bits with the rows that they are computed beside.
         """
-        casts = precision(self._editor.backbone.device.type, config.autocast)
+        casts = precision(input_device(self._editor.backbone.model).type, config.autocast)
         with casts, suppress(UnsupportedModelError, UnknownFeaturesError):  # `answers` tells them
             self._groups(records, metrics_read(config), config)
 

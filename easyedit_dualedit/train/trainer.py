@@ -21,6 +21,7 @@ from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate_calibration import Calibration
 from easyedit_dualedit.model.hooks import undisturbed
+from easyedit_dualedit.model.inputs import input_device
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.checkpoint import WATCH, Checkpoint, Stateful
@@ -145,7 +146,7 @@ def train(
             first,
             config.steps,
             config.batch_size * config.accumulate,
-            device=editor.backbone.device,
+            device=input_device(editor.backbone.model),
             shown=progress,
         )
         is_over = watch.is_over(first)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.model.inputs import input_device
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.curves import Curves, Line
@@ -209,7 +210,7 @@ class Watch:
             "gradient_norm": norm,
             "seconds": self._seconds + time.monotonic() - self._since,
             "samples_per_second": progress.samples_per_second,
-            "peak_gibibytes": peak_gibibytes(self._editor.backbone.device),
+            "peak_gibibytes": peak_gibibytes(input_device(self._editor.backbone.model)),
         }
         self._sums = {name: [0.0] * len(METRICS) for name in self._sums}
         self._summed = 0

@@ -14,7 +14,7 @@ from easyedit_dualedit.method.config import GATE_KINDS, GateConfig
 from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.packing import PRECISIONS, Precision
-from easyedit_dualedit.model.inputs import Batch
+from easyedit_dualedit.model.inputs import Batch, input_device
 from easyedit_dualedit.train.step import TrainingStep
 
 
@@ -28,7 +28,7 @@ def test_an_edited_model_answers_as_on_the_cpu(subject: Subject):
     other = trained_editor(FAMILIES[subject.tiny.family]())
     answers = []
     for editor in (subject.editor, other):
-        assert editor.gate.mean.device == editor.backbone.device
+        assert editor.gate.mean.device == input_device(editor.backbone.model)
         edited = editor.edited(editor.read(REQUESTS))
         batch = editor.encoder.encode(REQUESTS)
         answers.append(logits(edited, batch, layout=batch.layout))

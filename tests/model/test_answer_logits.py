@@ -11,7 +11,7 @@ from torch import nn
 
 from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.encoder import Encoder, output_head
 from easyedit_dualedit.model.inputs import Query
 
 
@@ -35,7 +35,7 @@ def test_they_are_those_of_whole_rows_over_every_family(every: TinyModel):
     call = partial(backbone.model, **batch.inputs, use_cache=False)
     whole = call().logits
     at = batch.target.roll(-1, 1)
-    shapes, handle = seen_by(backbone.output_head)
+    shapes, handle = seen_by(output_head(backbone))
     got = logits_at(backbone, at, call)
     handle.remove()
     assert shapes == [(1, int(at.sum()), backbone.hidden_size)]
@@ -77,4 +77,4 @@ def test_a_failing_call_leaves_nothing_behind(llava: TinyModel):
     backbone, batch = batch_of(llava)
     with pytest.raises(ZeroDivisionError):
         logits_at(backbone, batch.target, lambda: 1 / 0)
-    assert not backbone.output_head._forward_pre_hooks
+    assert not output_head(backbone)._forward_pre_hooks

@@ -19,7 +19,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError, UpstreamError
 from easyedit_dualedit.measure.contender import Bench, Edited
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.inputs import open_image
+from easyedit_dualedit.model.inputs import input_device, open_image
 from easyedit_dualedit.model.video_frames import read_clip
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.model_parts import (
@@ -66,7 +66,7 @@ class ChangingMethod(ABC):
         self._depth = shipped_depth(host, self.shipped, bench.model)
         self._model, self._processor = bench.load()
         self._backbone = Backbone.of(self._model)
-        self._config.device = str(self._backbone.device)
+        self._config.device = str(input_device(self._backbone.model))
         self._prepare(frozenset(bench.settings))
 
     @contextlib.contextmanager

@@ -22,7 +22,7 @@ from easyedit_dualedit.errors import ConfigError, UpstreamError
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Query, input_device
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.models import ConfigView
 from easyedit_dualedit.plugin.patching import Patches
@@ -81,7 +81,7 @@ class IkeMethod:
         self._model, self._processor = bench.load()
         backbone = Backbone.of(self._model)
         self._encoder = Encoder(backbone, self._processor)
-        self._config.device = str(backbone.device)
+        self._config.device = str(input_device(backbone.model))
         text = self._model.config.get_text_config()
         self._context: int | None = getattr(text, "max_position_embeddings", None)
         if self._config.k:
