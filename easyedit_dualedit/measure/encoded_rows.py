@@ -16,13 +16,12 @@ from easyedit_dualedit.model.inputs import Batch, Query, input_device
 from easyedit_dualedit.model.picture_features import (
     Features,
     PictureFeatures,
-    PreparedQuery,
     UnknownFeaturesError,
     given_features,
     key_of,
 )
+from easyedit_dualedit.model.query_cache import PreparedQuery, Prompt, TokenisedPrompts
 from easyedit_dualedit.model.row_memory import is_out_of_memory
-from easyedit_dualedit.model.tokenised_prompts import Prompt, TokenisedPrompts
 
 logger = logging.getLogger(__name__)
 

@@ -19,19 +19,12 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query, input_device, shown_key
-from easyedit_dualedit.model.tensor_cache import TensorCache
-
-PIXELS = ("pixel_values", "pixel_values_videos", "pixel_attention_mask")
-"""Inputs that only the vision tower reads."""
+from easyedit_dualedit.model.query_cache import PreparedQuery, TensorCache
 
 _KEPT = ("pooler_output", "deepstack_features")
 
 Form = dict[str, Any]
 """Shapes and dtypes of features by name, plain values that JSON can hold."""
-
-PreparedQuery = tuple[Query, dict[str, Tensor], dict[str, Tensor]]
-"""A query, the tokens of its prompt, and the inputs that are not one number a token."""
-
 
 _METHODS = {"pixel_values": "get_image_features", "pixel_values_videos": "get_video_features"}
 """Input -> the model's method that makes features of it."""

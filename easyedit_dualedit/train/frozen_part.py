@@ -21,13 +21,11 @@ from easyedit_dualedit.model.inputs import Batch, Query, input_device
 from easyedit_dualedit.model.picture_features import (
     Features,
     PictureFeatures,
-    PreparedQuery,
     form_of,
     given_features,
     key_of,
 )
-from easyedit_dualedit.model.tensor_cache import TensorCache
-from easyedit_dualedit.model.tokenised_prompts import Prompt, TokenisedPrompts
+from easyedit_dualedit.model.query_cache import PreparedQuery, Prompt, TensorCache, TokenisedPrompts
 from easyedit_dualedit.train.config import CACHE_BYTES
 from easyedit_dualedit.train.shared_rows import (
     CommonPrefixes,
@@ -220,7 +218,7 @@ class FrozenPart:
         prepared: dict[Hashable, PreparedQuery],
     ) -> list[list[Row]]:
         """Return the rows of each forward of some that show videos, which a key tells apart."""
-        casts = torch.is_autocast_enabled(self._encoder.backbone.device.type)
+        casts = torch.is_autocast_enabled(input_device(self._encoder.backbone.model).type)
         videos: dict[Hashable, list[Row]] = {}
         for row, key in rows:
             videos.setdefault(key, []).append(row)

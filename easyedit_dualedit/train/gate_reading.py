@@ -21,7 +21,8 @@ from easyedit_dualedit.method.gate import vision_mean
 from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, TokenLayout, input_device
-from easyedit_dualedit.model.picture_features import PreparedQuery, UnknownFeaturesError
+from easyedit_dualedit.model.picture_features import UnknownFeaturesError
+from easyedit_dualedit.model.query_cache import PreparedQuery
 from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError, precision

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from easyedit_dualedit.model.inputs import Query, Shown, shown_key
-from easyedit_dualedit.model.picture_features import PreparedQuery
 from easyedit_dualedit.model.pictures import Picture
+from easyedit_dualedit.model.query_cache import PreparedQuery
 from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.processes import Processes
 

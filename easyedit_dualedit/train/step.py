@@ -28,8 +28,9 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.answer_logits import logits_at
 from easyedit_dualedit.model.hooks import LayerEdit
 from easyedit_dualedit.model.inputs import IGNORED, input_device
-from easyedit_dualedit.model.picture_features import PreparedQuery, UnknownFeaturesError
+from easyedit_dualedit.model.picture_features import UnknownFeaturesError
 from easyedit_dualedit.model.prompts import PER_TOKEN
+from easyedit_dualedit.model.query_cache import PreparedQuery
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 from easyedit_dualedit.train.frozen_part import FrozenPart, UnsupportedModelError, precision

@@ -24,7 +24,7 @@ from easyedit_dualedit.model.picture_features import (
     merged,
     read_features,
 )
-from easyedit_dualedit.model.tensor_cache import TensorCache, size_of
+from easyedit_dualedit.model.query_cache import TensorCache, size_of
 
 STATES = torch.arange(24.0).view(6, 4)
 
