@@ -28,7 +28,7 @@ PACKAGE = Path(easyedit_dualedit.__file__).parent
 MOST_OF_AN_EDIT = 10
 """Files that an edit and `generate` may enter."""
 
-MOST_OF_A_STEP = 14
+MOST_OF_A_STEP = 13
 """Files that a training step may enter."""
 
 

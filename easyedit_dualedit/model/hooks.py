@@ -1,24 +1,20 @@
-"""Reads and changes the outputs of decoder layers for as long as a `with` block lasts.
+"""Reads and changes what modules of a model give for as long as a `with` block lasts.
 
-Nothing here knows about edits, gates or adapters. A failure half-way leaves no hook behind, and
-only our own are ever removed.
+`Hooks` see the outputs of decoder layers, or change them; `replaced` gives a module another
+forward. Nothing here knows about edits, gates or adapters. A failure half-way leaves no hook
+behind, and only our own are ever removed.
 """
 
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
-from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from easyedit_dualedit.errors import BackboneError
-
-logger = logging.getLogger(__name__)
+from easyedit_dualedit.model.compiled import ModuleForward, uncompiled
 
 LayerEdit = Callable[[Tensor], Tensor | None]
 """Takes a layer's output, shape [b, s, d]; returns what replaces it, or None to leave it."""
@@ -221,22 +217,8 @@ def eager(parts: Sequence[nn.Module], layers: Iterable[nn.Module] = ()) -> Itera
     ):
         yield
         return
-    model = parts[0]
-    if model not in _WARNED:
-        _WARNED.add(model)
-        logger.warning(
-            "%s is compiled by torch.compile; where an edit may apply it runs uncompiled, elsewhere"
-            " compiled as ever",
-            type(model).__name__,
-        )
-    _EAGER.enter()
-    try:
+    with uncompiled(parts[0]):
         yield
-    finally:
-        _EAGER.leave()
-
-
-_WARNED: WeakSet[nn.Module] = WeakSet()
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -247,36 +229,6 @@ def _is_compiled(module: nn.Module) -> bool:
         # A compiled module that somebody has put in the place of a child.
         or any("_orig_mod" in vars(child)["_modules"] for child in module.children())
     )
-
-
-class _EagerStance:
-    """torch's stance towards compiled code, which is one for the process; blocks may overlap."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._blocks = 0
-        self._stance: Any = None
-
-    def enter(self) -> None:
-        with self._lock:
-            if not self._blocks:
-                try:
-                    self._stance = torch.compiler.set_stance("force_eager")
-                except RuntimeError as error:
-                    raise BackboneError(
-                        "the model is compiled by torch.compile, and so is what calls it edited;"
-                        " compile one of them alone, the model"
-                    ) from error
-            self._blocks += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._blocks -= 1
-            if not self._blocks:
-                self._stance.__exit__(None, None, None)
-
-
-_EAGER = _EagerStance()
 
 
 # Factories, since a closure made in a loop would see the loop's last values.
@@ -314,3 +266,54 @@ def _hidden(output: Any) -> Tensor:
     # Decoder layers return a tensor in transformers 5 and a tuple in older ones.
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
+
+
+@contextmanager
+def replaced(module: Any, wrap: Callable[[ModuleForward], ModuleForward]) -> Iterator[None]:
+    """Give a module another forward inside the block, for the thread that opened it.
+
+    Blocks of several threads may overlap: each sees its own, and the last to end leaves the module
+    as the first found it.
+    """
+    thread = threading.get_ident()
+    with _LOCK:
+        standing = vars(module).get("forward")
+        if not isinstance(standing, _ByThread):
+            standing = _ByThread(module.forward, standing)
+        before = standing.of.get(thread)
+        standing.of[thread] = wrap(before or standing.real)
+        module.forward = standing
+    try:
+        yield
+    finally:
+        with _LOCK:
+            if before is not None:
+                standing.of[thread] = before
+            else:
+                del standing.of[thread]
+            if not standing.of and standing.own is None:
+                del module.forward
+            elif not standing.of:  # accelerate has put its own there
+                module.forward = standing.own
+
+
+_LOCK = threading.Lock()
+
+
+class _ByThread:
+    """The forward of a module, which may be another in some threads."""
+
+    def __init__(self, real: ModuleForward, own: ModuleForward | None):
+        """Stand in for a forward.
+
+        Args:
+            real: what all other threads run.
+            own: what the module itself holds of it, other than its class.
+        """
+        self.real = real
+        self.own = own
+        self.of: dict[int, ModuleForward] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward of this thread."""
+        return self.of.get(threading.get_ident(), self.real)(*args, **kwargs)

@@ -5,29 +5,27 @@ The model's own decoder runs them, so that masks, positions and the final norm a
 edits (`projected_requests`).
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from easyedit_dualedit.method.adapter import ProjectedEdit, first_positions
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.hooks import LayerEdit, attach, record
+from easyedit_dualedit.model.compiled import ModuleForward, compiled
+from easyedit_dualedit.model.hooks import LayerEdit, attach, record, replaced
 from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
-from easyedit_dualedit.model.layer_swaps import (
-    compiled,
-    recomputed,
-    replaced,
-    skipped,
-    trimmed,
-)
 from easyedit_dualedit.train.shared_rows import CommonPrefixes, SharedRows
+
+_BY_POSITION = ("mlp", "q_proj", "o_proj", "out_proj", "fc1", "fc2")
+"""Parts of a decoder layer that treat every position alone."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,79 @@ class UpperLayers:
             output = frozen.backbone.decoder(**call)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
         return hidden
+
+
+@contextmanager
+def skipped(layers: Sequence[nn.Module], last: int, states: Tensor) -> Iterator[None]:
+    """Let layers up to `last` cost nothing inside the block; `last` gives `states`."""
+
+    def giving(result: Tensor | None) -> Callable[[ModuleForward], ModuleForward]:
+        def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+            return hidden_states if result is None else result
+
+        return lambda _real: forward
+
+    with ExitStack() as stack:
+        for index in range(last + 1):
+            given = giving(states if index == last else None)
+            stack.enter_context(replaced(layers[index], given))
+        yield
+
+
+@contextmanager
+def kept(layer: nn.Module, index: Tensor) -> Iterator[None]:
+    """Let a layer's output inside the block be right at some positions alone, and cost less.
+
+    Attention still reads every position. Nothing above the layer may mix positions.
+
+    Args:
+        layer: a decoder layer.
+        index: the positions, flat over rows and slots, long [n].
+    """
+
+    def at_index(real: ModuleForward) -> ModuleForward:
+        def forward(states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            flat = states.flatten(0, -2)
+            here = index.to(flat.device)  # a model may be spread over devices
+            part = real(flat[None, here], *args, **kwargs)
+            if not isinstance(part, Tensor):
+                return real(states, *args, **kwargs)
+            whole = part.new_zeros(len(flat), part.shape[-1]).index_copy(0, here, part[0])
+            return whole.view(*states.shape[:-1], -1)
+
+        return forward
+
+    with ExitStack() as stack:
+        for part in _by_position(layer):
+            stack.enter_context(replaced(part, at_index))
+        yield
+
+
+def _by_position(module: nn.Module) -> Iterator[nn.Module]:
+    for name, part in module.named_children():
+        if name in _BY_POSITION:
+            yield part
+        else:
+            yield from _by_position(part)
+
+
+def trimmed(layer: nn.Module, index: Tensor) -> Callable[[ModuleForward], ModuleForward]:
+    """Return what makes a layer's forward one that is right at some positions alone; see `kept`."""
+
+    def wrap(real: ModuleForward) -> ModuleForward:
+        # Inside the call, so that it holds too when the layer runs again for its gradient.
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with kept(layer, index):
+                return real(*args, **kwargs)
+
+        return forward
+
+    return wrap
+
+
+def recomputed(real: ModuleForward) -> ModuleForward:
+    """Return a forward that keeps only its inputs for the gradient, and runs again for the rest."""
+    return lambda *args, **kwargs: checkpoint(real, *args, use_reentrant=False, **kwargs)
 
 
 def head_of(model: Any) -> Any:

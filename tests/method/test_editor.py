@@ -304,3 +304,17 @@ def test_neither_a_folder_nor_a_hub_id_is_one_clear_error(llava: TinyModel, tmp_
         with pytest.raises(ArchiveError, match="no (saved )?adapters in") as error:
             DualEditor.from_pretrained(name, model=llava.model, processor=llava.processor)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("signal", ["target", "prompt+target", "all"])
+def test_an_edit_reads_the_states_of_a_whole_forward(every: TinyModel, signal: str):
+    editor = trained_editor(every, signal=signal)
+    batch = editor.encoder.encode([request_of(), request_of("Which shape is it?", "a big circle")])
+    with torch.no_grad(), record(editor.backbone.layers, editor.config.layers) as states:
+        every.model(**batch.inputs, use_cache=False)
+    expected = editor.signals_of(states, batch)
+    for one, two in zip(editor.read_batch(batch), expected, strict=True):
+        for layer, found in one.states.items():
+            torch.testing.assert_close(found, two.states[layer], rtol=1e-4, atol=1e-4)
+        for name in ("gate_state", "last_state", "vision_state"):
+            torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-4)

@@ -3,14 +3,14 @@
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.model.hooks import attach, before_call, record
+from easyedit_dualedit.model.hooks import attach, before_call, record, replaced
 
 
 class Layer(nn.Module):
@@ -204,3 +204,78 @@ def test_a_stopped_forward_keeps_nothing_alive(stack: Stack):
         assert seen() is None
     finally:
         gc.enable()
+
+
+class Adding(nn.Module):
+    """Adds one."""
+
+    def forward(self, value: int) -> int:
+        return value + 1
+
+
+def plus(number: int) -> Callable[[Any], Any]:
+    return lambda real: lambda value: real(value) + number
+
+
+def test_blocks_nest_and_leave_the_module_as_it_was():
+    module = Adding()
+    with replaced(module, plus(10)):
+        with replaced(module, plus(100)):
+            assert module(0) == 111
+        assert module(0) == 11
+        with pytest.raises(KeyError), replaced(module, plus(1000)):
+            raise KeyError
+        assert module(0) == 11
+    assert module(0) == 1 and "forward" not in vars(module)
+
+
+def test_a_forward_that_somebody_has_put_there_comes_back():
+    module = Adding()
+    theirs = lambda value: value + 5  # noqa: E731
+    module.forward = theirs
+    with replaced(module, plus(10)):
+        assert module(0) == 15
+    assert vars(module)["forward"] is theirs
+
+
+def test_a_block_that_cannot_begin_leaves_nothing():
+    module = Adding()
+
+    def fail(_real: Any) -> Any:
+        raise KeyError
+
+    with pytest.raises(KeyError), replaced(module, fail):
+        pytest.fail("the block must not run")
+    assert module(0) == 1 and "forward" not in vars(module)
+
+
+@pytest.mark.parametrize("first_to_end", ["first", "second"])
+def test_overlapping_blocks_of_two_threads_do_not_meet(first_to_end: str):
+    module = Adding()
+    found: dict[str, list[int]] = {"first": [], "second": []}
+    begun, ended = threading.Barrier(2), threading.Barrier(2)
+
+    def work(name: str, number: int) -> None:
+        with replaced(module, plus(number)):
+            begun.wait(10)
+            found[name].append(module(0))
+            if name != first_to_end:
+                ended.wait(10)
+                found[name].append(module(0))
+        if name == first_to_end:
+            found[name].append(module(0))
+            ended.wait(10)
+
+    threads = [
+        threading.Thread(target=work, args=("first", 10)),
+        threading.Thread(target=work, args=("second", 100)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    other = {"first": "second", "second": "first"}[first_to_end]
+    inside = {"first": 11, "second": 101}
+    assert found[first_to_end] == [inside[first_to_end], 1]
+    assert found[other] == [inside[other]] * 2
+    assert module(0) == 1 and "forward" not in vars(module)

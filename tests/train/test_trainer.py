@@ -14,7 +14,7 @@ from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.training_targets import targets_of
 from easyedit_dualedit.errors import ArchiveError, CalibrationError, DataError
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model import layer_swaps
+from easyedit_dualedit.model import compiled as compiled_layers
 from easyedit_dualedit.train import gate_stage, trainer
 from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.config import TrainingConfig
@@ -142,13 +142,13 @@ def test_compiled_layers_change_no_gradient(
 ):
     # Traces the layers as the default does, and makes no C++ of them.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(layer_swaps, "_COMPILED", {})
+    monkeypatch.setattr(compiled_layers, "_COMPILED", {})
     editor = stirred(llava, text_layer=0, vision_layer=1)
     plain = gradients(editor, records[:2], fast())
     before = [layer.forward for layer in editor.backbone.layers]
     options = {"compile_layers": True, "checkpoint_activations": checkpointed}
     compiled = gradients(editor, records[:2], fast(**options))
-    assert layer_swaps._COMPILED
+    assert compiled_layers._COMPILED
     assert not warnings_in(caplog), "a fallback would warn"
     assert [layer.forward for layer in editor.backbone.layers] == before
     for one, two in zip(plain, compiled, strict=True):
@@ -168,13 +168,13 @@ def test_without_a_compiler_layers_run_as_they_are(
         return fail
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    monkeypatch.setattr(layer_swaps, "_COMPILED", {})
+    monkeypatch.setattr(compiled_layers, "_COMPILED", {})
     editor = stirred(llava, text_layer=0, vision_layer=1)
     plain = gradients(editor, records[:2], fast())
     fallen = gradients(editor, records[:2], fast(compile_layers=True))
     line = "layers run as they are, not compiled: no compiler here"
-    assert warnings_in(caplog) == [line] * len(layer_swaps._COMPILED), "once for each layer"
-    assert layer_swaps._COMPILED
+    assert warnings_in(caplog) == [line] * len(compiled_layers._COMPILED), "once for each layer"
+    assert compiled_layers._COMPILED
     for one, two in zip(plain, fallen, strict=True):
         assert torch.equal(one, two)
 

@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from tiny_editors import request_of, shared, trained_editor
 from tiny_models import TinyModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from easyedit_dualedit.method.active_edits import stacked
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.hooks import LayerEdit, attach, record
+from easyedit_dualedit.model.hooks import LayerEdit, attach, record, replaced
 from easyedit_dualedit.train.frozen_part import FrozenPart
-from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of, packed, rows_of
+from easyedit_dualedit.train.upper_layers import FrozenOutput, head_of, packed, rows_of, trimmed
 
 LAYER = 1
 QUERIES = [
@@ -111,3 +112,29 @@ def test_states_are_packed_row_by_row():
     expected, real = stacked([row[which] for row, which in zip(states, at, strict=True)])
     torch.testing.assert_close(values, expected, rtol=0, atol=0)
     assert torch.equal(mask, real) and mask.sum(1).tolist() == [2, 0, 4]
+
+
+def test_a_trimmed_layer_runs_only_where_it_is_read_and_is_right_there(llava: TinyModel):
+    editor = trained_editor(llava)
+    batch = editor.encoder.encode([request_of()])
+    layers: Any = editor.backbone.layers
+    with torch.no_grad(), record(layers, [2], stop=True) as whole:
+        llava.model(**batch.inputs, use_cache=False)
+    index = batch.target.flatten().nonzero()[:, 0]
+    seen: list[int] = []
+
+    def read(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].shape[-2])
+
+    hook = layers[2].mlp.gate_proj.register_forward_pre_hook(read)
+    try:
+        with (
+            torch.no_grad(),
+            record(layers, [2], stop=True) as states,
+            replaced(layers[2], trimmed(layers[2], index)),
+        ):
+            llava.model(**batch.inputs, use_cache=False)
+    finally:
+        hook.remove()
+    assert seen == [len(index)] == [int(batch.target.sum())]
+    torch.testing.assert_close(states[2][batch.target], whole[2][batch.target])
