@@ -32,10 +32,12 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.model.inputs import Query, open_image
     from easyedit_dualedit.model.video_frames import strip_of
 
+    video = Query(".", arguments.image).video
     if arguments.image is not None:
-        video = Query(".", arguments.image).video
         _ = open_image(arguments.image) if video is None else strip_of(video, 1)
     editor, memory = opened(arguments)
+    if video is not None:
+        editor.encoder.clip_of(Query(".", video))  # what is wrong with it is told before a question
     shown = console()
     if not_taking(memory):
         shown.print(Text(not_taking(memory), style="bold"))

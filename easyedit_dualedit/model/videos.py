@@ -8,8 +8,12 @@ from typing import Any
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.pictures import Picture, PictureLike, is_picture_file, picture_of
 
-SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
-"""Endings of the names of files that are taken for videos."""
+SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
+    | {".ogv", ".ts", ".webm", ".wmv"}
+)
+"""Endings of the names of files that are taken for videos. A `.gif` is one where a video is asked
+for, and else its first frame, as transformers' own loaders have it."""
 
 _ALLOWED = (
     "give the path of a video file, the path of a folder of frames, or the frames themselves in"

@@ -4,11 +4,12 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tiny_ads_edit import ads_edit_file
-from tiny_editors import shared
-from tiny_videos import WATCHING
+from tiny_editors import picture, shared
+from tiny_videos import WATCHING, frames, write_clip
 from workplace import Called, Workplace
 
 from easyedit_dualedit.measure.run import METRICS_FILE
@@ -91,3 +92,90 @@ def test_layers_are_located_with_what_shows_something(place: Workplace, call: Ca
     assert "2 records of text alone are left out" in located.out
     found = json.loads((place.folder / "outputs" / "locate" / "locate.json").read_text())
     assert found["layers"][0]["vision"]["kl"]["n"] == 6
+
+
+def _folder(path: Path, *sizes: tuple[int, int]) -> None:
+    path.mkdir()
+    for place, size in enumerate(sizes):
+        picture("red", size).save(path / f"{place}.png")
+
+
+def _gif(path: Path) -> None:
+    first, *others = frames("red", "green", "blue")
+    first.save(path, save_all=True, append_images=others, duration=100)
+
+
+def _clip(path: Path, share: float = 1.0) -> None:
+    whole = write_clip(path.with_suffix(".mp4")).read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+
+
+GOOD: dict[str, Callable[[Path], object]] = {
+    "clip.mp4": _clip,
+    "clip.MOV": _clip,
+    "drawn.gif": _gif,
+    "one frame": lambda path: _folder(path, (40, 40)),
+    "frames": lambda path: _folder(path, (40, 40), (40, 40)),
+}
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated.mp4": (lambda path: _clip(path, 0.5), "cannot be read as a video"),
+    "empty.mp4": (lambda path: path.write_bytes(b""), "cannot be read as a video"),
+    "text.mp4": (lambda path: path.write_text("hello"), "cannot be read as a video"),
+    "clip.png": (_clip, "cannot be read as a picture"),
+    "no frames": (_folder, "no pictures in"),
+    "two sizes": (lambda path: _folder(path, (40, 40), (50, 40)), "of 2 sizes"),
+    "gone.mp4": (lambda _path: None, "no video at"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_video_in_each_form_is_edited(
+    place: Workplace, call: Call, name: str, tmp_path: Path
+) -> None:
+    GOOD[name](tmp_path / name)
+    if not place.adapters.exists():
+        assert call(place.train()).code == 0
+    edit = with_model(place, "edit", "--prompt", "What happens?", "--target", "blue", "--image")
+    edit.insert(edit.index("--image") + 1, str(tmp_path / name))
+    made = call(edit)
+    assert made.code == 0, made.err
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_video_is_one_line(
+    place: Workplace, call: Call, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, message = BAD[name]
+    make(tmp_path / name)
+    if not place.adapters.exists():
+        assert call(place.train()).code == 0
+    shown = ["--image", str(tmp_path / name)]
+    asked = ["--prompt", "What happens?", "--target", "blue"]
+    edits = ["--edits", str(place.folder / "edits of bad videos")]
+    if not Path(edits[1]).exists():
+        assert call(with_model(place, "edits", "add", *asked, *edits)).code == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("What happens?\n\n"))
+    for command in (["edit", *asked], ["edits", "add", *asked, *edits], ["chat", *edits]):
+        told = call(with_model(place, *command, *shown))
+        assert told.code == 2 and message in told.error, (command, told.err)
+
+
+@pytest.mark.parametrize("name", ["truncated.mp4", "no frames", "two sizes"])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_bad_video_of_a_record_is_one_line(
+    place: Workplace, call: Call, name: str, command: str, tmp_path: Path
+) -> None:
+    if command == "evaluate" and not place.adapters.exists():
+        assert call(place.train()).code == 0
+    make, message = BAD[name]
+    make(tmp_path / name)
+    items = json.loads(place.data.read_text())[:4]
+    items[0] |= {"image_type": "video", "image": str(tmp_path / name)}
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(items))
+    arguments = place.train() if command == "train" else place.evaluate()
+    arguments[arguments.index("--data") + 1] = str(data)
+    arguments[arguments.index("--output") + 1] = str(tmp_path / "out")
+    told = call([*arguments, "--allow-outside"])
+    assert told.code == 2 and message in told.error, told.err

@@ -1,14 +1,23 @@
 """What always holds, for a video, two pictures, a picture and text mixed in one batch."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny_editors import entering, hooks_of_ours, shared, silence, trained_editor
+from tiny_editors import (
+    entering,
+    hooks_of_ours,
+    shared,
+    silence,
+    tiny_config,
+    trained_editor,
+)
 from tiny_models import TinyModel
 from tiny_videos import WATCHING, mixed_queries, video_of
 
 from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
 
 VIDEO, PICTURES, PICTURE, TEXT = mixed_queries()
@@ -44,6 +53,64 @@ def test_an_open_gate_changes_the_answer(tiny: TinyModel, asked: Query):
     assert bool(edited.route(**batch.inputs).is_open.all())
     assert not torch.equal(logits(tiny.model, batch), logits(edited, batch))
     assert not hooks_of_ours(tiny.model)
+
+
+def test_no_edit_and_undo_are_bit_identical(tiny: TinyModel):
+    editor = trained_editor(tiny)
+    batch = editor.encoder.encode(mixed_queries())
+    before = logits(tiny.model, batch)
+    assert torch.equal(before, logits(editor.edited([]), batch))
+    edited = editor.edited(editor.read(mixed_queries()), gate=editor.open_gate())
+    assert not torch.equal(before, logits(edited, batch))
+    assert torch.equal(before, logits(tiny.model, batch))
+
+
+def test_an_untrained_adapter_changes_nothing(tiny: TinyModel):
+    editor = DualEditor(tiny.model, tiny.processor, tiny_config())
+    edited = editor.edited(editor.read(mixed_queries()), gate=editor.open_gate())
+    batch = editor.encoder.encode(mixed_queries())
+    assert torch.equal(logits(tiny.model, batch), logits(edited, batch))
+
+
+def test_the_target_changes_nothing_before_it(tiny: TinyModel):
+    """Of each row the prompt's logits and the edit that applies are the same whatever follows."""
+    editor = trained_editor(tiny, gate={"kind": "cosine", "threshold": 0.5})
+    edited = editor.edited(editor.read(mixed_queries()))
+    prompts, routings = [], []
+    for target in ("blue", "green yellow top"):
+        queries = [replace(query, target=target) for query in mixed_queries()]
+        batch = editor.encoder.encode(queries, padding_side="right")
+        routings.append(edited.route(**batch.inputs).edit_index)
+        rows = zip(logits(edited, batch), batch.layout.gate.tolist(), strict=True)
+        prompts.append(torch.cat([row[: end + 1] for row, end in rows]))
+    assert torch.equal(*routings) and bool((routings[0] >= 0).all())
+    torch.testing.assert_close(*prompts, atol=1e-4, rtol=1e-4)
+
+
+def test_teacher_forcing_equals_generation(tiny: TinyModel):
+    """Answers that are fed in, row by row of a mixed batch, are those that `generate` gives."""
+    editor = trained_editor(tiny)
+    edited = editor.edited(editor.read([VIDEO, TEXT]), gate=editor.open_gate())
+    batch = editor.encoder.encode(mixed_queries(), with_target=False)
+    count = 3
+    options = {"max_new_tokens": count, "do_sample": False, "eos_token_id": -1}
+    tokens = edited.generate(**batch.inputs, **options)
+    assert not torch.equal(tokens, tiny.model.generate(**batch.inputs, **options))
+    answer = tokens[:, -count:]
+    inputs = dict(batch.inputs, input_ids=tokens)
+    for name, kind in (
+        ("attention_mask", 1),
+        ("token_type_ids", editor.backbone.family.answer_token_type),
+        ("mm_token_type_ids", 0),
+    ):
+        if name in inputs:
+            more = torch.full_like(answer, kind).to(inputs[name].dtype)
+            inputs[name] = torch.cat([inputs[name], more], 1)
+    labels = torch.full_like(tokens, -100)
+    labels[:, -count:] = answer
+    with torch.no_grad():
+        chain = edited(**inputs, labels=labels).logits.argmax(-1)
+    assert torch.equal(chain[:, -count - 1 : -1], answer)
 
 
 def test_edits_read_in_a_batch_equal_edits_read_alone(tiny: TinyModel):

@@ -8,7 +8,7 @@ from tiny_videos import frames, video_of, write_clip
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model import video_frames
-from easyedit_dualedit.model.inputs import Query, shown_key
+from easyedit_dualedit.model.inputs import Query, open_image, shown_key
 from easyedit_dualedit.model.shown_content import shown_digest, still_of
 from easyedit_dualedit.model.video_frames import Clips, read_clip, strip_of
 from easyedit_dualedit.model.videos import Video
@@ -78,6 +78,19 @@ def test_a_file_shows_eight_frames_or_as_many_as_are_asked_for(tmp_path: Path):
     assert clip.metadata.fps == 4
     assert [image.size for image in strip_of(Video(path), 2)] == [(64, 48)] * 2
     assert Query("What?", path).video == Video(path)
+
+
+def test_a_gif_is_a_video_where_one_is_asked_for_and_else_its_first_frame(tmp_path: Path):
+    pytest.importorskip("av")
+    path = tmp_path / "drawn.gif"
+    first, *others = frames("red", "green", "blue")
+    first.save(path, save_all=True, append_images=others, duration=250)
+    clip = read_clip(Video(path), shared("llava-onevision").processor.video_processor)
+    for got, frame in zip(clip.pixels, (first, *others), strict=True):
+        assert np.abs(got.astype(int) - np.asarray(frame)).mean() < 10
+    assert clip.metadata.fps == pytest.approx(4, rel=0.1)
+    (picture_shown,) = Query("What?", path).pictures
+    assert np.abs(np.asarray(open_image(picture_shown), int) - np.asarray(first)).mean() < 10
 
 
 def test_a_file_without_a_decoder_says_what_to_install(

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from easyedit_fixtures import needs_easyedit, needs_master, needs_release
-from tiny_editors import request_of
+from tiny_editors import request_of, shared
 from tiny_models import TinyModel, tiny_llava, tiny_llava_onevision
 from tiny_rows import answer_of, assert_same, bench_of, loss_of, record_of, state_of
+from tiny_videos import video_of
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import ConfigError
@@ -47,6 +48,22 @@ def test_ike_puts_the_fact_before_every_question(
             assert loss_of(edited.model, encoder, asked) != loss_of(fresh.model, encoder, query)
             assert len(answer_of(edited, encoder, query)) > 0
     assert_same(before, state_of(fresh.model, encoder))
+
+
+@pytest.mark.parametrize("family", ["llava-onevision", "qwen2-vl"])
+def test_ike_puts_the_fact_before_a_question_about_a_video(
+    host: Host, family: str, tmp_path: Path
+) -> None:
+    tiny = shared(family)
+    encoder = Encoder(Backbone.of(tiny.model), tiny.processor)
+    video = video_of("red", "green", "blue", "blue")
+    record = record_of()
+    record = dataclasses.replace(record, request=dataclasses.replace(record.request, image=video))
+    with ike(host).make(bench_of(tiny, tmp_path)).edit(record) as edited:
+        asked = edited.asked(record.request)
+        assert asked.video is video and asked.prompt.startswith("New Fact: ")
+        assert loss_of(edited.model, encoder, asked) != loss_of(tiny.model, encoder, record.request)
+        assert len(answer_of(edited, encoder, record.request)) > 0
 
 
 @needs_master
