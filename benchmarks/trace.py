@@ -56,7 +56,7 @@ def edit_and_generate(editor: DualEditor, request: Query) -> None:
     with TemporaryDirectory() as folder:
         photo = Path(folder) / "photo.png"
         request.pictures[0].save(photo)
-        edited = editor.edit(photo, request.prompt, request.target or "")
+        edited = editor.edit(str(photo), request.prompt, request.target or "")
     batch = editor.encoder.encode([request], with_target=False)
     edited.generate(**batch.inputs, max_new_tokens=2, do_sample=False)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import trace
@@ -12,10 +13,9 @@ from easyedit_dualedit.model.inputs import Query
 def test_only_files_of_the_package_whose_functions_are_called_count():
     assert files_entered(lambda: sorted([2, 1])) == []
     assert files_entered(lambda: Query("Who?")) == ["model/inputs.py"]
-    assert files_entered(lambda: Query("Who?", "photo.jpg")) == [
-        "model/inputs.py",
-        "model/pictures.py",
-    ]
+    assert files_entered(lambda: Query("Who?", "photo.jpg")) == ["model/inputs.py"]
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    assert files_entered(lambda: Query("Who?", pixels)) == ["model/inputs.py", "model/pictures.py"]
 
 
 def test_an_edit_and_a_step_enter_few_files_and_the_docs_tell_of_each(
