@@ -54,7 +54,7 @@ def test_a_plain_step(subject: Subject):
 def test_a_shared_step_and_one_that_reads_what_it_kept(subject: Subject, way: str):
     config = fast(steps=1, **WAYS[way])
     step = TrainingStep.within(subject.editor, config)
-    for _ in range(2):
+    for _ in range(1 if WAYS[way] else 2):  # the other ways keep no more than this one
         require_gradients(subject.editor, step.losses(subject.records[:2], config))
     assert not step.is_plain
 
@@ -69,9 +69,10 @@ def test_frozen_states_are_kept_in_a_folder_and_read_from_it(subject: Subject, t
 
 def test_the_gate_is_calibrated_and_trained(subject: Subject):
     editor = subject.fresh()
-    found = calibrate(editor, subject.records)
+    records = subject.records[:4]
+    found = calibrate(editor, records)
     assert set(found) == {"cosine", "centred", "last-token"}
-    states = collect(editor, subject.records, progress=False)
+    states = collect(editor, records, progress=False)
     for part in (states.gate, states.vision, states.counts):
         assert set(part) == set(SCOPE)
         assert all(map(is_there, part.values()))
@@ -79,14 +80,14 @@ def test_the_gate_is_calibrated_and_trained(subject: Subject):
     # Rows come from the CPU, as a batch's are drawn there, and from the device.
     for rows in (torch.tensor([2, 0]), torch.tensor([2, 0], device=states.partners.device)):
         assert is_there(states.select(rows).partners)
-    train_gate(editor, subject.records, TrainingConfig(gate_steps=2), progress=False)
+    train_gate(editor, records, TrainingConfig(gate_steps=2), progress=False)
     assert all(map(is_there, editor.gate.state_dict().values()))
 
 
 def test_a_training_ends_with_adapters_and_gate_on_the_device(subject: Subject, tmp_path: Path):
     config = fast(steps=1, batch_size=2, accumulate=2, gate_steps=2)
     editor, checkpoint = subject.fresh(), tmp_path / "training.pt"
-    found = train(editor, subject.records, config, checkpoint=checkpoint, progress=False)
+    found = train(editor, subject.records[:4], config, checkpoint=checkpoint, progress=False)
     assert "learned" in found
     assert all(map(is_there, editor.state_dict().values()))
     assert checkpoint.is_file()
