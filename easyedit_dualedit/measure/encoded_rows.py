@@ -105,6 +105,13 @@ class EncodedRows:
         self.lengths = [self._length(place) for place in range(len(queries))]
         """Tokens of each row, its answer included."""
 
+    def video_length(self, place: int) -> int:
+        """Return the tokens of the video that a row shows; 0 without one."""
+        if self._queries[place].video is None:
+            return 0
+        ids = self._prompt(place).tokens["input_ids"]
+        return int(self._encoder.vision_positions(ids).sum())
+
     @contextmanager
     def batch(self, places: Sequence[int], *, with_target: bool) -> Iterator[Batch]:
         """Yield some rows that show one kind of thing, for calls of the model inside the block.

@@ -123,11 +123,15 @@ class _Sitting:
         }
 
     def groups(self, places: Sequence[int]) -> list[list[int]]:
-        """Return rows that may share a batch: that show one kind of thing, in scope or not."""
-        groups: dict[tuple[str, bool], list[int]] = {}
+        """Return rows that may share a batch: that show one kind of thing, in scope or not.
+
+        Not every model takes videos of several lengths at once.
+        """
+        groups: dict[tuple[str, int, bool], list[int]] = {}
         for place in places:
             one = self._every[place]
-            key = (self._panel.source.kind(one.query), one.name in IN_SCOPE)
+            length = self.rows.video_length(place)
+            key = (self._panel.source.kind(one.query), length, one.name in IN_SCOPE)
             groups.setdefault(key, []).append(place)
         return list(groups.values())
 

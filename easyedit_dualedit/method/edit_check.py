@@ -18,6 +18,7 @@ from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.row_budget import RowBudget
+from easyedit_dualedit.model.video_frames import by_length
 
 _AT_ONCE = 16
 """Requests that share a forward at most; fewer where the memory has no room for their tokens."""
@@ -81,18 +82,21 @@ def checked(
             raise DataError(f"the request {request.prompt!r} has no target; give the answer")
     budget = RowBudget.of(encoder.backbone)
     checks: dict[int, EditCheck] = {}
-    for start in range(0, len(asked), _AT_ONCE):
-        group = asked[start : start + _AT_ONCE]
+    parts = [
+        alike[start : start + _AT_ONCE]
+        for alike in by_length(asked, encoder.clip_of)
+        for start in range(0, len(alike), _AT_ONCE)
+    ]
+    for part in parts:
+        group = [asked[place] for place in part]
         limits = [answer_limit(encoder, request) for request in group]
         real = encoder.encode(group, with_target=False).layout.real.sum(1).tolist()
         lengths = [length + limit for length, limit in zip(real, limits, strict=True)]
 
-        def check(places: list[int], first: int = start) -> None:
-            requests = [asked[first + place] for place in places]
-            for place, made in zip(
-                places, _checked_together(model, encoder, requests), strict=True
-            ):
-                checks[first + place] = made
+        def check(places: list[int], part: list[int] = part) -> None:
+            chosen = [part[place] for place in places]
+            found = _checked_together(model, encoder, [asked[place] for place in chosen])
+            checks.update(zip(chosen, found, strict=True))
 
         budget.run(range(len(group)), lengths, check)
     return [checks[place] for place in range(len(asked))]

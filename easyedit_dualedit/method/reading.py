@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.editor import DualEditor, require_targets
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import Batch, Query
 from easyedit_dualedit.model.row_budget import RowBudget
+from easyedit_dualedit.model.video_frames import by_length
 
 MOST_AT_ONCE = 16
 """Requests that share a forward at most: enough to be fast."""
@@ -32,13 +33,15 @@ def read_some_at_a_time(
 
 
 def _read(editor: DualEditor, part: Sequence[Query], budget: RowBudget) -> list[EditSignal]:
-    whole = editor.encoder.encode(part)
     signals: dict[int, EditSignal] = {}
+    for alike in by_length(part, editor.encoder.clip_of):
+        whole = editor.encoder.encode([part[place] for place in alike])
 
-    def read(places: list[int]) -> None:
-        chosen = [part[place] for place in places]
-        batch = whole if len(places) == len(part) else editor.encoder.encode(chosen)
-        signals.update(zip(places, editor.read_batch(batch, chosen), strict=True))
+        def read(places: list[int], alike: list[int] = alike, whole: Batch = whole) -> None:
+            chosen = [part[alike[place]] for place in places]
+            batch = whole if len(places) == len(alike) else editor.encoder.encode(chosen)
+            found = editor.read_batch(batch, chosen)
+            signals.update(zip([alike[place] for place in places], found, strict=True))
 
-    budget.run(range(len(part)), whole.layout.real.sum(1).tolist(), read)
+        budget.run(range(len(alike)), whole.layout.real.sum(1).tolist(), read)
     return [signals[place] for place in range(len(part))]

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import open_image, shown_key
+from easyedit_dualedit.model.inputs import Query, open_image, shown_key
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.model.videos import Video
 
@@ -105,6 +105,25 @@ class Clips:
         while self._held and sum(each.pixels.nbytes for each in self._held.values()) > self._budget:
             self._held.popitem(last=False)
         return clip
+
+
+def by_length(queries: Sequence[Query], clip_of: Callable[[Query], Clip]) -> list[list[int]]:
+    """Return the places of queries by batches that a model bears: not all mix videos in length.
+
+    Args:
+        queries: in any order.
+        clip_of: returns the frames that are shown of a query's video.
+
+    Raises:
+        DataError: if a video cannot be read, or the model takes none.
+    """
+    frames = [0 if query.video is None else len(clip_of(query).pixels) for query in queries]
+    if len({count for count in frames if count}) < 2:
+        return [list(range(len(queries)))]
+    return [
+        [place for place, each in enumerate(frames) if each == count]
+        for count in dict.fromkeys(frames)
+    ]
 
 
 def strip_of(video: Video, most: int = 4) -> list[Image.Image]:

@@ -4,6 +4,7 @@ Nothing there depends on an edit. Prompts are tokenised once, pictures run throu
 once, and the states of a query are kept, in memory and on disk.
 """
 
+import operator
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -217,20 +218,26 @@ class FrozenPart:
         rows: Sequence[tuple[Row, Hashable]],
         prepared: dict[Hashable, PreparedQuery],
     ) -> list[list[Row]]:
-        """Return the rows of each forward of some that show videos, which a key tells apart."""
+        """Return the rows of each forward of some that show videos, which a key tells apart.
+
+        Not every model takes videos of several lengths at once.
+        """
         casts = torch.is_autocast_enabled(input_device(self._encoder.backbone.model).type)
         videos: dict[Hashable, list[Row]] = {}
         for row, key in rows:
             videos.setdefault(key, []).append(row)
-        parts: list[list[Row]] = []
-        room = 0
+        measured = []
         for each in videos.values():
             query = each[0].query
             prompt = self.prompts.get(query, (key_of(query), casts), prepared)
-            tokens = len(prompt.tokens["input_ids"])
-            if tokens > room:
+            ids = prompt.tokens["input_ids"]
+            measured.append((int(self._encoder.vision_positions(ids).sum()), len(ids), each))
+        parts: list[list[Row]] = []
+        room = last = 0
+        for seen, tokens, each in sorted(measured, key=operator.itemgetter(0)):
+            if tokens > room or seen != last:
                 parts.append([])
-                room = VIDEO_TOKENS
+                room, last = VIDEO_TOKENS, seen
             parts[-1] += each
             room -= tokens
         return parts

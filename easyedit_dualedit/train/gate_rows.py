@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -131,18 +132,19 @@ class GateBatches:
                     for group in groups[start : start + _WINDOW]
                     for part in self._parts(group, prepared)
                 ]
-                for batch in self._divided(sorted(parts, key=operator.itemgetter(1))):
+                for batch in self._divided(sorted(parts, key=operator.attrgetter("seen", "width"))):
                     yield batch, prepared
 
-    def _divided(self, parts: Sequence[tuple[list[GateRow], int]]) -> Iterator[list[GateRow]]:
+    def _divided(self, parts: Sequence["_SharedRow"]) -> Iterator[list[GateRow]]:
         batch: list[GateRow] = []
         widths: list[int] = []
-        for rows, width in parts:
-            if batch and not self._fit([*widths, width]):
+        seen = 0
+        for part in parts:
+            if batch and not (part.seen == seen and self._fit([*widths, part.width])):
                 yield batch
                 batch, widths = [], []
-            batch = batch + rows
-            widths.append(width)
+            batch, seen = batch + part.rows, part.seen
+            widths.append(part.width)
         if batch:
             yield batch
 
@@ -154,19 +156,31 @@ class GateBatches:
 
     def _parts(
         self, group: Sequence[GateRow], prepared: dict[Hashable, PreparedQuery]
-    ) -> list[tuple[list[GateRow], int]]:
-        """Return the questions about one picture by the rows that they share, with their widths."""
-        parts: list[tuple[list[GateRow], int]] = []
+    ) -> list["_SharedRow"]:
+        """Return the questions about one picture by the rows that they share."""
+        parts: list[_SharedRow] = []
         for row in group:
             length = self._measure(row, prepared)
             if parts and self.shares and length.beginning:
-                width = parts[-1][1] + length.total - length.beginning
+                width = parts[-1].width + length.total - length.beginning
                 longest = max(_LONGEST_SHARED, 2 * length.total)
                 if width <= min(longest, self._budget.tokens):
-                    parts[-1] = ([*parts[-1][0], row], width)
+                    parts[-1] = parts[-1]._replace(rows=[*parts[-1].rows, row], width=width)
                     continue
-            parts.append(([row], length.total))
+            seen = length.beginning if row.query.video is not None else 0
+            parts.append(_SharedRow([row], length.total, seen))
         return parts
+
+
+class _SharedRow(NamedTuple):
+    """Questions that share a row."""
+
+    rows: list[GateRow]
+    width: int
+    """Tokens."""
+    seen: int
+    """Tokens up to the end of the video, 0 without one: not every model takes videos of several
+    lengths at once."""
 
 
 def _kind(query: Query) -> str:

@@ -179,3 +179,26 @@ def test_a_bad_video_of_a_record_is_one_line(
     arguments[arguments.index("--output") + 1] = str(tmp_path / "out")
     told = call([*arguments, "--allow-outside"])
     assert told.code == 2 and message in told.error, told.err
+
+
+def test_videos_of_several_lengths_mix_in_every_command(
+    place: Workplace, call: Call, tmp_path: Path
+) -> None:
+    """LLaVA-OneVision takes videos of one length at a time."""
+    items = json.loads(place.data.read_text())
+    moving = [item for item in items if item["image_type"] == "video"]
+    assert len(moving) >= 2
+    moving[0]["image"] = moving[0]["image"][:2]
+    moving[1]["image_rephrase"] = moving[1]["image_rephrase"][:3]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(items))
+    adapters = tmp_path / "adapters"
+    for arguments in (place.train(), place.evaluate(archive=str(adapters))):
+        arguments[arguments.index("--data") + 1] = str(data)
+        arguments[arguments.index("--output") + 1] = str(adapters)
+        done = call(arguments)
+        assert done.code == 0 and "whole forward" not in done.err, done.err
+    hparams = place.hparams(archive=str(adapters))
+    kept = ["--hparams", str(hparams), "--edits", str(tmp_path / "edits")]
+    added = call(["edits", "add", *kept, "--data", str(data), "--images", str(place.images)])
+    assert added.code == 0, added.err
