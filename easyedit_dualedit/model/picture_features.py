@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.hooks import replaced
 from easyedit_dualedit.model.inputs import Query, input_device, shown_key
 from easyedit_dualedit.model.query_cache import PreparedQuery, TensorCache
 
@@ -143,7 +144,8 @@ def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
 
     def reading(real: Callable[..., Any]) -> Callable[..., Any]:
         def read(*args: Any, **kwargs: Any) -> Any:
-            answers.append(real(*args, **kwargs))
+            with _unread_skipped(model):
+                answers.append(real(*args, **kwargs))
             raise _Read
 
         return read
@@ -155,6 +157,44 @@ def read_features(model: nn.Module, inputs: dict[str, Any]) -> Features:
     output = answers[0]
     values = {name: getattr(output, name, None) for name in _KEPT}
     return Features(type(output), {k: _known(v) for k, v in values.items() if v is not None})
+
+
+@contextmanager
+def _unread_skipped(model: nn.Module) -> Iterator[None]:
+    """Let layers of a vision tower that no feature is made of cost nothing inside the block.
+
+    Some models read their tower before its end, LLaVA before its last layer; transformers runs all.
+    """
+    with ExitStack() as stack:
+        for layer in unread_layers(model):
+            stack.enter_context(replaced(layer, _passing))
+        yield
+
+
+def unread_layers(model: Any) -> list[nn.Module]:
+    """Return the layers of a vision tower behind the last that is read; none if it is not plain."""
+    config: Any = getattr(model, "config", None)
+    read = getattr(config, "vision_feature_layer", None)
+    count = getattr(getattr(config, "vision_config", None), "num_hidden_layers", None)
+    tower = getattr(getattr(model, "model", model), "vision_tower", None)
+    if read is None or not isinstance(count, int) or not isinstance(tower, nn.Module):
+        return []
+    stacks = [
+        part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) == count
+    ]
+    chosen = [read] if isinstance(read, int) else list(read)
+    if len(stacks) != 1 or not chosen:
+        return []
+    # Hidden states begin with what the first layer is given.
+    last = max(index if index >= 0 else count + 1 + index for index in chosen)
+    return list(stacks[0])[last:] if last >= 0 else []
+
+
+def _passing(_real: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+    return forward
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """Features of pictures: computed once, kept, divided, put together again, and blank."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_editors import picture, request_of, shared, trained_editor
 from tiny_models import TinyModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from easyedit_dualedit.model import picture_features as module
@@ -23,6 +24,7 @@ from easyedit_dualedit.model.picture_features import (
     key_of,
     merged,
     read_features,
+    unread_layers,
 )
 from easyedit_dualedit.model.query_cache import TensorCache, size_of
 
@@ -226,3 +228,50 @@ def test_a_key_that_is_held_stays_as_it_is():
     cache.put("a", torch.ones(2))
     cache.put("a", torch.zeros(9))
     assert torch.equal(cache.get("a"), torch.ones(2)) and cache.size == 8
+
+
+def model_of(read: Any, stacks: int = 1, count: int = 4) -> Any:
+    tower = nn.Module()
+    for index in range(stacks):
+        tower.add_module(f"layers{index}", nn.ModuleList(nn.Identity() for _ in range(count)))
+    config = SimpleNamespace(
+        vision_feature_layer=read, vision_config=SimpleNamespace(num_hidden_layers=4)
+    )
+    return SimpleNamespace(config=config, model=SimpleNamespace(vision_tower=tower))
+
+
+@pytest.mark.parametrize(
+    ("read", "left"),
+    [(-1, 0), (-2, 1), (4, 0), (1, 3), (0, 4), ([-3, 1], 2), ([-2, -4], 1), (None, 0), ([], 0)],
+)
+def test_layers_behind_the_last_that_is_read(read: Any, left: int):
+    model = model_of(read)
+    layers = list(model.model.vision_tower.layers0)
+    assert unread_layers(model) == layers[4 - left :]
+
+
+def test_a_tower_that_is_not_plain_runs_whole():
+    assert unread_layers(model_of(-2, stacks=2)) == []
+    assert unread_layers(model_of(-2, count=3)) == []
+    assert unread_layers(nn.Linear(1, 1)) == []
+
+
+def test_features_are_those_of_the_whole_tower(monkeypatch: pytest.MonkeyPatch):
+    editor = trained_editor(shared("llava"))
+    model: Any = editor.backbone.model
+    monkeypatch.setattr(model.config, "vision_feature_layer", -2)
+    layers = unread_layers(model)
+    assert layers
+    inputs = dict(editor.encoder.encode([request_of()]).inputs)
+    calls: list[int] = []
+    real = type(layers[0]).forward
+    monkeypatch.setattr(
+        type(layers[0]), "forward", lambda *a, **k: (calls.append(id(a[0])), real(*a, **k))[1]
+    )
+    with torch.no_grad():
+        whole = model.model.get_image_features(inputs["pixel_values"]).pooler_output
+        assert calls.pop() == id(layers[-1])
+        calls.clear()
+        found = read_features(model, inputs).values["pooler_output"]
+    assert calls and id(layers[-1]) not in calls
+    assert all(torch.equal(one, two) for one, two in zip(whole, found, strict=True))
