@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from easyedit_dualedit.method.config import DualEditConfig, Modality
+from easyedit_dualedit.model.hooks import in_own_precision
 from easyedit_dualedit.model.inputs import Batch, TokenLayout
 
 _PLACES = 64
@@ -167,7 +168,8 @@ class CrossAttentionAdapter(nn.Module):
             words: unit vector of the answer token that follows each position, zeros where none
                 does, [n, e, d]; needed with a word path, unused without.
         """
-        with self._own_precision():
+        # An edit may be projected under autocast and used without it, or the other way round.
+        with in_own_precision(self.query.weight.device):
             states = self.edit_norm(edit.to(self.query.weight))
             keys, values = self.key(states), self.value(states)
             if self.words is None or words is None:
@@ -194,7 +196,7 @@ class CrossAttentionAdapter(nn.Module):
             answered: how many tokens of the answer stand up to each state, long [b, s]; None means
                 none. Only a word path reads it.
         """
-        with self._own_precision():
+        with in_own_precision(self.query.weight.device):
             asked = self.query(self.query_norm(hidden.to(self.query.weight)))
             if self.words is not None:
                 asked = asked + self.words.at(answered)
@@ -211,10 +213,6 @@ class CrossAttentionAdapter(nn.Module):
             delta = self.output(attended.transpose(1, 2).flatten(2))
             delta = delta + self.words(hidden.to(delta), attention, edit.words)
         return delta.to(hidden)
-
-    def _own_precision(self) -> torch.autocast:
-        # An edit may be projected under autocast and used without it, or the other way round.
-        return torch.autocast(self.query.weight.device.type, enabled=False)
 
     def _split(self, states: Tensor) -> Tensor:
         rows, length, width = states.shape

@@ -23,6 +23,7 @@ from torch.nn import functional
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.method.config import GateConfig, GateKind
 from easyedit_dualedit.method.gate_loading import prepare_projection, warn_of_fallback
+from easyedit_dualedit.model.hooks import in_own_precision
 from easyedit_dualedit.model.inputs import TokenLayout
 
 CALIBRATED_KINDS: tuple[GateKind, ...] = ("cosine", "centred", "last-token")
@@ -192,7 +193,7 @@ class Gate(nn.Module):
         if len(edits) == 0:
             nothing = queries.new_full((len(queries),), -math.inf, dtype=torch.float32)
             return Routing(nothing, torch.full_like(nothing, -1, dtype=torch.long))
-        with torch.autocast(edits.device.type, enabled=False):
+        with in_own_precision(edits.device):
             similarity = self.key(queries, vision) @ edits.T  # [b, n]
         if assignment is None:
             threshold = self.threshold_among(len(edits))
@@ -217,7 +218,7 @@ class Gate(nn.Module):
                 Only a `learned` gate reads them.
         """
         kind = self.kind
-        with torch.autocast(self.mean.device.type, enabled=False):
+        with in_own_precision(self.mean.device):
             if kind == "learned":
                 picture = None if vision is None else vision.to(self.mean)
                 keys: Tensor = self.projection(states.to(self.mean), picture).float()

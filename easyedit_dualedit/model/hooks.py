@@ -8,9 +8,10 @@ behind, and only our own are ever removed.
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -219,6 +220,13 @@ def eager(parts: Sequence[nn.Module], layers: Iterable[nn.Module] = ()) -> Itera
         return
     with uncompiled(parts[0]):
         yield
+
+
+def in_own_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a block in which autocast changes no dtype of operations on a device."""
+    # Where there is none to turn off, to do so still takes as long as several operations.
+    is_on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
 
 
 def _is_compiled(module: nn.Module) -> bool:
