@@ -5,7 +5,7 @@ The unedited model's own answers are the yardstick of every query without a righ
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Batch, Query
+from easyedit_dualedit.model.video_frames import by_length
 
 _LONGEST = 24
 
@@ -70,15 +71,17 @@ def first_answer_tokens(encoder: Encoder, queries: Sequence[Query], batch_size: 
     Two questions about one picture that it begins to answer alike may mean the same, so that
     nobody can say whether an edit of one should change the other.
     """
-    tokens = []
-    for start in range(0, len(queries), batch_size):
-        batch = encoder.encode(queries[start : start + batch_size], with_target=False)
-        backbone = encoder.backbone
+    tokens: dict[int, Tensor] = {}
+    backbone = encoder.backbone
+    for places in _batches(encoder, queries, batch_size):
+        batch = encoder.encode([queries[place] for place in places], with_target=False)
         call = partial(backbone.model, **batch.inputs, use_cache=False)
         with undisturbed(backbone.model):
             logits = logits_at(backbone, last_position(batch.inputs["input_ids"]), call)
-        tokens.append(logits.argmax(-1))
-    return torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long)
+        tokens.update(zip(places, logits.argmax(-1), strict=True))
+    if not tokens:
+        return torch.empty(0, dtype=torch.long)
+    return torch.stack([tokens[place] for place in range(len(queries))])
 
 
 @torch.no_grad()
@@ -91,12 +94,19 @@ def with_own_answers(
     so its target is a full stop.
     """
     model: Any = encoder.backbone.model
-    answered = []
-    for start in range(0, len(queries), batch_size):
-        part = queries[start : start + batch_size]
+    answered: dict[int, Query] = {}
+    for places in _batches(encoder, queries, batch_size):
+        part = [queries[place] for place in places]
         batch = encoder.encode(part, with_target=False)
         with undisturbed(encoder.backbone.model):
             texts = greedy_answers(model, encoder, batch, [_LONGEST] * len(part))
-        for query, text in zip(part, texts, strict=True):
-            answered.append(replace(query, target=text or "."))
-    return answered
+        for place, query, text in zip(places, part, texts, strict=True):
+            answered[place] = replace(query, target=text or ".")
+    return [answered[place] for place in range(len(queries))]
+
+
+def _batches(encoder: Encoder, queries: Sequence[Query], batch_size: int) -> Iterator[list[int]]:
+    """Yield the places of queries by the batches that every model bears."""
+    for start in range(0, len(queries), batch_size):
+        for places in by_length(queries[start : start + batch_size], encoder.clip_of):
+            yield [start + place for place in places]

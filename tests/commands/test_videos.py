@@ -199,6 +199,14 @@ def test_videos_of_several_lengths_mix_in_every_command(
         done = call(arguments)
         assert done.code == 0 and "whole forward" not in done.err, done.err
     hparams = place.hparams(archive=str(adapters))
+    seeing = tmp_path / "seeing.json"
+    seeing.write_text(json.dumps(moving))
+    compared = call(
+        ["benchmark", "--hparams", str(hparams), "--data", str(seeing), "--methods", "dualedit"]
+        + ["--images", str(place.images), "--output", str(tmp_path / "compared")]
+        + ["--protocols", "specificity"]
+    )
+    assert compared.code == 0, compared.err
     kept = ["--hparams", str(hparams), "--edits", str(tmp_path / "edits")]
     added = call(["edits", "add", *kept, "--data", str(data), "--images", str(place.images)])
     assert added.code == 0, added.err
