@@ -50,13 +50,23 @@ class Growth:
         return self.factor <= _SLACK
 
 
-def counted(work: Callable[[], Any]) -> tuple[float, float]:
-    """Return operations of some work, and the most bytes that it had alive at once."""
+def arithmetic_of(work: Callable[[], Any]) -> float:
+    """Return the operations of matrix products and attention in some work."""
     with FlopCounterMode(display=False) as operations:
         work()
+    return float(operations.get_total_flops())
+
+
+def bytes_of(work: Callable[[], Any]) -> float:
+    """Return the most bytes that some work had alive at once."""
     with LiveBytes() as live:
         work()
-    return float(operations.get_total_flops()), float(live.peak)
+    return float(live.peak)
+
+
+def counted(work: Callable[[], Any]) -> tuple[float, float]:
+    """Return operations of some work, and the most bytes that it had alive at once."""
+    return arithmetic_of(work), bytes_of(work)
 
 
 def growths() -> list[Growth]:
@@ -96,9 +106,9 @@ def _one_forward(
     edited = editor.edited(editor.read([request]) * edits)
     batch = editor.encoder.encode([replace(request, target=None)] * rows)
     model = editor.backbone.model
-    plain, _ = counted(lambda: model(**batch.inputs, use_cache=False))
+    plain = arithmetic_of(lambda: model(**batch.inputs, use_cache=False))
     changed, peak = counted(lambda: edited(layout=batch.layout, **batch.inputs, use_cache=False))
-    read, _ = counted(lambda: editor.edited(editor.read([request] * edits)))
+    read = arithmetic_of(lambda: editor.edited(editor.read([request] * edits)))
     return changed, changed - plain, read, peak
 
 

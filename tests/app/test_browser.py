@@ -4,6 +4,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from easyedit_dualedit.app.trial import Trial
 from easyedit_dualedit.commands.app_examples import examples_of
 from easyedit_dualedit.testbed import Scene, SceneObject, render
 
-pytest.importorskip("gradio", reason="needs the extra app: Gradio")
+if find_spec("gradio") is None:  # importing it would take seconds of each worker
+    pytest.skip("needs the extra app: Gradio", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:

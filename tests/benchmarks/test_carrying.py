@@ -10,14 +10,14 @@ from easyedit_dualedit.testbed.untaught import with_untaught_targets
 
 
 def test_every_variant_is_trained_and_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_records(tmp_path, "vqa", "train", 32)
+    write_records(tmp_path, "vqa", "train", 16)
     write_records(tmp_path, "vqa", "eval", 4)
     monkeypatch.setattr(
         carrying,
         "testbed_records",
-        lambda folder, split: drawn_records(folder, split, {"train": 32, "eval": 4}[split]),
+        lambda folder, split: drawn_records(folder, split, {"train": 16, "eval": 4}[split]),
     )
-    lines = carrying.measure(1, 3, tmp_path).splitlines()
+    lines = carrying.measure(1, 2, tmp_path).splitlines()
     assert len(lines) == 2 + 2 * len(carrying.VARIANTS)
     assert all(line.count("|") == 6 for line in lines)
 

@@ -93,11 +93,11 @@ def test_every_method_is_split_by_the_same_targets(work: Workplace, call: Any, t
     items = json.loads(work.data.read_text(encoding="utf-8"))
     some = [item for item in items if item["alt"] == items[0]["alt"]]
     (tmp_path / "some.json").write_text(json.dumps(some), encoding="utf-8")
-    call(benchmark(work, methods=METHODS[:2]))
+    protocols = ("--protocols", "generate", "visedit", "easyedit")
+    call(benchmark(work, *protocols, methods=METHODS[:2]))
     # The split decides no result, so the run goes on, and nothing is measured anew.
-    called = call(
-        benchmark(work, "--training-records", tmp_path / "some.json", methods=METHODS[:2])
-    )
+    known = ("--training-records", tmp_path / "some.json")
+    called = call(benchmark(work, *protocols, *known, methods=METHODS[:2]))
     assert called.code == 0, called.err
     metrics = metrics_of(run_of(work))
     counts = metrics["targets"]
@@ -117,27 +117,30 @@ def test_every_method_is_split_by_the_same_targets(work: Workplace, call: Any, t
 def test_a_second_call_makes_nothing_anew_and_more_methods_can_follow(
     work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    call(benchmark(work, methods=METHODS[:1]))
+    protocols = ("--protocols", "visedit", "specificity")
+    call(benchmark(work, *protocols, methods=METHODS[:1]))
     monkeypatch.setattr(specificity, "first_answer_tokens", lambda *_: pytest.fail("drawn anew"))
     before = {path: path.stat().st_mtime_ns for path in run_of(work).glob("methods/*/cases/*")}
     assert before
-    call(benchmark(work, methods=(METHODS[0], METHODS[2])))
+    call(benchmark(work, *protocols, methods=(METHODS[0], METHODS[2])))
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written
     assert list(metrics_of(run_of(work))["methods"])[-1] == "FT, last layer"
 
 
 def test_other_settings_do_not_continue_a_run(work: Workplace, call: Any):
-    call(benchmark(work, methods=METHODS[:1]))
-    for options in (["--limit", "3"], ["--protocols", "generate"]):
+    protocols = ("--protocols", "visedit")  # which generates nothing
+    call(benchmark(work, *protocols, methods=METHODS[:1]))
+    for options in ([*protocols, "--limit", "3"], ["--protocols", "generate"]):
         called = call(benchmark(work, *options, methods=METHODS[:1]))
         assert called.code == 2
         assert "other settings" in called.err
-    called = call(benchmark(work, "--set", "dualedit.steps=3", methods=METHODS[:1]))
+    called = call(benchmark(work, *protocols, "--set", "dualedit.steps=3", methods=METHODS[:1]))
     assert called.code == 2 and "steps" in called.err
     stale = method_folder(run_of(work), DUALEDIT) / "cases" / "00003.json"
     assert stale.is_file()
-    assert call(benchmark(work, "--limit", "3", "--fresh", methods=METHODS[:1])).code == 0
+    command = benchmark(work, *protocols, "--limit", "3", "--fresh", methods=METHODS[:1])
+    assert call(command).code == 0
     # Records of another file may have the numbers of these: no case of them is kept.
     assert not stale.exists() and (stale.parent / "00002.json").is_file()
 

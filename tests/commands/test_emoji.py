@@ -192,7 +192,7 @@ def test_every_command_that_wants_records_has_some_by_the_models_name(
     hparams = tmp_path / "mine.yaml"
     hparams.write_text(
         "{alg_name: DualEdit, model_name: emoji, device: cpu, text_layer: 1, vision_layer: 2,"
-        " width: 16, heads: 2}"
+        " width: 16, heads: 2, gate_steps: 10, batch_size: 4}"
     )
     output = tmp_path / "adapters"
     trained = ["train", "--hparams", str(hparams), "--steps", "2", "--output", str(output)]

@@ -79,7 +79,7 @@ def test_evaluate_is_shared(work: Workplace, call: Any):
 
 def test_many_is_shared(work: Workplace, call: Any):
     options = ["many", "--hparams", work.hparams(archive=str(work.adapters))]
-    options += ["--data", work.data, "--images", work.images, "--counts", 1, 4]
+    options += ["--data", work.data, "--images", work.images, "--limit", 4, "--counts", 1, 4]
     options += ["--methods", "dualedit", "--output", work.folder / "outputs", "--name"]
     arguments = [str(option) for option in options]
     done = call([*arguments, "alone"])

@@ -425,7 +425,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
 ):
     output, other = work.folder / "new", work.folder / "other"
-    hparams = work.hparams()
+    hparams = work.hparams(**SHORT)
     allow = interrupt_at(monkeypatch, 1)
     assert call(work.train("--output", output, hparams=hparams)).code == 130
     allow()

@@ -216,9 +216,10 @@ def test_an_edit_that_was_learnt_scores_under_both_protocols(
         }
     )
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=0.02)
+    step = TrainingStep(editor)
     for _ in range(60):
         optimiser.zero_grad()
-        TrainingStep(editor).losses(records[:1], config).total.backward()
+        step.losses(records[:1], config).total.backward()
         optimiser.step()
     llava.model.zero_grad(set_to_none=True)
     case = case_of(editor.encoder, records[0], edit_of(editor, records[0]))

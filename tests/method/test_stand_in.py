@@ -4,7 +4,6 @@ import functools
 import types
 from typing import Any
 
-import peft
 import pytest
 import torch
 from tiny_editors import request_of, trained_editor
@@ -51,6 +50,8 @@ def with_own_generate(model: Any) -> Any:
 
 
 def with_adapters(model: Any) -> Any:
+    import peft  # in collection it would take a second of each worker
+
     return peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
 
 
