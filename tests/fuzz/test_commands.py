@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from nasty import JSONS, YAML, seeds
+from nasty import JSONS, seeds, yaml_value
 from workplace import Workplace
 
 ARGUMENTS = (
@@ -31,7 +31,7 @@ def line_of(source: random.Random, work: Workplace) -> list[str]:
     """Return a command line in which something is wrong."""
     hparams = work.hparams() if source.random() < 0.5 else work.folder / "wrong.yaml"
     (work.folder / "wrong.yaml").write_text(
-        f"model_name: a\nlr: {source.choice(YAML)}\nseed: {source.choice(YAML)}\n", "utf-8"
+        f"model_name: a\nlr: {yaml_value(source)}\nseed: {yaml_value(source)}\n", "utf-8"
     )
     (work.folder / "wrong.json").write_bytes(source.choice(JSONS))
     data = source.choice((work.data, work.folder / "wrong.json"))
@@ -44,7 +44,7 @@ def line_of(source: random.Random, work: Workplace) -> list[str]:
         ["locate", *common, *output],
         ["ablate", *common, *output, "--measured", data],
         ["many", *common, *output, "--counts", "2"],
-        ["benchmark", *common, *output, "--set", f"mend.lr={source.choice(YAML)}"],
+        ["benchmark", *common, *output, "--set", f"mend.lr={yaml_value(source)}"],
         ["edits", "add", *common, *edits],
         ["edits", "list", *edits],
         ["edits", "remove", *edits, "a"],
