@@ -72,18 +72,28 @@ def pytest_collection_finish() -> None:
 
 
 LONG = (
+    "plugin/test_contract.py",
+    "devices/test_training.py",
+    "plugin/test_families.py",
     "commands/test_benchmark.py",
-    "commands/test_demo.py",
-    "commands/test_parser.py",
-    "benchmarks/test_device.py",
     "method/test_compiled_models.py",
+    "commands/test_parser.py",
+    "method/test_contract.py",
+    "benchmarks/test_speed.py",
+    "commands/test_demo.py",
+    "benchmarks/test_device.py",
 )
-"""Files that take longest, with few tests for their time."""
+"""Files that take longest, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first: none is then left to one worker when the others are done."""
-    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    return next((place for place, name in enumerate(LONG) if path.endswith(name)), len(LONG))
 
 
 @pytest.hookimpl(optionalhook=True)
