@@ -7,8 +7,8 @@ keeps the rows apart, and positions go on from the common beginning in each.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -35,18 +35,6 @@ class CommonPrefixes:
     """How many tokens at the beginning the rows of the group have in common."""
 
 
-class Span(NamedTuple):
-    """Slots of one row in the shared row that it is laid into; ends are one past the last."""
-
-    home: int
-    """Which shared row."""
-    begin: int
-    end: int
-    shared_begin: int
-    """Where what it has in common with the row laid there first begins; the rest is its own."""
-    shared_end: int
-
-
 @dataclass(frozen=True)
 class SharedRows:
     """Where the tokens of some rows stand. Shapes: r rows of s tokens, p shared rows of w slots."""
@@ -63,8 +51,10 @@ class SharedRows:
     """Shared row of each row, long [r]."""
     slot: Tensor
     """Slot of each position of each row, long [r, s]; of padding, any."""
-    spans: Sequence[Span]
-    """Where the tokens of each row stand that it does not share."""
+    own_begin: Tensor
+    """Where the tokens begin that the slot's row does not share, long [p, w]; w in padding."""
+    shared_end: Tensor
+    """Where those end, from the first token on, that it shares, long [p, w]; 0 in padding."""
 
     @classmethod
     def of(cls, rows: Sequence[int], prefixes: CommonPrefixes, width: int) -> Self:
@@ -111,12 +101,12 @@ class SharedRows:
         position[at] = torch.arange(width).expand_as(slot)[own]
         places[at] = place[own]
         real[at] = True
-        spans = []
-        for row, home, given, offset in zip(rows, homes, shared, offsets, strict=True):
-            start = slots - total[home]
-            own_begin, own_end = (start + offset + count for count in (given, lengths[row]))
-            spans.append(Span(home, own_begin, own_end, start, start + given))
-        return cls(row_of, position, places, real, home_of, slot, spans)
+        own_begin = torch.full(shape, slots)
+        shared_end = torch.zeros(shape, dtype=torch.long)
+        begins = padding + torch.tensor(offsets) + given_of
+        own_begin[at] = begins[:, None].expand_as(slot)[own]
+        shared_end[at] = (padding + given_of)[:, None].expand_as(slot)[own]
+        return cls(row_of, position, places, real, home_of, slot, own_begin, shared_end)
 
     @property
     def saves(self) -> bool:
@@ -125,18 +115,15 @@ class SharedRows:
 
     def to(self, device: torch.device) -> "SharedRows":
         """Return the same on a device."""
-        names = ("row", "position", "place", "real", "home", "slot")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return SharedRows(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def allowed(self) -> Tensor:
         """Return which slot may attend to which, bool [p, w, w]: of 12,600 tokens 160 MB."""
-        count, slots = self.row.shape
-        # Filled in place: a video's rows are long, and each step on the way would be as large.
-        made = torch.zeros(count, slots, slots, dtype=torch.bool, device=self.row.device)
-        for span in self.spans:
-            queries = made[span.home, span.begin : span.end]
-            queries[:, span.begin : span.end] = True
-            queries[:, span.shared_begin : span.shared_end] = True
+        keys = torch.arange(self.row.shape[1], device=self.row.device)
+        # In place, since a video's rows are long and each step on the way would be as large.
+        made = keys >= self.own_begin[..., None]
+        made |= keys < self.shared_end[..., None]
+        made &= self.real[:, None]
         made.tril_()
         # A softmax over nothing would be NaN.
         made.diagonal(dim1=1, dim2=2).fill_(True)
