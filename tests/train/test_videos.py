@@ -128,6 +128,7 @@ def test_memory_grows_with_a_videos_frames_and_each_is_opened_once(
         step.forget()
         with LiveBytes([*tiny.model.parameters(), *tiny.model.buffers()]) as live:
             step.losses([record], config).total.backward()  # type: ignore[no-untyped-call]
+        tiny.model.zero_grad(set_to_none=True)
         peaks.append(live.peak)
         assert {opened[path] for path in paths} == {1}
     assert peaks[1] < 4.2 * peaks[0]
