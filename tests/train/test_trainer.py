@@ -55,6 +55,7 @@ def test_what_adapters_were_trained_on_before_still_counts(llava: TinyModel, rec
 def test_training_changes_the_adapters_alone(every: TinyModel, records: list[Record]):
     before = {k: v.clone() for k, v in every.model.state_dict().items()}
     required = [p.requires_grad for p in every.model.parameters()]
+    every.model.zero_grad(set_to_none=True)  # another test's
     editor = stirred(every)
     untrained = {n: p.detach().clone() for n, p in editor.adapters.named_parameters()}
     train(editor, records[:4], fast(steps=2, batch_size=2, gate_steps=1), progress=False)
