@@ -64,7 +64,7 @@ def _evaluated(subject: DeviceSubject) -> str:
 
 @torch.no_grad()
 def _asked(subject: DeviceSubject) -> str:
-    editor, records = subject.editor, subject.records[:1]  # each is asked about alone
+    editor, records = subject.editor, subject.records[:_FEW]
     encoder = editor.encoder
     close = specificity_queries(records, subject.records[_FEW:], encoder, progress=False)
     require(set(close[0]) == set(KINDS), "not every kind of specificity is asked")

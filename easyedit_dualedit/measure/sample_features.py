@@ -12,7 +12,7 @@ from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, input_device
 from easyedit_dualedit.model.picture_features import key_of
-from easyedit_dualedit.model.video_frames import by_length
+from easyedit_dualedit.model.video_frames import batches_by_length
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,16 @@ def picture_features(
     rows: dict[int, Tensor] = {}
     backbone = encoder.backbone
     with tqdm(total=len(queries), desc="looking", unit="picture", disable=not progress) as bar:
-        for start in range(0, len(queries), batch_size):
-            part = queries[start : start + batch_size]
-            for places in by_length(part, encoder.clip_of):
-                batch = encoder.encode([part[place] for place in places], with_target=False)
-                with (
-                    undisturbed(backbone.model),
-                    record(backbone.layers, [0], stop=True) as seen,
-                ):
-                    backbone.model(**batch.inputs, use_cache=False)
-                hidden = seen[0].float()
-                weight = batch.layout.vision.to(hidden)[..., None]  # [b, s, 1]
-                means = ((hidden * weight).sum(1) / weight.sum(1).clamp(min=1)).cpu()
-                rows.update(zip([start + place for place in places], means, strict=True))
-                bar.update(batch.size)
+        for places in batches_by_length(queries, encoder.clip_of, batch_size):
+            batch = encoder.encode([queries[place] for place in places], with_target=False)
+            with (
+                undisturbed(backbone.model),
+                record(backbone.layers, [0], stop=True) as seen,
+            ):
+                backbone.model(**batch.inputs, use_cache=False)
+            hidden = seen[0].float()
+            weight = batch.layout.vision.to(hidden)[..., None]  # [b, s, 1]
+            means = ((hidden * weight).sum(1) / weight.sum(1).clamp(min=1)).cpu()
+            rows.update(zip(places, means, strict=True))
+            bar.update(batch.size)
     return torch.stack([rows[place] for place in range(len(queries))])

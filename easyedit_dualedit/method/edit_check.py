@@ -18,7 +18,7 @@ from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.row_budget import RowBudget
-from easyedit_dualedit.model.video_frames import by_length
+from easyedit_dualedit.model.video_frames import batches_by_length
 
 _AT_ONCE = 16
 """Requests that share a forward at most; fewer where the memory has no room for their tokens."""
@@ -82,12 +82,7 @@ def checked(
             raise DataError(f"the request {request.prompt!r} has no target; give the answer")
     budget = RowBudget.of(encoder.backbone)
     checks: dict[int, EditCheck] = {}
-    parts = [
-        alike[start : start + _AT_ONCE]
-        for alike in by_length(asked, encoder.clip_of)
-        for start in range(0, len(alike), _AT_ONCE)
-    ]
-    for part in parts:
+    for part in batches_by_length(asked, encoder.clip_of, _AT_ONCE):
         group = [asked[place] for place in part]
         limits = [answer_limit(encoder, request) for request in group]
         real = encoder.encode(group, with_target=False).layout.real.sum(1).tolist()

@@ -134,7 +134,7 @@ class EditedCall:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook the layers that a prompt needs, or a step that continues one."""
         is_first, self.has_begun = not self.has_begun, True
-        inputs = named_arguments(module, args) | kwargs if args else kwargs
+        inputs = named_arguments(module, args) | kwargs
         if cached_tokens(inputs):
             if is_first and self._prompt is not None:
                 raise ChunkedPrefillError(

@@ -5,7 +5,7 @@ The unedited model's own answers are the yardstick of every query without a righ
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import undisturbed
 from easyedit_dualedit.model.inputs import Batch, Query
-from easyedit_dualedit.model.video_frames import by_length
+from easyedit_dualedit.model.video_frames import batches_by_length
 
 _LONGEST = 24
 
@@ -73,7 +73,7 @@ def first_answer_tokens(encoder: Encoder, queries: Sequence[Query], batch_size: 
     """
     tokens: dict[int, Tensor] = {}
     backbone = encoder.backbone
-    for places in _batches(encoder, queries, batch_size):
+    for places in batches_by_length(queries, encoder.clip_of, batch_size):
         batch = encoder.encode([queries[place] for place in places], with_target=False)
         call = partial(backbone.model, **batch.inputs, use_cache=False)
         with undisturbed(backbone.model):
@@ -95,7 +95,7 @@ def with_own_answers(
     """
     model: Any = encoder.backbone.model
     answered: dict[int, Query] = {}
-    for places in _batches(encoder, queries, batch_size):
+    for places in batches_by_length(queries, encoder.clip_of, batch_size):
         part = [queries[place] for place in places]
         batch = encoder.encode(part, with_target=False)
         with undisturbed(encoder.backbone.model):
@@ -103,10 +103,3 @@ def with_own_answers(
         for place, query, text in zip(places, part, texts, strict=True):
             answered[place] = replace(query, target=text or ".")
     return [answered[place] for place in range(len(queries))]
-
-
-def _batches(encoder: Encoder, queries: Sequence[Query], batch_size: int) -> Iterator[list[int]]:
-    """Yield the places of queries by the batches that every model bears."""
-    for start in range(0, len(queries), batch_size):
-        for places in by_length(queries[start : start + batch_size], encoder.clip_of):
-            yield [start + place for place in places]

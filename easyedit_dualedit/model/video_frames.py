@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -124,6 +124,21 @@ def by_length(queries: Sequence[Query], clip_of: Callable[[Query], Clip]) -> lis
         [place for place, each in enumerate(frames) if each == count]
         for count in dict.fromkeys(frames)
     ]
+
+
+def batches_by_length(
+    queries: Sequence[Query], clip_of: Callable[[Query], Clip], most: int
+) -> Iterator[list[int]]:
+    """Yield the places of queries by such batches of a few each.
+
+    Args:
+        queries: in any order.
+        clip_of: as for `by_length`.
+        most: of a batch.
+    """
+    for start in range(0, len(queries), most):
+        for places in by_length(queries[start : start + most], clip_of):
+            yield [start + place for place in places]
 
 
 def strip_of(video: Video, most: int = 4) -> list[Image.Image]:

@@ -272,7 +272,7 @@ class FrozenPart:
         calls: list[dict[str, Any]] = []
 
         def observe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(named_arguments(backbone.decoder, args) | kwargs if args else kwargs)
+            calls.append(named_arguments(backbone.decoder, args) | kwargs)
             raise _Called
 
         with ExitStack() as stack:
