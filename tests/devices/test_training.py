@@ -114,6 +114,7 @@ def test_fine_tuning_changes_the_model_and_puts_it_back(
     model, editor = subject.model, subject.editor
     batch = subject.encode()
     before = model(**batch.inputs).logits
+    held = [each.detach().clone() for each in (*model.parameters(), *model.buffers())]
     model.to(dtype)
     chosen = parameters(editor.backbone)
     kept = {name: value.detach().clone() for name, value in chosen.items()}
@@ -125,4 +126,8 @@ def test_fine_tuning_changes_the_model_and_puts_it_back(
         assert all(torch.equal(chosen[name], value) for name, value in kept.items())
     finally:
         model.to(torch.float32)
+        # Rounded as they are now, they would be another model's for the tests that follow.
+        with torch.no_grad():
+            for each, value in zip((*model.parameters(), *model.buffers()), held, strict=True):
+                each.copy_(value)
     assert is_there(before)
