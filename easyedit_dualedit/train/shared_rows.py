@@ -210,6 +210,12 @@ def attention_of(backbone: Backbone) -> str | None:
     return getattr(config, "_attn_implementation", None)
 
 
+def is_causal(call: Mapping[str, Any]) -> bool:
+    """Return whether the decoder is called so that no position reads a later one."""
+    mask = call.get("attention_mask")
+    return isinstance(mask, Tensor) and mask.dim() == 2
+
+
 def require_shareable(call: Mapping[str, Any], backbone: Backbone) -> None:
     """Check that the decoder takes a mask of ours in place of its own.
 
@@ -218,8 +224,7 @@ def require_shareable(call: Mapping[str, Any], backbone: Backbone) -> None:
     """
     if attention_of(backbone) not in _MASKABLE:
         raise UnshareableError(f"its attention is {attention_of(backbone)!r}")
-    mask = call.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
+    if not is_causal(call):
         raise UnshareableError("pictures are not read causally")
     model: Any = backbone.model
     config = model.config.get_text_config()

@@ -152,8 +152,8 @@ class TrainingStep:
                 continue
             upper = group.frozen.take(rows)
             at, expected, metric = answers(group, upper.rows)
-            changes = self._changes(group, upper, projected) if is_edited else None
-            logits = head(upper.final_states(at, changes)).float()
+            changes = self._changes(group, upper, projected) if is_edited else ({}, 0)
+            logits = head(upper.final_states(at, *changes)).float()
             losses = functional.cross_entropy(logits, expected, reduction="none")
             hits = logits.argmax(-1) == expected
             others = group.rows(locality)
@@ -261,7 +261,8 @@ class TrainingStep:
 
     def _changes(
         self, group: RowGroup, upper: UpperLayers, projected: dict[Modality, ProjectedEdit]
-    ) -> dict[int, LayerEdit]:
+    ) -> tuple[dict[int, LayerEdit], int]:
+        """Return the edits of layers, and how many slots the first of them leaves as they were."""
         adapters, layout = self._editor.adapters, group.frozen.batch.layout
         record = group.record[upper.first]
         everywhere = range(len(record))
@@ -279,7 +280,10 @@ class TrainingStep:
                     )
             return hidden
 
-        return {adapters.layer_of[n]: partial(change, adapters.layer_of[n]) for n in positions}
+        layers = {name: adapters.layer_of[name] for name in positions}
+        first = [positions[name] for name, layer in layers.items() if layer == self.first_layer]
+        edits = {layer: partial(change, layer) for layer in layers.values()}
+        return edits, int(torch.cat(first).any(0).int().argmax())
 
 
 def metrics_read(config: TrainingConfig) -> list[str]:

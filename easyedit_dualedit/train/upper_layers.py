@@ -22,10 +22,13 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.compiled import ModuleForward, compiled
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record, replaced
 from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
-from easyedit_dualedit.train.shared_rows import CommonPrefixes, SharedRows
+from easyedit_dualedit.train.shared_rows import CommonPrefixes, SharedRows, is_causal
 
 _BY_POSITION = ("mlp", "q_proj", "o_proj", "out_proj", "fc1", "fc2")
-"""Parts of a decoder layer that treat every position alone."""
+"""Parts of a decoder layer that treat every position alone, and that no other position reads."""
+
+_READ_BY_OTHERS = ("k_proj", "v_proj")
+"""Those that others read."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,27 @@ class UpperLayers:
     """Which, long [r]."""
     shared: SharedRows
 
-    def final_states(self, at: Tensor, edits: Mapping[int, LayerEdit] | None = None) -> Tensor:
+    def final_states(
+        self, at: Tensor, edits: Mapping[int, LayerEdit] | None = None, still: int = 0
+    ) -> Tensor:
         """Return what the decoder gives in the end at some positions, row by row, [n, d].
 
         Args:
             at: True at those positions, bool [r, s].
             edits: layer, from the first edited one on -> change of its output, [p, w, d].
+            still: how many slots at the beginning the first of the edits changes in no row.
         """
-        backbone = self.frozen.backbone
-        places = self.shared.places(at)
-        with attach(backbone.layers, edits or {}):
-            return self._run(len(backbone.layers) - 1, places)[places]
+        frozen, places = self.frozen, self.shared.places(at)
+        layers = frozen.backbone.layers
+        last = len(layers) - 1
+        with ExitStack() as stack:
+            if still and torch.is_grad_enabled() and is_causal(frozen.call) and not frozen.compiles:
+                # What stands before a change is not reached by it, so no gradient is wanted there.
+                first, until = [*sorted(edits or {frozen.layer: None}), last - 1][:2]
+                for layer in layers[first + 1 : min(until, last - 1) + 1]:
+                    stack.enter_context(replaced(layer, halted(layer, still)))
+            stack.enter_context(attach(layers, edits or {}))
+            return self._run(last, places)[places]
 
     def states_at(self, layer: int, at: Tensor | None = None) -> Tensor:
         """Return the unedited output of a layer from the first edited one on, [r, s, d].
@@ -140,9 +153,8 @@ def skipped(layers: Sequence[nn.Module], last: int, states: Tensor) -> Iterator[
         yield
 
 
-@contextmanager
-def kept(layer: nn.Module, index: Tensor) -> Iterator[None]:
-    """Let a layer's output inside the block be right at some positions alone, and cost less.
+def trimmed(layer: nn.Module, index: Tensor) -> Callable[[ModuleForward], ModuleForward]:
+    """Return what makes a layer's forward one that is right at some positions alone, and cheaper.
 
     Attention still reads every position. Nothing above the layer may mix positions.
 
@@ -163,32 +175,54 @@ def kept(layer: nn.Module, index: Tensor) -> Iterator[None]:
 
         return forward
 
-    with ExitStack() as stack:
-        for part in _by_position(layer):
-            stack.enter_context(replaced(part, at_index))
-        yield
+    return _with_parts(layer, _BY_POSITION, at_index)
 
 
-def _by_position(module: nn.Module) -> Iterator[nn.Module]:
-    for name, part in module.named_children():
-        if name in _BY_POSITION:
-            yield part
-        else:
-            yield from _by_position(part)
+def halted(layer: nn.Module, slots: int) -> Callable[[ModuleForward], ModuleForward]:
+    """Return what makes a layer's forward one that keeps nothing for a gradient of some slots.
+
+    Args:
+        layer: a decoder layer.
+        slots: how many, from the first on, depend on nothing that a gradient is wanted of.
+    """
+
+    def behind(real: ModuleForward) -> ModuleForward:
+        def forward(states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if states.dim() != 3:  # rows and slots laid together
+                return real(states, *args, **kwargs)
+            with torch.no_grad():
+                before = real(states[:, :slots].contiguous(), *args, **kwargs)
+            if not isinstance(before, Tensor):
+                return real(states, *args, **kwargs)
+            return torch.cat([before, real(states[:, slots:].contiguous(), *args, **kwargs)], 1)
+
+        return forward
+
+    return _with_parts(layer, (*_BY_POSITION, *_READ_BY_OTHERS), behind)
 
 
-def trimmed(layer: nn.Module, index: Tensor) -> Callable[[ModuleForward], ModuleForward]:
-    """Return what makes a layer's forward one that is right at some positions alone; see `kept`."""
-
-    def wrap(real: ModuleForward) -> ModuleForward:
+def _with_parts(
+    layer: nn.Module, names: Sequence[str], wrap: Callable[[ModuleForward], ModuleForward]
+) -> Callable[[ModuleForward], ModuleForward]:
+    def wrapped(real: ModuleForward) -> ModuleForward:
         # Inside the call, so that it holds too when the layer runs again for its gradient.
         def forward(*args: Any, **kwargs: Any) -> Any:
-            with kept(layer, index):
+            with ExitStack() as stack:
+                for part in _named(layer, names):
+                    stack.enter_context(replaced(part, wrap))
                 return real(*args, **kwargs)
 
         return forward
 
-    return wrap
+    return wrapped
+
+
+def _named(module: nn.Module, names: Sequence[str]) -> Iterator[nn.Module]:
+    for name, part in module.named_children():
+        if name in names:
+            yield part
+        else:
+            yield from _named(part, names)
 
 
 def recomputed(real: ModuleForward) -> ModuleForward:

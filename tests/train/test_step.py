@@ -85,6 +85,10 @@ def test_accuracy_out_of_scope_is_agreement_with_the_unedited_model(
         ("llava", {"text_layer": 2, "vision_layer": 1}),
         ("llava", {"text_layer": 1, "vision_layer": 1}),
         ("llava", {"text_layer": 2, "vision_layer": 0}),
+        ("llava", {"text_layer": 0, "vision_layer": 2}),
+        ("llava", {"modalities": ("text",), "text_layer": 0}),
+        ("blip2", {"text_layer": 0, "vision_layer": 2}),
+        ("gemma3", {"text_layer": 0, "vision_layer": 2}),
         ("llava", {"signal": "all"}),
         ("gemma3", {"signal": "all"}),
     ],
@@ -97,6 +101,38 @@ def test_either_layer_may_be_the_deeper_and_any_positions_the_signal(
     expected = plain_losses(editor, records[:3], fast())
     for metric, loss in expected.by_metric.items():
         assert got.by_metric[metric] == pytest.approx(loss, rel=1e-5)
+    weights = list(editor.adapters.parameters())
+    found = [torch.autograd.grad(losses.total, weights) for losses in (got, expected)]
+    for name, one, other in zip(dict(editor.adapters.named_parameters()), *found, strict=True):
+        atol = 1e-4 * float(other.abs().max())
+        torch.testing.assert_close(one, other, atol=atol, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_nothing_is_kept_for_a_gradient_of_what_no_edit_reaches(
+    llava: TinyModel, records: list[Record], recomputes: bool
+):
+    editor = trained_editor(llava, text_layer=0, vision_layer=2)
+    others = {f"{metric}_weight": 0.0 for metric in METRICS if metric != "reliability"}
+    config = fast(checkpoint_activations=recomputes, **others)
+    batch = editor.encoder.encode([records[0].request], end_of_answer=config.end_of_answer)
+    begin, width = int(batch.layout.text.nonzero()[0, 1]), batch.layout.text.shape[1]
+    assert begin > int(batch.layout.vision.sum()) > 0
+    steps = TrainingStep(editor)
+    steps.losses(records[:1], config)  # the first step compares itself with whole forwards
+    kept: list[int] = []
+
+    def note(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            kept.append(args[0].shape[1])
+
+    layers: Any = editor.backbone.layers
+    with ExitStack() as stack:
+        for layer in layers[1:3]:
+            stack.callback(layer.mlp.up_proj.register_forward_pre_hook(note).remove)
+        steps.losses(records[:1], config).total.backward()
+    assert set(kept) == {width - begin}
+    assert len(kept) == 2 * (1 + recomputes)
 
 
 def test_a_model_that_cannot_be_continued_runs_whole_forwards(
