@@ -296,14 +296,15 @@ class FrozenPart:
         groups: Sequence[Hashable] | None,
         call: Mapping[str, Any],
     ) -> CommonPrefixes:
-        backbone = self._encoder.backbone
-        lengths = batch.layout.real.sum(1).tolist()
+        layout = batch.layout
+        before = (~(layout.text | layout.answer)).cumprod(1).sum(1) - (~layout.real).sum(1)
+        lengths, begins = torch.stack([layout.real.sum(1), before]).tolist()
         if groups is not None and self.shares:
-            common = common_prefixes([batch.inputs[n] for n in names], batch.layout, groups)
+            common = common_prefixes([batch.inputs[n] for n in names], layout, groups)
             if any(common):
-                require_shareable(call, backbone)
-            return CommonPrefixes(lengths, groups, common)
-        return CommonPrefixes(lengths, range(len(lengths)), [0] * len(lengths))
+                require_shareable(call, self._encoder.backbone)
+            return CommonPrefixes(lengths, groups, common, begins)
+        return CommonPrefixes(lengths, range(len(lengths)), [0] * len(lengths), begins)
 
     def _computed(
         self, rows: Sequence[int], call: Mapping[str, Any], prefixes: CommonPrefixes

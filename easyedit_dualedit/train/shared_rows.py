@@ -7,7 +7,7 @@ keeps the rows apart, and positions go on from the common beginning in each.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -33,6 +33,8 @@ class CommonPrefixes:
     """Rows of one group begin alike, and are edited alike."""
     common: Sequence[int]
     """How many tokens at the beginning the rows of the group have in common."""
+    before: Sequence[int]
+    """How many tokens stand before prompt text, and so before an answer."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class SharedRows:
     """Where the tokens begin that the slot's row does not share, long [p, w]; w in padding."""
     shared_end: Tensor
     """Where those end, from the first token on, that it shares, long [p, w]; 0 in padding."""
+    before: int
+    """Slots at the beginning that hold no prompt text and no answer in any row."""
 
     @classmethod
     def of(cls, rows: Sequence[int], prefixes: CommonPrefixes, width: int) -> Self:
@@ -106,7 +110,11 @@ class SharedRows:
         begins = padding + torch.tensor(offsets) + given_of
         own_begin[at] = begins[:, None].expand_as(slot)[own]
         shared_end[at] = (padding + given_of)[:, None].expand_as(slot)[own]
-        return cls(row_of, position, places, real, home_of, slot, own_begin, shared_end)
+        before = min(
+            slots - total[home] + prefixes.before[row]
+            for row, home in zip(rows, homes, strict=True)
+        )
+        return cls(row_of, position, places, real, home_of, slot, own_begin, shared_end, before)
 
     @property
     def saves(self) -> bool:
@@ -115,7 +123,9 @@ class SharedRows:
 
     def to(self, device: torch.device) -> "SharedRows":
         """Return the same on a device."""
-        return SharedRows(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        held = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved: dict[str, Any] = {n: v.to(device) for n, v in held.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def allowed(self) -> Tensor:
         """Return which slot may attend to which, bool [p, w, w]: of 12,600 tokens 160 MB."""

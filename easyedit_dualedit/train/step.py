@@ -6,7 +6,8 @@ The queries of a step go up to the first edited layer together, without autograd
 through the vision tower. Queries of one edit about one picture share their beginning. From there
 the request's rows go on to the deeper edited layer for the edit signal, the localities' rows to the
 end unedited, and all rows to the end edited; the lm_head sees only positions that predict an
-answer, and so does most of the last layer.
+answer, and so does most of the last layer. Between a text layer and a deeper vision layer nothing
+before the text depends on adapters, so nothing is kept there for a gradient.
 """
 
 import logging
@@ -281,9 +282,9 @@ class TrainingStep:
             return hidden
 
         layers = {name: adapters.layer_of[name] for name in positions}
-        first = [positions[name] for name, layer in layers.items() if layer == self.first_layer]
-        edits = {layer: partial(change, layer) for layer in layers.values()}
-        return edits, int(torch.cat(first).any(0).int().argmax())
+        edits: dict[int, LayerEdit] = {n: partial(change, n) for n in layers.values()}
+        is_text = [name for name in layers if layers[name] == self.first_layer] == ["text"]
+        return edits, upper.shared.before if is_text else 0
 
 
 def metrics_read(config: TrainingConfig) -> list[str]:

@@ -83,8 +83,8 @@ class UpperLayers:
         with ExitStack() as stack:
             if still and torch.is_grad_enabled() and is_causal(frozen.call) and not frozen.compiles:
                 # What stands before a change is not reached by it, so no gradient is wanted there.
-                first, until = [*sorted(edits or {frozen.layer: None}), last - 1][:2]
-                for layer in layers[first + 1 : min(until, last - 1) + 1]:
+                first, until = [*sorted(edits or ()), last, last][:2]
+                for layer in layers[first + 1 : min(until + 1, last)]:
                     stack.enter_context(replaced(layer, halted(layer, still)))
             stack.enter_context(attach(layers, edits or {}))
             return self._run(last, places)[places]
@@ -191,7 +191,7 @@ def halted(layer: nn.Module, slots: int) -> Callable[[ModuleForward], ModuleForw
             if states.dim() != 3:  # rows and slots laid together
                 return real(states, *args, **kwargs)
             with torch.no_grad():
-                before = real(states[:, :slots].contiguous(), *args, **kwargs)
+                before = real(states.detach()[:, :slots].contiguous(), *args, **kwargs)
             if not isinstance(before, Tensor):
                 return real(states, *args, **kwargs)
             return torch.cat([before, real(states[:, slots:].contiguous(), *args, **kwargs)], 1)

@@ -97,7 +97,7 @@ def test_any_rows_share_what_a_search_by_token_finds():
 def sharing_of(rows: list[int]) -> tuple[Tensor, TokenLayout, SharedRows]:
     ids, layout = padded(ROWS)
     groups = [group for group, _, _ in ROWS]
-    prefixes = CommonPrefixes(layout.real.sum(1).tolist(), groups, [5, 5, 0, 5])
+    prefixes = CommonPrefixes(layout.real.sum(1).tolist(), groups, [5, 5, 0, 5], [4] * 4)
     return ids, layout, SharedRows.of(rows, prefixes, ids.shape[1])
 
 
@@ -119,6 +119,7 @@ def test_a_token_sees_those_before_it_in_its_row_and_no_other(rows: list[int], c
             assert seen == sorted(own[: place + 1]), (row, place)
             assert int(laid.place[home, slot]) == place
     assert used == {(int(p), int(w)) for p, w in laid.real.nonzero()}
+    assert laid.before == int(laid.marked(layout.text | layout.answer).any(0).nonzero()[0])
 
 
 def test_a_shared_row_is_as_long_as_what_differs():
