@@ -215,8 +215,12 @@ class Encoder:
             DataError: if a picture is bad, or the processor refuses it.
             BackboneError: if the processor does not put image tokens where a picture is.
         """
-        prompts, others = self._reader.read([query])
+        prompts, others = self.read([query])
         return prompts[0], others
+
+    def read(self, queries: Sequence[Query]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return the same of several prompts, whose pictures lie together."""
+        return self._reader.read(queries)
 
     def _prompt_ids(self, question: str) -> list[int]:
         text = self.prompt_text(Query(question))

@@ -4,7 +4,7 @@ A prompt is tokenised once, whatever its answer.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,10 +89,56 @@ class TokenisedPrompts:
             _put(self._held, place, held)
         return held
 
+    def read(
+        self,
+        queries: Sequence[Query],
+        keys: Sequence[tuple[Hashable, bool]],
+        prepared: dict[Hashable, PreparedQuery],
+    ) -> None:
+        """Know some queries from now on; those with one picture, of one size, are read at once.
+
+        Args:
+            queries: which.
+            keys: of each, as `get` takes it.
+            prepared: what is tokenised goes there.
+        """
+        new: dict[tuple[str, tuple[Hashable, bool]], Query] = {}
+        begun: set[Hashable] = set()
+        ended: set[str] = set()
+        for query, key in zip(queries, keys, strict=True):
+            begins = key in begun or key in self._beginnings
+            joins = self.joins and begins and (query.prompt in ended or query.prompt in self._ends)
+            place, has_one = (query.prompt, key), len(query.shown) == len(query.pictures) == 1
+            if has_one and place not in self._held and not joins:
+                new[place] = query
+                begun.add(key)
+                ended.add(query.prompt)
+        sizes: dict[tuple[int, int], list[tuple[str, tuple[Hashable, bool]]]] = {}
+        for place, query in new.items():  # of one size, they have as much of every input each
+            sizes.setdefault(self._encoder.opened.open(query.pictures[0]).size, []).append(place)
+        for places in sizes.values():
+            prompts, others = self._encoder.read([new[place] for place in places])
+            if any(len(value) % len(places) for value in others.values()):
+                continue  # `get` reads each alone
+            parts = {name: value.chunk(len(places)) for name, value in others.items()}
+            for row, (place, tokens) in enumerate(zip(places, prompts, strict=True)):
+                other = {name: each[row] for name, each in parts.items()}
+                kept = self._kept(new[place], place[1], tokens, other, prepared)
+                _put(self._held, place, kept)
+
     def _tokenised(
         self, query: Query, key: tuple[Hashable, bool], prepared: dict[Hashable, PreparedQuery]
     ) -> Prompt:
-        tokens, other = self._encoder.tokenised(query)
+        return self._kept(query, key, *self._encoder.tokenised(query), prepared)
+
+    def _kept(
+        self,
+        query: Query,
+        key: tuple[Hashable, bool],
+        tokens: dict[str, Tensor],
+        other: dict[str, Tensor],
+        prepared: dict[Hashable, PreparedQuery],
+    ) -> Prompt:
         prepared.setdefault(key, (query, tokens, other))
         small = {name: value for name, value in other.items() if name not in PIXELS}
         digest = digest_of_tensors(other, str(key[1])) if self._names else ""

@@ -98,14 +98,15 @@ class BatchGradient:
         self._step.prepared = {}
         metrics = metrics_read(self._config)
         every = [metric_queries(records, metric) for metric in metrics]
-        return [self._tokens_of(queries) for queries in zip(*every, strict=True)]
+        together = [query for queries in every for query in queries]
+        device = input_device(self._editor.backbone.model).type
+        casts = self._config.autocast != "none" or torch.is_autocast_enabled(device)
+        self._step.frozen.read(together, self._step.prepared, casts=casts)
+        return [self._tokens_of(queries, casts) for queries in zip(*every, strict=True)]
 
-    def _tokens_of(self, queries: Sequence[Query]) -> int:
+    def _tokens_of(self, queries: Sequence[Query], casts: bool) -> int:
         """Return the tokens of a record's rows; questions about one picture share its beginning."""
         encoder, step = self._editor.encoder, self._step
-        casts = self._config.autocast != "none" or torch.is_autocast_enabled(
-            input_device(encoder.backbone.model).type
-        )
         rows: dict[Hashable, list[tuple[int, int]]] = {}
         for query in queries:
             key = key_of(query)

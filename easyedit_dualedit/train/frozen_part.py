@@ -112,6 +112,24 @@ class FrozenPart:
         self.forget_states()
         self.prompts = TokenisedPrompts(self._encoder, names=True)
 
+    def read(
+        self,
+        queries: Sequence[Query],
+        prepared: dict[Hashable, PreparedQuery],
+        *,
+        casts: bool | None = None,
+    ) -> None:
+        """Have the processor read what is new of some queries at once; see `TokenisedPrompts`.
+
+        Args:
+            queries: all that will run.
+            prepared: what is tokenised goes there.
+            casts: whether they will run under autocast; None means as it is now.
+        """
+        if casts is None:
+            casts = torch.is_autocast_enabled(input_device(self._encoder.backbone.model).type)
+        self.prompts.read(queries, [(key_of(query), casts) for query in queries], prepared)
+
     @torch.no_grad()
     def run(
         self,

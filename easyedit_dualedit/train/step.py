@@ -221,6 +221,8 @@ class TrainingStep:
         ]
         groups = []
         prepared = dict(self.prepared)
+        if not prepared:
+            self.frozen.read([row.query for row in rows], prepared)
         for chosen in self.frozen.together(rows, prepared):
             names, places, queries = zip(*chosen, strict=True)
             ends = [config.end_of_answer and name in IN_SCOPE for name in names]

@@ -1,11 +1,13 @@
 """Prompts are tokenised once and told apart by what is read of them; what a full cache keeps."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_editors import request_of, trained_editor
 from tiny_models import TinyModel
 
@@ -97,6 +99,35 @@ def test_padding_is_no_part_of_a_name(llava: TinyModel):
     alone = encoder.assemble(queries[1:], tokens[1:], own[1].small, ends=[False])
     assert not bool(together.layout.real[1].all())
     assert own[1].name_in(together, 1) == own[1].name_in(alone, 0)
+
+
+def test_queries_are_read_at_once_as_each_alone(every: TinyModel, monkeypatch: pytest.MonkeyPatch):
+    encoder = trained_editor(every).encoder
+    wide = Query("What is this?", Image.new("RGB", (90, 40), "green"))
+    queries = [FIRST, SECOND, request_of(colour="blue"), wide, replace(FIRST, image=None)]
+    keys = [(key_of(query), False) for query in queries]
+    together, alone = TokenisedPrompts(encoder, names=True), TokenisedPrompts(encoder, names=True)
+    alone.joins = False
+    prepared: dict[Any, Any] = {}
+    own: dict[Any, Any] = {}
+    calls: list[int] = []
+    real = encoder.read
+
+    def noting(asked: Sequence[Query]) -> Any:
+        calls.append(len(asked))
+        return real(asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "read", noting)
+        together.read(queries, keys, prepared)
+        together.read(queries, keys, prepared)
+    assert calls == [3, 1], "those of one size; nothing again"
+    for query, key in zip(queries, keys, strict=True):
+        expected = alone.get(query, key, own)
+        found = together.get(query, key, prepared)
+        assert found.digest == expected.digest, "the same pixels"
+        for name, tokens in expected.tokens.items():
+            assert torch.equal(found.tokens[name], tokens)
 
 
 OTHER = request_of(colour="yellow")

@@ -1,18 +1,23 @@
 """The shared step gives the losses of whole forwards, and runs no part twice."""
 
 import gc
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_data import editor_of, fast, write_data
 from tiny_editors import shared, trained_editor
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.plain_step import plain_losses
 from easyedit_dualedit.train.step import TrainingStep
 
@@ -166,6 +171,40 @@ def test_known_pictures_skip_the_vision_tower(every: TinyModel, records: list[Re
         again = steps.losses(records[:2], fast()).by_metric
     assert again == first
     assert not calls
+
+
+def painted(record: Record, shade: int) -> Record:
+    """Return a record with pictures of one size that no other shade has."""
+    own, other, third = (Image.new("RGB", (32, 32), (shade, part, 0)) for part in range(3))
+    return replace(
+        record,
+        request=replace(record.request, image=own),
+        text_rephrase=replace(record.text_rephrase, image=own),
+        image_rephrase=replace(record.image_rephrase, image=other),
+        image_locality=replace(record.image_locality, image=third),
+    )
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_processor_reads_the_new_pictures_of_a_step_at_once(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch, ahead: bool
+):
+    monkeypatch.setattr("easyedit_dualedit.model.query_cache._COMPARED", 0)
+    editor, config = trained_editor(llava), fast()
+    steps = TrainingStep(editor)
+    work: Any = BatchGradient(editor, steps, config).add if ahead else None
+    work = work or partial(steps.losses, config=config)
+    work([painted(record, 10 + place) for place, record in enumerate(records[:2])])
+    calls: list[int] = []
+    real = editor.encoder.read
+
+    def noting(queries: Sequence[Query]) -> Any:
+        calls.append(sum(len(query.pictures) for query in queries))
+        return real(queries)
+
+    monkeypatch.setattr(editor.encoder, "read", noting)
+    work([painted(record, 20 + place) for place, record in enumerate(records[:2])])
+    assert calls == [2 * 3], "three pictures a record, whatever is asked about them"
 
 
 def test_another_answer_to_a_known_question_is_another_query(
