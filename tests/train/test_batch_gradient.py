@@ -111,11 +111,11 @@ def test_counting_tokens_reads_no_picture_again(
     editor = editor_of(llava)
     llava.model.requires_grad_(False)
     read = {"n": 0}
-    real = type(editor.encoder).tokenised
+    real = type(editor.encoder).read
 
-    def counted(self: Any, query: Any) -> Any:
-        read["n"] += len(query.shown)
-        return real(self, query)
+    def counted(self: Any, queries: Any) -> Any:
+        read["n"] += sum(len(query.shown) for query in queries)
+        return real(self, queries)
 
     def reading(step: TrainingStep, *, whole: bool) -> int:
         step.losses(records[:1], CONFIG)  # compares itself with whole forwards
@@ -126,7 +126,7 @@ def test_counting_tokens_reads_no_picture_again(
             BatchGradient(editor, step, CONFIG, RowBudget(1)).add(records[1:])
         return read["n"]
 
-    monkeypatch.setattr(type(editor.encoder), "tokenised", counted)
+    monkeypatch.setattr(type(editor.encoder), "read", counted)
     assert reading(Counted(editor), whole=False) == reading(TrainingStep(editor), whole=True) > 0
     llava.model.requires_grad_(True)
 
