@@ -16,7 +16,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from backbone_table import BackboneTable  # noqa: E402
 from pretended_device import start_autograd  # noqa: E402
-from tiny_editors import MODELS, hooks_of_ours, shared  # noqa: E402
+from tiny_editors import MODELS, PARAMETERS, hooks_of_ours, shared  # noqa: E402
 from tiny_families import FAMILIES  # noqa: E402
 from tiny_models import TinyModel  # noqa: E402
 
@@ -48,12 +48,16 @@ def llava() -> TinyModel:
 
 
 @pytest.fixture(autouse=True)
-def _no_hooks_left() -> Iterator[None]:
-    """Fail a test that leaves a hook of ours on a shared model."""
+def _nothing_left() -> Iterator[None]:
+    """Fail a test that leaves a hook of ours, or a gradient, on a shared model."""
     yield
     for tiny in MODELS.values():
         left = hooks_of_ours(tiny.model)
         assert not left, f"hooks left behind on {tiny.family}: {left}"
+        with_gradient = [each.shape for each in PARAMETERS[tiny.family] if each.grad is not None]
+        for each in PARAMETERS[tiny.family]:
+            each.grad = None  # only the test that left them is to fail
+        assert not with_gradient, f"gradients left behind on {tiny.family}: {with_gradient}"
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,15 @@ from easyedit_dualedit.model.inputs import Batch, Query
 MODELS: dict[str, TinyModel] = {}
 """Those that tests of this process share."""
 
+PARAMETERS: dict[str, list[torch.nn.Parameter]] = {}
+"""Family -> the parameters of its shared model, which are slow to list after every test."""
+
 
 def shared(family: str) -> TinyModel:
     """Return the tiny model of a family that all tests of this process read."""
     if family not in MODELS:
         MODELS[family] = FAMILIES[family]()
+        PARAMETERS[MODELS[family].family] = list(MODELS[family].model.parameters())
     return MODELS[family]
 
 

@@ -1,12 +1,13 @@
 """Training: losses fall, only adapters change, runs continue where they stopped."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_data import editor_of, fast, step_losses, write_data
-from tiny_editors import shared, tiny_config
+from tiny_editors import PARAMETERS, shared, tiny_config
 from tiny_models import TinyModel
 from torch._dynamo.exc import TorchDynamoException
 
@@ -55,7 +56,6 @@ def test_what_adapters_were_trained_on_before_still_counts(llava: TinyModel, rec
 def test_training_changes_the_adapters_alone(every: TinyModel, records: list[Record]):
     before = {k: v.clone() for k, v in every.model.state_dict().items()}
     required = [p.requires_grad for p in every.model.parameters()]
-    every.model.zero_grad(set_to_none=True)  # another test's
     editor = stirred(every)
     untrained = {n: p.detach().clone() for n, p in editor.adapters.named_parameters()}
     train(editor, records[:4], fast(steps=2, batch_size=2, gate_steps=1), progress=False)
@@ -86,6 +86,15 @@ def stirred(tiny: TinyModel, **changes: int) -> DualEditor:
             if "output" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return editor
+
+
+@pytest.fixture(autouse=True)
+def _no_gradient_of_the_models() -> Iterator[None]:
+    """Forget the gradients that steps without `train`, which freezes the model, leave on it."""
+    yield
+    for parameters in PARAMETERS.values():
+        for parameter in parameters:
+            parameter.grad = None
 
 
 def gradients(
@@ -178,7 +187,8 @@ def test_without_a_compiler_layers_run_as_they_are(
     assert warnings_in(caplog) == [line] * len(compiled_layers._COMPILED), "once for each layer"
     assert compiled_layers._COMPILED
     for one, two in zip(plain, fallen, strict=True):
-        assert torch.equal(one, two)
+        # The layers are called otherwise, and the last bit is not the same on every processor.
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
 
 
 def test_checkpointed_layers_run_again_for_the_gradient(llava: TinyModel, records: list[Record]):
