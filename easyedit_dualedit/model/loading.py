@@ -1,12 +1,15 @@
 """Loads a vision-language model and its processor, or says in one line why it cannot."""
 
 import importlib.util
+import logging
 from typing import Any, Literal
 
 import torch
 
 from easyedit_dualedit.errors import ModelLoadError
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
+
+logger = logging.getLogger(__name__)
 
 Quantization = Literal["4bit", "8bit"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("4bit", "8bit")
@@ -23,6 +26,8 @@ def load_model(
     quantization: Quantization | None = None,
 ) -> tuple[Any, Any]:
     """Return a model, in evaluation mode, and its processor.
+
+    Half precision that the device only imitates is logged as a warning.
 
     Args:
         path: folder written by `save_pretrained`, or a hub id.
@@ -58,7 +63,38 @@ def load_model(
         )
     if not placement:
         model = model.to(device)
+        if not computes_with(device, dtype):
+            name = str(dtype).removeprefix("torch.")
+            logger.warning(
+                "%s has no %s of its own and imitates it, many times slower than float32; use dtype"
+                " float32 here if the memory allows it",
+                "this CPU" if device == "cpu" else device,
+                name,
+            )
     return model.eval(), processor
+
+
+def computes_with(device: str, dtype: torch.dtype) -> bool:
+    """Return whether a device multiplies matrices of a dtype itself, rather than imitate it.
+
+    CPUs without AVX-512 take some 80 times as long for bfloat16 as for float32.
+
+    Args:
+        device: "cpu", "cuda:0", ...
+        dtype: float32, bfloat16 or float16.
+    """
+    kind = device.partition(":")[0]
+    if kind == "cuda" and dtype == torch.bfloat16:
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    operators = torch.ops.mkldnn
+    if dtype == torch.bfloat16:
+        return bool(operators._is_mkldnn_bf16_supported())
+    return bool(operators._is_mkldnn_fp16_supported())
 
 
 def placement_of(

@@ -70,6 +70,8 @@ class DualEditMultimodalHparams(TrainerHparams):
     """cpu, cuda, cuda:<index>, an index, or auto (`model_parallel`); None is the first CUDA device,
     or else the CPU."""
     dtype: Any = "float32"
+    """float32, bfloat16, float16, or auto: bfloat16 where the device computes with it, else
+    float32."""
     model_parallel: bool = False
     """Spread the model over all devices there are (`device_map="auto"`)."""
     quantization: str | None = None
@@ -208,11 +210,15 @@ class DualEditMultimodalHparams(TrainerHparams):
             setattr(self, key, ALG_NAME)
         if str(self.device).strip().lower() == SPREAD:
             self.device, self.model_parallel = None, True
-        for key, convert in (("device", device_from), ("dtype", dtype_from)):
-            try:
-                setattr(self, key, convert(getattr(self, key)))
-            except ValueError as error:
-                problems.append(str(error))
+        device = "cpu"
+        try:
+            device = self.device = device_from(self.device)
+        except ValueError as error:
+            problems.append(str(error))
+        try:
+            self.dtype = dtype_from(self.dtype, device)
+        except ValueError as error:
+            problems.append(str(error))
         if not is_seed(self.seed):
             problems.append(f"seed = {self.seed!r}: a whole number from 0 to {2**32 - 1}")
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from easyedit_dualedit import testbed
+from easyedit_dualedit.model.loading import computes_with
 from easyedit_dualedit.testbed.emoji import places as emoji
 
 ALG_NAME = "DualEdit"
@@ -78,8 +79,13 @@ def device_from(value: Any) -> str:
     return f"cuda:{index}"
 
 
-def dtype_from(value: Any) -> torch.dtype:
+def dtype_from(value: Any, device: str = "cpu") -> torch.dtype:
     """Return the dtype that a name such as "bfloat16" or "torch.float16" means.
+
+    Args:
+        value: a name, a dtype, or "auto" for bfloat16 where the device computes with it, else
+            float32.
+        device: as `device_from` returns it.
 
     Raises:
         ValueError: if it is none of those that models are loaded in.
@@ -87,8 +93,10 @@ def dtype_from(value: Any) -> torch.dtype:
     if isinstance(value, torch.dtype) and value in _DTYPES.values():
         return value
     name = str(value).strip().lower().removeprefix("torch.")
+    if name == "auto":
+        return torch.bfloat16 if computes_with(device, torch.bfloat16) else torch.float32
     if name not in _DTYPES:
-        raise ValueError(f"dtype = {value!r}: one of {', '.join(sorted(_DTYPES))}")
+        raise ValueError(f"dtype = {value!r}: auto, or one of {', '.join(sorted(_DTYPES))}")
     return _DTYPES[name]
 
 

@@ -11,9 +11,10 @@ from tiny_models import TinyModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from easyedit_dualedit.errors import ModelLoadError
+from easyedit_dualedit.model import loading
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.loading import load_model
+from easyedit_dualedit.model.loading import computes_with, load_model
 
 WEIGHTS = "model.safetensors"
 
@@ -147,3 +148,26 @@ def test_nothing_is_printed(saved: Path, capfd: pytest.CaptureFixture[str]):
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "Warning" not in captured.err
+
+
+def test_half_precision_that_a_cpu_imitates_is_told(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = "this CPU has no bfloat16 of its own and imitates it, many times slower than float32"
+    for native in (True, False):
+        caplog.clear()
+        monkeypatch.setattr(loading, "computes_with", lambda _device, _dtype, now=native: now)
+        load_model(str(saved), dtype=torch.bfloat16)
+        assert (told in caplog.text) is not native
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cpu_computes_with_the_half_precision_that_its_library_has(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert computes_with("cpu", torch.float32)
+    supported = f"_is_mkldnn_{'bf16' if dtype == torch.bfloat16 else 'fp16'}_supported"
+    assert computes_with("cpu", dtype) == getattr(torch.ops.mkldnn, supported)()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not computes_with("cpu", dtype)
+    assert computes_with("cpu", torch.float32)

@@ -8,6 +8,7 @@ import torch
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import DualEditConfig
+from easyedit_dualedit.plugin import values
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
     DualEditMultimodalTrainingHparams,
@@ -209,6 +210,22 @@ def test_other_devices_are_refused(value: object) -> None:
 )
 def test_dtypes_by_name(value: object, expected: torch.dtype) -> None:
     assert dtype_from(value) is expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_an_automatic_dtype_is_one_that_the_device_computes_with(
+    native: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def computes(device: str, dtype: torch.dtype) -> bool:
+        asked.append((device, dtype))
+        return native
+
+    monkeypatch.setattr(values, "computes_with", computes)
+    read = DualEditMultimodalHparams.from_dict(settings(dtype="auto", device="cpu"))
+    assert (read.dtype, asked) == (expected, [("cpu", torch.bfloat16)])
+    assert read.to_dict()["dtype"] == str(expected).removeprefix("torch.")
 
 
 def test_a_trailing_slash_of_a_model_is_dropped() -> None:

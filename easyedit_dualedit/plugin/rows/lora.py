@@ -19,7 +19,12 @@ from easyedit_dualedit.plugin.rows.unchanged import unchanged
 
 _ADAPTED = ("q_proj", "v_proj")
 
-_SPACE = {"lr": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3), "num_steps": (5, 10, 20, 40), "rank": (8, 16)}
+# AdaLoRA's scales begin at nearly zero, where EasyEdit's SGD moves them for no rate that converges.
+_SPACE = {
+    "lora_type": ("adalora", "lora"),
+    "lr": (1e-1, 3e-2, 1e-2, 3e-3),
+    "num_steps": (5, 10, 20),
+}
 
 _REMARKS = (
     SHIPPED_REMARK,
