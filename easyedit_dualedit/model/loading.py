@@ -77,7 +77,7 @@ def load_model(
 def computes_with(device: str, dtype: torch.dtype) -> bool:
     """Return whether a device multiplies matrices of a dtype itself, rather than imitate it.
 
-    CPUs without AVX-512 take some 80 times as long for bfloat16 as for float32.
+    CPUs without AVX-512 take up to 80 times as long for large products in bfloat16.
 
     Args:
         device: "cpu", "cuda:0", ...
