@@ -55,8 +55,8 @@ def _nothing_left() -> Iterator[None]:
         left = hooks_of_ours(tiny.model)
         assert not left, f"hooks left behind on {tiny.family}: {left}"
         with_gradient = [each.shape for each in PARAMETERS[tiny.family] if each.grad is not None]
-        for each in PARAMETERS[tiny.family]:
-            each.grad = None  # only the test that left them is to fail
+        if with_gradient:
+            tiny.model.zero_grad(set_to_none=True)  # only the test that left them is to fail
         assert not with_gradient, f"gradients left behind on {tiny.family}: {with_gradient}"
 
 

@@ -219,7 +219,7 @@ class Encoder:
         return prompts[0], others
 
     def read(self, queries: Sequence[Query]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Return the same of several prompts, whose pictures lie together."""
+        """Return the tokens of each prompt, unpadded, and the inputs of all that they show."""
         return self._reader.read(queries)
 
     def _prompt_ids(self, question: str) -> list[int]:

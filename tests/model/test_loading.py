@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,21 @@ def test_a_cpu_computes_with_the_half_precision_that_its_library_has(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not computes_with("cpu", dtype)
     assert computes_with("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_is_asked_about_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def device(name: str) -> Iterator[None]:
+        entered.append(name)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
+    )
+    assert computes_with("cuda:1", torch.bfloat16) is native
+    assert entered == ["cuda:1"]
+    assert computes_with("cuda:1", torch.float16)
