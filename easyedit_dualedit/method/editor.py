@@ -30,6 +30,7 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Batch, Query, ShownLike, input_device
+from easyedit_dualedit.model.video_frames import by_length
 
 
 def require_targets(requests: Sequence[Query]) -> None:
@@ -95,14 +96,23 @@ class DualEditor(
         self.to(input_device(backbone.model))
 
     def read(self, requests: Sequence[Query]) -> list[EditSignal]:
-        """Return the edit signal of each request, read in one stopped forward for all.
+        """Return the edit signal of each request, in their order.
+
+        One stopped forward reads all, or one for each length of video where lengths differ: not
+        all models mix them.
 
         Raises:
-            DataError: if a request has no target.
+            DataError: if a request has no target, or a picture or video cannot be read.
         """
         require_targets(requests)
-        batch = self.encoder.encode(requests)
-        return self.read_batch(batch, requests)
+        if sum(request.video is not None for request in requests) < 2:
+            return self.read_batch(self.encoder.encode(requests), requests)
+        signals: dict[int, EditSignal] = {}
+        for places in by_length(requests, self.encoder.clip_of):
+            alike = [requests[place] for place in places]
+            found = self.read_batch(self.encoder.encode(alike), alike)
+            signals.update(zip(places, found, strict=True))
+        return [signals[place] for place in range(len(requests))]
 
     @torch.no_grad()
     def read_batch(self, batch: Batch, requests: Sequence[Query] = ()) -> list[EditSignal]:

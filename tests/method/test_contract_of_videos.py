@@ -45,6 +45,19 @@ def test_a_closed_gate_is_bit_identical(tiny: TinyModel):
     assert torch.equal(logits(tiny.model, batch), logits(edited, batch))
 
 
+def test_requests_of_several_lengths_are_read_in_one_call(tiny: TinyModel):
+    editor = trained_editor(tiny)
+    longer = Query("What moves?", video_of(*["red", "blue"] * 3), "blue circle")
+    requests = [VIDEO, longer, PICTURE, OTHER_VIDEO, TEXT]
+    together = editor.read(requests)
+    assert [signal.request for signal in together] == requests
+    for request, signal in zip(requests, together, strict=True):
+        (alone,) = editor.read([request])
+        assert signal.states.keys() == alone.states.keys()
+        for layer, states in alone.states.items():
+            torch.testing.assert_close(signal.states[layer], states, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("asked", [VIDEO, PICTURES, TEXT], ids=["video", "pictures", "text"])
 def test_an_open_gate_changes_the_answer(tiny: TinyModel, asked: Query):
     editor = trained_editor(tiny)
