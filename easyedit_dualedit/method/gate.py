@@ -2,17 +2,18 @@
 
 `Gate.decide` takes the states of the text layer as no edit has changed them. Of each row it reads
 the last prompt token and, if the gate is `learned`, the mean over the image tokens; all of them
-precede the target, so no label can reach a decision. `Gate.key` makes a unit vector of them, the
-product with the key of an edit is their similarity, and `Gate.route` chooses the best edit whose
+precede the target, so no label can reach a decision. `Gate.key` makes a unit vector of them,
+`Gate.similarity` compares it with the keys of edits, and `Gate.route` chooses the best edit whose
 similarity reaches the threshold. The keys of a `learned` gate are those of its trained
-`GateProjection`; the others compare the states as they are. The kind `last-token` alone reads the
-last token of prompt and target: it is the published code's, and here to reproduce it.
+`GateProjection`; the others compare the states as they are, by cosine. The kind `last-token` alone
+reads the last token of prompt and target: it is the published code's, and here to reproduce it.
 
 How a gate is trained and its thresholds are found is in `gate_calibration` and in `train`.
 """
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,15 +37,19 @@ EDIT_COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Numbers of stored edits that a `learned` gate keeps thresholds for."""
 
 KEY_WIDTH = 128
-"""Length of the keys of a `learned` gate."""
+"""Length of a unit vector that a `learned` gate compares."""
 
-GateForm = Literal["two-layer", "linear"]
-"""What makes a key of the states: two layers, or one that cannot learn single records by heart."""
+GateForm = Literal["two-layer", "linear", "linear-pair"]
+"""What makes a key of the states: two layers; one, which cannot learn single records by heart; or
+one that makes a pair of unit vectors, which must both be alike."""
 
 GATE_FORMS: tuple[GateForm, ...] = get_args(GateForm)
 
 _HIDDEN_WIDTH = 256
 """Width of the layer between states and keys, where there are two."""
+
+_SHARPNESS = 20.0
+"""Of the soft minimum of a pair's cosines: it is at most log(2) / 20 = 0.03 above the minimum."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ class Gate(nn.Module):
             nothing = queries.new_full((len(queries),), -math.inf, dtype=torch.float32)
             return Routing(nothing, torch.full_like(nothing, -1, dtype=torch.long))
         with in_own_precision(edits.device):
-            similarity = self.key(queries, vision) @ edits.T  # [b, n]
+            similarity = self.similarity(self.key(queries, vision), edits)
         if assignment is None:
             threshold = self.threshold_among(len(edits))
             numbers = torch.arange(len(edits), device=edits.device)
@@ -209,8 +214,14 @@ class Gate(nn.Module):
         edit_index = torch.where(applies, numbers, -1).amax(1)  # the newest of equals
         return Routing(best[:, 0].to(queries.device), edit_index.to(queries.device))
 
+    def similarity(self, queries: Tensor, edits: Tensor) -> Tensor:
+        """Return how similar keys of queries, [b, k], are to keys of edits, [n, k]: [b, n]."""
+        if self.kind == "learned":
+            return self.projection.similarity(queries, edits)
+        return queries @ edits.T
+
     def key(self, states: Tensor, vision: Tensor | None = None) -> Tensor:
-        """Return unit vectors, float32 [..., k], whose products are similarities.
+        """Return unit vectors, float32 [..., k], which `similarity` compares.
 
         Args:
             states: states of gate tokens at the text layer, [..., d].
@@ -234,10 +245,12 @@ class GateProjection(nn.Module):
 
     A key joins the state of the last prompt token, which knows what is asked, and the mean over the
     image tokens, which hardly changes when a scene is rearranged and tells scenes apart whose
-    answer is the same. The threshold grows with the number of edits, since each more is one more
-    chance to open for a query that concerns none. Which form it has is chosen in training, on
+    answer is the same. A key of the form `linear-pair` is two unit vectors, and its similarity the
+    soft minimum of their cosines: one cosine lets what is alike in the picture make up for what
+    differs in the question. The threshold grows with the number of edits, since each more is one
+    more chance to open for a query that concerns none. Which form it has is chosen in training, on
     records that taught it nothing. At LLaVA-1.5-7B size there are 2.1 million parameters in two
-    layers, 6 % of the adapters', or 1.0 million in one.
+    layers or in a pair, 6 % of the adapters', or 1.0 million in one layer.
     """
 
     thresholds: Tensor
@@ -246,11 +259,12 @@ class GateProjection(nn.Module):
         """Build an untrained projection of states of `hidden_size`."""
         super().__init__()
         self.form = form
+        self.parts = 2 if form == "linear-pair" else 1
         width = 2 * hidden_size
         layers = (
-            [nn.Linear(width, KEY_WIDTH)]
-            if form == "linear"
-            else [nn.Linear(width, _HIDDEN_WIDTH), nn.GELU(), nn.Linear(_HIDDEN_WIDTH, KEY_WIDTH)]
+            [nn.Linear(width, _HIDDEN_WIDTH), nn.GELU(), nn.Linear(_HIDDEN_WIDTH, KEY_WIDTH)]
+            if form == "two-layer"
+            else [nn.Linear(width, self.parts * KEY_WIDTH)]
         )
         self.layers = nn.Sequential(*layers)
         self.register_buffer("thresholds", torch.full((len(EDIT_COUNTS),), math.nan))
@@ -260,6 +274,13 @@ class GateProjection(nn.Module):
         """True once it has been trained and its thresholds calibrated."""
         return not math.isnan(self.thresholds[0])
 
+    @staticmethod
+    def form_of(layers: Mapping[str, Tensor]) -> GateForm:
+        """Return the form that the weights of `layers` are of."""
+        if "2.weight" in layers:
+            return "two-layer"
+        return "linear" if len(layers["0.weight"]) == KEY_WIDTH else "linear-pair"
+
     def forward(self, states: Tensor, vision: Tensor | None = None) -> Tensor:
         """Return unit vectors, [..., k].
 
@@ -268,8 +289,23 @@ class GateProjection(nn.Module):
             vision: means of the states of the image tokens at the same layer, [..., d]; zeros, or
                 None, without a picture.
         """
-        keys: Tensor = functional.normalize(self.layers(self.inputs(states, vision)), dim=-1)
-        return keys
+        return self.keys(self.inputs(states, vision))
+
+    def keys(self, inputs: Tensor) -> Tensor:
+        """Return unit vectors, [..., k], of `inputs`, [..., 2 d]."""
+        parts = functional.normalize(self.layers(inputs).unflatten(-1, (self.parts, -1)), dim=-1)
+        return parts.flatten(-2) / math.sqrt(self.parts)
+
+    def similarity(self, queries: Tensor, edits: Tensor) -> Tensor:
+        """Return the similarity of keys, [b, k] and [n, k], at most 1: [b, n].
+
+        It is the cosine, and of a pair the soft minimum of both cosines.
+        """
+        if self.parts == 1:
+            return queries @ edits.T
+        pairs = zip(queries.chunk(2, -1), edits.chunk(2, -1), strict=True)
+        one, other = (-2 * _SHARPNESS * (query @ edit.T) for query, edit in pairs)
+        return (math.log(2) - torch.logaddexp(one, other)) / _SHARPNESS
 
     @staticmethod
     def inputs(states: Tensor, vision: Tensor | None = None) -> Tensor:

@@ -21,7 +21,9 @@ def prepare_projection(gate: Any, tensors: dict[str, Tensor], prefix: str, *_res
         fresh = projection(size).state_dict()
         tensors.update({f"{prefix}projection.{name}": value for name, value in fresh.items()})
     elif names:
-        form = "two-layer" if f"{prefix}projection.layers.2.weight" in tensors else "linear"
+        start = f"{prefix}projection.layers."
+        layers = {name.removeprefix(start): tensors[name] for name in names}
+        form = projection.form_of(layers)
         if form != gate.projection.form:
             gate.projection = projection(size, form).to(gate.mean.device)
 

@@ -52,7 +52,12 @@ class Fitting:
 FITTINGS = (
     Fitting("two-layer", learning_rate=2e-3),
     Fitting(
-        "linear", learning_rate=5e-3, most_steps=150, dropout=0.5, whitens=True, hard_weight=3.0
+        "linear-pair",
+        learning_rate=5e-3,
+        most_steps=150,
+        dropout=0.5,
+        whitens=True,
+        hard_weight=3.0,
     ),
 )
 """What is tried. The first serves where there are many records for the width of the model, as on
@@ -88,8 +93,7 @@ def fit_projection(
 
     def project(inputs: Tensor) -> Tensor:
         seen = functional.dropout(inputs, fitting.dropout) if fitting.dropout else inputs
-        keys: Tensor = functional.normalize(projection.layers(seen), dim=-1)
-        return keys
+        return projection.keys(seen)
 
     scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE), device=device))
     none = nn.Parameter(torch.tensor(_FIRST_NONE, device=device))
@@ -101,7 +105,9 @@ def fit_projection(
     for _ in bar:
         rows = torch.randperm(len(states))[:_BATCH]
         batch = states.select(rows)
-        loss = _routing_loss(project, batch, scale.exp(), none, fitting.hard_weight)
+        loss = _routing_loss(
+            project, projection.similarity, batch, scale.exp(), none, fitting.hard_weight
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(projection.parameters(), _LARGEST_NORM)
@@ -116,6 +122,7 @@ def fit_projection(
 
 def _routing_loss(
     project: Callable[[Tensor], Tensor],
+    compare: Callable[[Tensor, Tensor], Tensor],
     batch: ScopeStates,
     scale: Tensor,
     none: Tensor,
@@ -123,13 +130,14 @@ def _routing_loss(
 ) -> Tensor:
     """Return the mean cross-entropy of finding a query's own edit among all of a batch, or none.
 
-    The logits of a query are its scaled cosines to every edit, and one learned number that stands
-    for none of them.
+    The logits of a query are its scaled similarities to every edit, and one learned number that
+    stands for none of them.
 
     Args:
         project: makes keys of inputs.
+        compare: returns the similarities of keys of queries to those of edits.
         batch: whose `gate` are inputs.
-        scale: of the cosines.
+        scale: of the similarities.
         none: the learned number.
         hard_weight: as in `Fitting`.
     """
@@ -140,7 +148,7 @@ def _routing_loss(
     for kind in SCOPE:
         own = kind == _REQUEST
         queries = edits if own else project(batch.gate[kind])
-        logits = scale * (queries @ edits.T)  # [n, n]
+        logits = scale * compare(queries, edits)  # [n, n]
         if kind in IN_SCOPE and not own:
             # Which query is meant by an edit, too.
             losses.append(functional.cross_entropy(logits.T, rows) / 2)

@@ -263,7 +263,7 @@ def _calibrate_projection(
     kinds = {
         kind: ScopedSimilarities(
             kind in IN_SCOPE,
-            projection(states.gate[kind], states.vision[kind]) @ edits.T,
+            projection.similarity(projection(states.gate[kind], states.vision[kind]), edits),
             states.counts[kind],
             states.partners if kind == OTHER_IMAGE else None,
         )

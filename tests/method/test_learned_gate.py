@@ -30,10 +30,37 @@ def test_keys_are_unit_vectors_of_both_states(form: GateForm):
     projection = projection_of(form)
     states, vision = torch.randn(3, HIDDEN), torch.randn(3, HIDDEN)
     keys = projection(states, vision)
-    assert keys.shape == (3, KEY_WIDTH)
+    assert keys.shape == (3, KEY_WIDTH * projection.parts)
     torch.testing.assert_close(keys.norm(dim=-1), torch.ones(3))
     assert not torch.allclose(keys, projection(states, vision.flip(0)))
     assert not torch.allclose(keys, projection(states.flip(0), vision))
+
+
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_a_key_is_most_similar_to_itself(form: GateForm):
+    projection = projection_of(form)
+    keys = projection(torch.randn(5, HIDDEN), torch.randn(5, HIDDEN))
+    similarity = projection.similarity(keys, keys)
+    torch.testing.assert_close(similarity.diagonal(), torch.ones(5))
+    assert bool((similarity <= 1 + 1e-6).all())
+    torch.testing.assert_close(similarity, similarity.T)
+
+
+def test_a_pair_is_as_similar_as_the_less_similar_half():
+    projection = projection_of("linear-pair")
+    unit, other = nn.functional.normalize(torch.randn(2, KEY_WIDTH), dim=-1)
+    halfway = nn.functional.normalize(unit + other, dim=-1)
+    key = torch.cat([unit, unit])[None] / math.sqrt(2)
+    halves = [(unit, unit), (unit, -unit), (-unit, unit), (unit, halfway), (halfway, halfway)]
+    edits = torch.stack([torch.cat(each) for each in halves]) / math.sqrt(2)
+    (found,) = projection.similarity(key, edits).tolist()
+    cosine = float(unit @ halfway)
+    # Above the minimum by log(2) / 20 where the halves differ much, and not where they are alike.
+    expected = [1.0, -1.0 + math.log(2) / 20, -1.0 + math.log(2) / 20, None, cosine]
+    for value, wanted in zip(found, expected, strict=True):
+        if wanted is not None:
+            assert value == pytest.approx(wanted, abs=1e-4)
+    assert cosine < found[3] < cosine + math.log(2) / 20
 
 
 def test_no_picture_is_a_picture_of_zeros():
@@ -65,9 +92,9 @@ def test_the_threshold_is_linear_in_the_logarithm_of_the_count():
     assert projection.threshold(0) == pytest.approx(0.5)
 
 
-def gate_of(first: float, last: float) -> Gate:
-    torch.manual_seed(0)
+def gate_of(first: float, last: float, form: GateForm = "two-layer") -> Gate:
     gate = Gate(HIDDEN, GateConfig("learned"))
+    gate.projection = projection_of(form)
     gate.projection.thresholds.copy_(torch.linspace(first, last, len(EDIT_COUNTS)))
     return gate
 
@@ -88,8 +115,9 @@ def test_the_gate_is_stricter_among_more_edits_but_not_for_an_assigned_one():
     assert assigned.edit_index.tolist() == [0]
 
 
-def test_routing_by_pictures_tells_two_scenes_apart():
-    gate = gate_of(0.999, 0.999)
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_routing_by_pictures_tells_two_scenes_apart(form: GateForm):
+    gate = gate_of(0.999, 0.999, form)
     states = torch.randn(1, HIDDEN).repeat(2, 1)
     vision = torch.randn(2, HIDDEN)
     edits = gate.key(states, vision)
@@ -97,8 +125,9 @@ def test_routing_by_pictures_tells_two_scenes_apart():
     assert not bool(gate.route(states, edits).is_open.any())
 
 
-def test_one_query_is_decided_as_in_a_batch():
-    gate = gate_of(0.5, 0.8)
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_one_query_is_decided_as_in_a_batch(form: GateForm):
+    gate = gate_of(0.5, 0.8, form)
     states, vision = torch.randn(50, HIDDEN), torch.randn(50, HIDDEN)
     edits = gate.key(states[:30], vision[:30])
     queries = states + 0.4 * torch.randn_like(states)

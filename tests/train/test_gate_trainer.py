@@ -18,7 +18,7 @@ from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import GATE_FORMS, GateForm, GateProjection
+from easyedit_dualedit.method.gate import GateForm, GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train import gate_fit, gate_trainer
 from easyedit_dualedit.train.gate_reading import read_gate_states
@@ -85,7 +85,7 @@ def test_thresholds_come_from_records_that_taught_nothing(llava: TinyModel, reco
     assert not torch.equal(editor.gate.projection.thresholds, learned)
 
 
-@pytest.mark.parametrize("better", GATE_FORMS)
+@pytest.mark.parametrize("better", [fitting.form for fitting in gate_fit.FITTINGS])
 def test_the_form_that_does_better_on_held_out_records_is_kept(
     llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch, better: GateForm
 ):
