@@ -13,7 +13,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.data.scope import HARD, IN_SCOPE, OTHER_IMAGE, SCOPE
+from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.gate import GateForm, GateProjection
 from easyedit_dualedit.train.config import TrainingConfig
@@ -41,8 +41,6 @@ class Fitting:
     """Share of the inputs that a step does not see."""
     whitens: bool = False
     """Whether it sees the inputs through a `Whitening`."""
-    hard_weight: float = 1.0
-    """How often queries that share half of an edit count, for one of another kind."""
 
     def steps(self, config: TrainingConfig) -> int:
         """Return the number of steps."""
@@ -51,14 +49,7 @@ class Fitting:
 
 FITTINGS = (
     Fitting("two-layer", learning_rate=2e-3),
-    Fitting(
-        "linear-pair",
-        learning_rate=5e-3,
-        most_steps=150,
-        dropout=0.5,
-        whitens=True,
-        hard_weight=3.0,
-    ),
+    Fitting("linear-pair", learning_rate=5e-3, most_steps=150, dropout=0.5, whitens=True),
 )
 """What is tried. The first serves where there are many records for the width of the model, as on
 the testbed; the second where there are few, as for every real model."""
@@ -105,9 +96,7 @@ def fit_projection(
     for _ in bar:
         rows = torch.randperm(len(states))[:_BATCH]
         batch = states.select(rows)
-        loss = _routing_loss(
-            project, projection.similarity, batch, scale.exp(), none, fitting.hard_weight
-        )
+        loss = _routing_loss(project, projection.similarity, batch, scale.exp(), none)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(projection.parameters(), _LARGEST_NORM)
@@ -126,7 +115,6 @@ def _routing_loss(
     batch: ScopeStates,
     scale: Tensor,
     none: Tensor,
-    hard_weight: float,
 ) -> Tensor:
     """Return the mean cross-entropy of finding a query's own edit among all of a batch, or none.
 
@@ -139,7 +127,6 @@ def _routing_loss(
         batch: whose `gate` are inputs.
         scale: of the similarities.
         none: the learned number.
-        hard_weight: as in `Fitting`.
     """
     edits = project(batch.gate[_REQUEST])
     count = len(edits)
@@ -159,7 +146,7 @@ def _routing_loss(
         label = rows if kind in IN_SCOPE else torch.full_like(rows, count)
         loss = functional.cross_entropy(logits, label, reduction="none")[batch.counts[kind]]
         if len(loss):
-            losses.append(loss.mean() * (hard_weight if kind in HARD else 1.0))
+            losses.append(loss.mean())
     return torch.stack(losses).sum() / len(SCOPE)
 
 

@@ -91,30 +91,6 @@ def test_a_pair_tells_another_question_from_another_picture_of_the_same():
     assert opened["linear-pair"] > opened["linear"] + 0.05, opened
 
 
-def test_queries_that_share_half_of_an_edit_weigh_more_where_a_fitting_says_so():
-    """Half as similar as the request in both parts: what counts more is pushed farther away."""
-    states = states_of(60, 0)
-    near = {
-        part: {
-            kind: (values[kind] + values[METRICS[0]]) / 2 if kind in HARD else values[kind]
-            for kind in SCOPE
-        }
-        for part, values in (("gate", states.gate), ("vision", states.vision))
-    }
-    states = replace(states, **near)
-    similar = {}
-    for weight in (1.0, 5.0):
-        torch.manual_seed(0)
-        fitting = replace(FITTINGS[1], hard_weight=weight)
-        projection = fit_projection(states, fitting, CONFIG, progress=False).eval()
-        with torch.no_grad():
-            keys = {kind: projection(states.gate[kind], states.vision[kind]) for kind in SCOPE}
-            own = keys[METRICS[0]]
-            each = [projection.similarity(keys[kind], own).diagonal() for kind in HARD]
-        similar[weight] = float(torch.stack(each).mean(1).sum())
-    assert similar[5.0] < similar[1.0] - 0.05, similar
-
-
 def test_a_projection_takes_states_as_they_are(monkeypatch: pytest.MonkeyPatch):
     """What was trained behind a whitening is folded: it gives the keys that training saw."""
     seen: list[Whitening] = []
