@@ -276,10 +276,11 @@ class GateProjection(nn.Module):
 
     @staticmethod
     def form_of(layers: Mapping[str, Tensor]) -> GateForm:
-        """Return the form that the weights of `layers` are of."""
+        """Return the form that tensors of `layers` are of; whether they are whole shows later."""
         if "2.weight" in layers:
             return "two-layer"
-        return "linear" if len(layers["0.weight"]) == KEY_WIDTH else "linear-pair"
+        width = layers["0.weight"].shape[:1] if "0.weight" in layers else ()
+        return "linear-pair" if width == (2 * KEY_WIDTH,) else "linear"
 
     def forward(self, states: Tensor, vision: Tensor | None = None) -> Tensor:
         """Return unit vectors, [..., k].

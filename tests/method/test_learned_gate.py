@@ -152,6 +152,19 @@ def test_a_projection_of_an_earlier_version_is_left_out(caplog: pytest.LogCaptur
     assert "no trained learned gate" in caplog.text
 
 
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_a_projection_without_its_weights_is_refused(form: GateForm):
+    gate = Gate(HIDDEN, GateConfig("learned"))
+    gate.projection = projection_of(form)
+    tensors = gate.state_dict()
+    for damaged in (None, torch.tensor(1.0)):
+        broken = {name: each for name, each in tensors.items() if "layers" not in name}
+        if damaged is not None:
+            broken["projection.layers.0.weight"] = damaged
+        with pytest.raises(RuntimeError, match=r"projection\.layers"):
+            Gate(HIDDEN, GateConfig("learned")).load_state_dict(broken)
+
+
 @pytest.mark.parametrize("before", GATE_FORMS)
 @pytest.mark.parametrize("saved", GATE_FORMS)
 def test_a_gate_takes_the_form_that_was_saved(saved: GateForm, before: GateForm):
