@@ -32,6 +32,24 @@ class ScopedSimilarities:
     unsure: Tensor | None = None
     """Another edit that may rightly answer the query, long [n], -1 for none: not counted."""
 
+    @classmethod
+    def of_nearest(cls, similarity: Tensor, answers: Tensor) -> "ScopedSimilarities":
+        """Return those of each edit's request to the other edits, the most similar one as its own.
+
+        It is the hardest query out of scope that there is: nobody has edited it, and an edit that
+        is very like it is kept. Edits whose requests the unedited model begins to answer alike may
+        be about the same, and are left out.
+
+        Args:
+            similarity: of requests to edits, [n, n].
+            answers: first token of the unedited model's answer to each request, long [n].
+        """
+        others = similarity.masked_fill(answers[:, None] == answers, _NEVER)
+        best, place = others.max(1)
+        others.scatter_(1, place[:, None], _NEVER)
+        others.diagonal().copy_(best)
+        return cls(False, others, best > _NEVER)
+
 
 @dataclass(frozen=True)
 class CountCalibration:
@@ -42,7 +60,11 @@ class CountCalibration:
     true_open_rate: float
     """Expected share of queries in scope that open it for their own edit, 0 to 1."""
     false_open_rate: float
-    """Expected share of queries out of scope that open it for any edit, 0 to 1."""
+    """Expected share of queries out of scope that open it for any edit, 0 to 1; the nearest
+    requests are not counted."""
+    right: float
+    """Mean over the kinds of query, the nearest requests one of them, of the share that is treated
+    rightly, 0 to 1: what the threshold maximises."""
 
 
 def thresholds_by_count(
@@ -50,6 +72,7 @@ def thresholds_by_count(
     counts: Sequence[int],
     *,
     false_open_rate: float,
+    nearest: ScopedSimilarities | None = None,
 ) -> dict[int, CountCalibration]:
     """Return the best threshold for each number of edits, and what it lets through.
 
@@ -61,6 +84,8 @@ def thresholds_by_count(
         counts: numbers of edits, ascending.
         false_open_rate: share of queries out of scope, over all kinds, that one edit alone may
             open for, 0 to 1: a lower bound of every threshold.
+        nearest: the hardest queries, as of `ScopedSimilarities.of_nearest`: one more kind, which
+            has no part in `false_open_rate`. None for none.
 
     Raises:
         CalibrationError: if no query is in scope, or none out of it.
@@ -71,15 +96,18 @@ def thresholds_by_count(
         raise CalibrationError("thresholds need queries in scope and queries out of it")
     inside = torch.tensor([each.in_scope for each in openings], device=lattice.device)
     lowest = _strict(openings, lattice, false_open_rate)
+    hardest = [_Opening.of(each, lattice) for each in (nearest,) if each and each.counts.any()]
     chosen = {}
     for count in counts:
         rates = torch.stack([each.rates(count) for each in openings])  # [kinds, t]
-        right = torch.where(inside[:, None], rates, 1 - rates).mean(0)
+        treated = [*torch.where(inside[:, None], rates, 1 - rates)]
+        right = torch.stack(treated + [1 - each.rates(count) for each in hardest]).mean(0)
         lowest = max(lowest, _middle_of_best(right))
         chosen[count] = CountCalibration(
             float(lattice[lowest]),
             float(rates[inside, lowest].mean()),
             float(rates[~inside, lowest].mean()),
+            float(right[lowest]),
         )
     return chosen
 

@@ -242,7 +242,7 @@ def _trained(
             projection = fit_projection(taught, fitting, config, progress=progress)
         allowed = editor.config.gate.false_open_rate
         found = _calibrate_projection(projection, apart, false_open_rate=allowed)
-        right = fmean((1 + each.true_open_rate - each.false_open_rate) / 2 for each in found)
+        right = fmean(each.right for each in found)
         logger.info(
             "the %s form of the learned gate treats %.4f of held-out queries rightly",
             fitting.form,
@@ -269,8 +269,12 @@ def _calibrate_projection(
         )
         for kind in SCOPE
     }
+    requests = projection.similarity(edits, edits)
     calibrations = thresholds_by_count(
-        list(kinds.values()), EDIT_COUNTS, false_open_rate=false_open_rate
+        list(kinds.values()),
+        EDIT_COUNTS,
+        false_open_rate=false_open_rate,
+        nearest=ScopedSimilarities.of_nearest(requests, states.answers),
     )
     thresholds = [calibrations[count].threshold for count in EDIT_COUNTS]
     projection.thresholds.copy_(torch.tensor(thresholds))

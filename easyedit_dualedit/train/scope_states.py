@@ -38,6 +38,8 @@ class ScopeStates:
     partners: Tensor
     """Place of the record whose picture `other_image` shows, long [n], -1 if it is not there: its
     edit may rightly answer."""
+    answers: Tensor
+    """First token of the unedited model's answer to each request, long [n]."""
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -58,6 +60,7 @@ class ScopeStates:
             {kind: states[rows] for kind, states in self.vision.items()},
             {kind: mask[rows] for kind, mask in self.counts.items()},
             torch.where(partners >= 0, place[partners.clamp(min=0)], -1),
+            self.answers[rows],
         )
 
 
@@ -106,6 +109,7 @@ class ScopeQueries:
             {kind: part.vision for kind, part in parts.items()},
             counts,
             partners,
+            own,
         )
 
 

@@ -96,3 +96,46 @@ def test_what_is_unsure_does_not_count():
     none = ScopedSimilarities(False, similarity, torch.zeros(EDITS, dtype=torch.bool))
     with pytest.raises(CalibrationError, match="in scope and queries out of it"):
         thresholds_by_count([kinds[0], none], (1,), false_open_rate=1.0)
+
+
+def test_the_nearest_request_counts_as_one_more_kind_out_of_scope():
+    """It raises the threshold where that costs less than it keeps shut, and no rate holds it."""
+    kinds = kinds_of(0.9, 0.0, 0.01)
+    answers = torch.arange(EDITS)
+    far = ScopedSimilarities.of_nearest(kinds[1].similarity, answers)
+    close = torch.eye(EDITS)
+    rows = torch.arange(EDITS)
+    close[rows, rows ^ 1] = 0.7
+    near = ScopedSimilarities.of_nearest(close, answers)
+    assert torch.equal(near.similarity.diagonal(), torch.full((EDITS,), 0.7))
+    assert not near.in_scope and near.counts.all()
+    without, with_far, with_near = (
+        thresholds_by_count(kinds, (1,), false_open_rate=0.0, nearest=each)[1]
+        for each in (None, far, near)
+    )
+    assert without.threshold < 0.7 and with_far.threshold < 0.7 < with_near.threshold < 0.95
+    assert with_near.false_open_rate == 0.0 and with_near.right == 1.0
+    # A kind in scope that is less alike than the nearest requests costs as much as they do.
+    similarity = kinds[0].similarity.clone()
+    similarity.fill_diagonal_(0.6)
+    mixed = [ScopedSimilarities(True, similarity, kinds[0].counts), kinds[0], kinds[1]]
+    found = thresholds_by_count(mixed, (1,), false_open_rate=0.0, nearest=near)[1]
+    assert found.false_open_rate == 0.0 and found.right == pytest.approx(3 / 4)
+
+
+def test_requests_that_are_answered_alike_are_not_each_others_nearest():
+    similarity = torch.tensor([[1.0, 0.9, 0.3], [0.9, 1.0, 0.4], [0.3, 0.4, 1.0]])
+    found = ScopedSimilarities.of_nearest(similarity, torch.tensor([7, 7, 8]))
+    assert found.similarity.diagonal().tolist() == pytest.approx([0.3, 0.4, 0.4])
+    alone = ScopedSimilarities.of_nearest(similarity, torch.tensor([7, 7, 7]))
+    assert not alone.counts.any()
+    everywhere = torch.ones(3, dtype=torch.bool)
+    kinds = [
+        ScopedSimilarities(True, similarity, everywhere),
+        ScopedSimilarities(False, -similarity, everywhere),
+    ]
+    found_without, found_with = (
+        thresholds_by_count(kinds, (1,), false_open_rate=1.0, nearest=each)[1]
+        for each in (None, alone)
+    )
+    assert found_without == found_with

@@ -91,7 +91,8 @@ def test_the_form_that_does_better_on_held_out_records_is_kept(
 ):
     def rates(projection: GateProjection, _states: Any, **_: Any) -> list[CountCalibration]:
         projection.thresholds.fill_(0.5)
-        return [CountCalibration(0.5, 0.9 if projection.form == better else 0.8, 0.0)]
+        rate = 0.9 if projection.form == better else 0.8
+        return [CountCalibration(0.5, rate, 0.0, rate)]
 
     monkeypatch.setattr(gate_trainer, "_calibrate_projection", rates)
     editor = editor_of(llava)
@@ -147,7 +148,7 @@ def test_the_loss_is_that_of_finding_the_own_edit_or_none():
     states[OTHER_IMAGE][0] = states["reliability"][3]  # its partner's edit may rightly answer
     everywhere = torch.ones(count, dtype=torch.bool)
     counts = {kind: everywhere for kind in SCOPE} | {OTHER_QUESTION: torch.arange(count) % 2 == 0}
-    batch = ScopeStates(states, states, counts, partners)
+    batch = ScopeStates(states, states, counts, partners, torch.arange(count))
     got = gate_fit._routing_loss(
         lambda gate: gate,
         lambda queries, edits: queries @ edits.T,
@@ -304,8 +305,8 @@ def test_states_on_another_device_are_selected_by_rows_on_the_processor():
     states = torch.empty(6, 4, device="meta")
     counts = torch.empty(6, dtype=torch.bool, device="meta")
     partners = torch.empty(6, dtype=torch.long, device="meta")
-    found = ScopeStates({"a": states}, {"a": states}, {"a": counts}, partners)
+    found = ScopeStates({"a": states}, {"a": states}, {"a": counts}, partners, partners)
     part = found.select(torch.tensor([4, 1]))
     assert len(part) == 2
-    every = (part.gate["a"], part.vision["a"], part.counts["a"], part.partners)
+    every = (part.gate["a"], part.vision["a"], part.counts["a"], part.partners, part.answers)
     assert all(each.is_meta and len(each) == 2 for each in every)
