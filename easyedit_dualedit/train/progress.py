@@ -28,7 +28,8 @@ class TrainingProgress:
         self._first, self._step, self._steps = first, first, steps
         self._samples, self._device = samples, device
         self._is_terminal = sys.stderr.isatty()
-        self._shown = shown
+        self.is_shown = shown
+        """Whether anything is shown at all."""
         self._bar = tqdm(
             initial=first,
             total=steps,
@@ -38,6 +39,7 @@ class TrainingProgress:
         )
         self._began = self._told = time.monotonic()
         self._elsewhere = 0.0
+        self._before_steps = 0.0
         self._at_once = 0
 
     def step(self, losses: Mapping[str, float], at_once: int) -> None:
@@ -56,7 +58,7 @@ class TrainingProgress:
         if self._is_terminal:
             shown = {metric: f"{loss:.3f}" for metric, loss in losses.items()}
             self._bar.set_postfix_str(f"{rate}, " + ", ".join(f"{n}={v}" for n, v in shown.items()))
-        elif self._shown and time.monotonic() - self._told >= SECONDS_A_LINE:
+        elif self.is_shown and time.monotonic() - self._told >= SECONDS_A_LINE:
             self._told = time.monotonic()
             self.tell(
                 f"step {self._step} of {self._steps}, {_spell(self.seconds_left)} left, {rate},"
@@ -65,12 +67,14 @@ class TrainingProgress:
 
     def tell(self, text: str) -> None:
         """Write a line about the training, whatever there is a bar or not."""
-        if self._shown:
+        if self.is_shown:
             tqdm.write(f"training: {text}", file=sys.stderr)
 
     def leave_out(self, seconds: float) -> None:
         """Not count some seconds in which no step was taken."""
         self._elsewhere += seconds
+        if self._step == self._first:
+            self._before_steps += seconds
 
     def close(self) -> None:
         """Show no more."""
@@ -84,9 +88,10 @@ class TrainingProgress:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds to the last step at the rate so far, with what validation took."""
+        """Seconds to the last step at the rate so far, with what validation between steps took."""
         done = max(1, self._step - self._first)
-        return (time.monotonic() - self._began) / done * (self._steps - self._step)
+        seconds = time.monotonic() - self._began - self._before_steps
+        return seconds / done * (self._steps - self._step)
 
 
 def peak_gibibytes(device: torch.device) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
@@ -62,6 +63,8 @@ class Validation:
         records: Sequence[Record],
         training: Sequence[Record],
         config: TrainingConfig,
+        *,
+        progress: bool = False,
     ):
         """Ask the gate of the editor, and the unedited model, once.
 
@@ -70,8 +73,9 @@ class Validation:
             records: to validate on, at least one.
             training: records that are trained on.
             config: of the training; here all metrics have a weight.
+            progress: whether to show bars.
         """
-        self._editor = editor
+        self._editor, self._progress = editor, progress
         self._records = list(records)
         weights: dict[str, Any] = {f"{metric}_weight": 1.0 for metric in METRICS}
         self._config = replace(config, **weights)
@@ -82,7 +86,7 @@ class Validation:
         known = TrainingTargets.of(targets_of(training))
         seen = torch.tensor([known.has(record.request.target or "") for record in records])
         self._members = dict(zip(GROUPS, (torch.ones_like(seen), seen, ~seen), strict=True))
-        self._opens = _decisions(editor, records, config.autocast)
+        self._opens = _decisions(editor, records, config.autocast, progress)
         self._unedited = self._answers(is_edited=False)[1]
         in_scope = torch.tensor([metric in IN_SCOPE for metric in METRICS])
         # Where the gate stays closed the unedited model answers, and agrees with itself.
@@ -134,7 +138,9 @@ class Validation:
             found = self._steps.answers(batch, self._config, is_edited=is_edited)
             sums[:, places] = _by_query(found, len(batch))
 
-        for start in processes.share(range(0, len(self._records), size)):
+        batches = list(processes.share(range(0, len(self._records), size)))
+        name = "validation" if is_edited else "validation, unedited"
+        for start in tqdm(batches, name, unit="batch", disable=not self._progress, leave=False):
             self._budget.run_together(range(len(self._records))[start : start + size], ask)
         device = self._editor.gate.mean.device
         loss, wrong, count = processes.total(sums.to(device)).cpu()
@@ -164,7 +170,9 @@ def _counting(records: Sequence[Record], training: Sequence[Record]) -> Tensor:
 
 
 @torch.no_grad()
-def _decisions(editor: DualEditor, records: Sequence[Record], autocast: str) -> Tensor | None:
+def _decisions(
+    editor: DualEditor, records: Sequence[Record], autocast: str, progress: bool
+) -> Tensor | None:
     """Return whether the gate opens for each query, bool [n, m]; None if it is not calibrated."""
     gate, count = editor.gate, len(records)
     try:
@@ -172,7 +180,7 @@ def _decisions(editor: DualEditor, records: Sequence[Record], autocast: str) -> 
     except CalibrationError:
         return None
     queries = [query for metric in METRICS for query in metric_queries(records, metric)]
-    read = read_gate_states(editor, queries, autocast=autocast)
+    read = read_gate_states(editor, queries, autocast=autocast, progress=progress)
     parts = [read.of(place * count, (place + 1) * count) for place in range(len(METRICS))]
     states = [part.last if gate.kind == "last-token" else part.gate for part in parts]
     vision = [part.vision if gate.kind == "learned" else None for part in parts]

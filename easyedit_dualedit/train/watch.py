@@ -103,7 +103,11 @@ class Watch:
             self._lines = plan.curves.count
         if not plan.validation:
             return False
-        self._validation = Validation(self._editor, plan.validation, records, self._config)
+        start = time.monotonic()
+        self._validation = Validation(
+            self._editor, plan.validation, records, self._config, progress=progress.is_shown
+        )
+        progress.leave_out(time.monotonic() - start)
         if step == 0 and self._validated < 0:
             self._validate(0, progress)
             return True

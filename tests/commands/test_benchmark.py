@@ -207,7 +207,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(
     source = random.Random(7)
     cases = run_of(work, "killed") / "methods"
     killed = 0
-    for _ in range(5):
+    for _ in range(3):
         process = started(run_unseen, benchmark(work, "--name", "killed"))
         # A moment while cases are being written, not while the model is still being loaded.
         count, deadline = len(list(cases.glob("*/cases/*.json"))), time.monotonic() + 60

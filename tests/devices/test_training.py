@@ -28,8 +28,11 @@ from easyedit_dualedit.train.trainer import train
 # Not autocast: of a device that is written in Python it cannot be turned on.
 WAYS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "activations again": {"checkpoint_activations": True},
-    "no caches": {"feature_cache_bytes": 0, "state_cache_bytes": 0},
+    "activations again, no caches": {
+        "checkpoint_activations": True,
+        "feature_cache_bytes": 0,
+        "state_cache_bytes": 0,
+    },
 }
 
 
@@ -54,16 +57,17 @@ def test_a_plain_step(subject: Subject):
 def test_a_shared_step_and_one_that_reads_what_it_kept(subject: Subject, way: str):
     config = fast(steps=1, **WAYS[way])
     step = TrainingStep.within(subject.editor, config)
-    for _ in range(1 if WAYS[way] else 2):  # the other ways keep no more than this one
+    for _ in range(1 if WAYS[way] else 2):  # the other way keeps nothing
         require_gradients(subject.editor, step.losses(subject.records[:2], config))
     assert not step.is_plain
 
 
-def test_frozen_states_are_kept_in_a_folder_and_read_from_it(subject: Subject, tmp_path: Path):
+# What is kept are the states and layouts that the way before keeps in memory, for all families.
+def test_frozen_states_are_kept_in_a_folder_and_read_from_it(llava: Subject, tmp_path: Path):
     config = fast(steps=1, state_cache_folder=str(tmp_path))
     for _ in range(2):  # the second begins with what is on disk
-        step = TrainingStep.within(subject.editor, config)
-        require_gradients(subject.editor, step.losses(subject.records[:2], config))
+        step = TrainingStep.within(llava.editor, config)
+        require_gradients(llava.editor, step.losses(llava.records[:2], config))
     assert any(tmp_path.rglob("*.safetensors"))
 
 

@@ -55,15 +55,14 @@ def learned(family: str) -> Path:
     workplace = shared_workplace(family)
     # One at a time, as the release has it, it takes longer for four.
     size = (
-        {"batch_size": 4, "max_iters": 50}
+        {"batch_size": 4, "max_iters": 50, "val_interval": 40}
         if HAS_MASTER
-        else {"size": 2, "max_iters": 60, "gate_steps": 0}
+        else {"size": 2, "max_iters": 30, "val_interval": 20, "gate_steps": 0}
     )
     found = trained(
         workplace,
         workplace.model.parent / "learned-for-the-contract",
         "DualEditTrainer",
-        val_interval=40,
         val_steps=4,
         log_interval=1000,
         lr=2e-2,

@@ -46,7 +46,16 @@ def test_trainer(family: str, trainer: str, tmp_path: Path) -> None:
     workplace = shared_workplace(family)
     # The release cannot put answers of unequal lengths into one batch.
     batch = 2 if HAS_MASTER else 1
-    made = trained(workplace, tmp_path / "results", trainer, batch_size=batch)
+    made = trained(
+        workplace,
+        tmp_path / "results",
+        trainer,
+        batch_size=batch,
+        max_iters=4,
+        val_interval=2,
+        val_steps=1,
+        gate_steps=4,
+    )
     assert Path(made.save_path).is_file()
 
 
