@@ -269,12 +269,11 @@ def _calibrate_projection(
         )
         for kind in SCOPE
     }
-    requests = projection.similarity(edits, edits)
     calibrations = thresholds_by_count(
         list(kinds.values()),
         EDIT_COUNTS,
         false_open_rate=false_open_rate,
-        nearest=ScopedSimilarities.of_nearest(requests, states.answers),
+        nearest=ScopedSimilarities.of_nearest(kinds[_REQUEST].similarity, states.answers),
     )
     thresholds = [calibrations[count].threshold for count in EDIT_COUNTS]
     projection.thresholds.copy_(torch.tensor(thresholds))

@@ -85,6 +85,39 @@ def test_thresholds_come_from_records_that_taught_nothing(llava: TinyModel, reco
     assert not torch.equal(editor.gate.projection.thresholds, learned)
 
 
+def test_near_twins_that_are_answered_otherwise_raise_the_thresholds():
+    """Requests come in pairs that hardly differ; rephrases differ less, the rest much."""
+    count, width = 40, 64
+    source = torch.Generator().manual_seed(0)
+
+    def draw(scale: float) -> torch.Tensor:
+        return scale * torch.randn(count, width, generator=source)
+
+    request = draw(1.0)
+    request[1::2] = request[::2] + draw(0.4)[1::2]
+    gate = {kind: request + draw(0.1) if kind in IN_SCOPE else draw(1.0) for kind in SCOPE}
+    gate["reliability"] = request
+    counts = {kind: torch.ones(count, dtype=torch.bool) for kind in SCOPE}
+    answers = torch.arange(count)
+    states = ScopeStates(gate, gate, counts, torch.full((count,), -1), answers)
+    projection = GateProjection(width)
+    strict, loose = (
+        gate_trainer._calibrate_projection(projection, each, false_open_rate=0.01)[0]
+        for each in (states, replace(states, answers=answers // 2))
+    )
+    keys = projection(request, request)
+    twins = (keys[::2] * keys[1::2]).sum(-1)
+    assert loose.threshold < float(twins.median()) < strict.threshold
+    assert strict.true_open_rate > 0.95
+
+
+def test_what_the_model_answers_to_each_request_is_kept(llava: TinyModel, records: list[Record]):
+    editor = editor_of(llava)
+    requests = [replace(record.request, target=None) for record in records]
+    read = read_gate_states(editor, requests, first=[True] * len(requests))
+    assert torch.equal(collect(editor, records, progress=False).answers, read.first)
+
+
 @pytest.mark.parametrize("better", [fitting.form for fitting in gate_fit.FITTINGS])
 def test_the_form_that_does_better_on_held_out_records_is_kept(
     llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch, better: GateForm

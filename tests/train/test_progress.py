@@ -26,3 +26,18 @@ def test_what_came_before_the_first_step_is_no_part_of_what_is_left(
     bar.step({"reliability": 1.0}, 4)
     assert bar.seconds_left == pytest.approx(8 / 2 * 8)
     assert bar.samples_per_second == pytest.approx(2)
+
+
+def test_without_a_terminal_a_line_a_minute_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    now = {"seconds": 0.0}
+    monkeypatch.setattr("easyedit_dualedit.train.progress.time.monotonic", lambda: now["seconds"])
+    progress = TrainingProgress(100, 1000, 4, device=torch.device("cpu"), shown=True)
+    for _ in range(100):
+        now["seconds"] += 1.5
+        progress.step({"reliability": 0.5, "text_generality": 0.25}, 4)
+    told, *lines = capfd.readouterr().err.splitlines()
+    assert told == "training: records at once: 4" and len(lines) == 2
+    assert lines[0].startswith("training: step 140 of 1000, 22 min left, 2.7 samples/s, ")
+    assert lines[0].endswith(" GiB, loss 0.750")

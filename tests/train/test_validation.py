@@ -130,3 +130,13 @@ def test_locality_that_is_trained_does_not_count(editor: DualEditor, records: li
     counts = Validation(editor, records[8:], shared, CONFIG)._counts
     place = METRICS.index("text_locality")
     assert counts[:, place].tolist() == [True, False, True, True, True, True]
+
+
+def test_a_bar_tells_how_far_it_is(
+    editor: DualEditor, records: list[Record], capsys: pytest.CaptureFixture[str]
+):
+    Validation(editor, records[8:], records[:8], CONFIG).measure()
+    assert capsys.readouterr().err == ""
+    Validation(editor, records[8:], records[:8], CONFIG, progress=True).measure()
+    shown = capsys.readouterr().err
+    assert "validation, unedited: " in shown and "validation: " in shown

@@ -192,16 +192,12 @@ def test_checkpoints_say_whether_they_validate(
     assert editor.gate.threshold
 
 
-def test_without_a_terminal_a_line_a_minute_tells_how_far_it_is(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_what_validation_takes_before_the_first_step_is_left_out(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    now = {"seconds": 0.0}
-    monkeypatch.setattr("easyedit_dualedit.train.progress.time.monotonic", lambda: now["seconds"])
-    progress = TrainingProgress(100, 1000, 4, device=torch.device("cpu"), shown=True)
-    for _ in range(100):
-        now["seconds"] += 1.5
-        progress.step({"reliability": 0.5, "text_generality": 0.25}, 4)
-    told, *lines = capfd.readouterr().err.splitlines()
-    assert told == "training: records at once: 4" and len(lines) == 2
-    assert lines[0].startswith("training: step 140 of 1000, 22 min left, 2.7 samples/s, ")
-    assert lines[0].endswith(" GiB, loss 0.750")
+    """Asking the unedited model and the gate is part of it, beside every validation itself."""
+    left_out: list[float] = []
+    monkeypatch.setattr(TrainingProgress, "leave_out", lambda _, seconds: left_out.append(seconds))
+    trained(llava, records, tmp_path)
+    validations = [line for line in timeless(tmp_path) if line["part"] == "validation"]
+    assert len(left_out) == len(validations) + 1
