@@ -91,12 +91,14 @@ def costs_of(folder: Path, name: str, indices: Sequence[int]) -> dict[str, float
 def note_making(folder: Path, made: Mapping[str, Any]) -> None:
     """Write what it took to make a method, into the method's folder.
 
-    Of a run in several parts, the part that trained took longest; it is the one to tell.
+    Of a run in several parts, the part that trained took longest; it is the one to tell. What a
+    part did not measure (None) hides nothing that another did.
     """
     with locked(folder, name=f".{MAKING_FILE}.lock"):
         earlier = read_json(folder / MAKING_FILE) or {}
-        longest = {
-            key: max(value, earlier[key]) if value and earlier.get(key) else value
+        known = {
+            key: [v for v in (value, earlier.get(key)) if v is not None]
             for key, value in made.items()
         }
+        longest = {key: max(values, default=None) for key, values in known.items()}
         write_json(folder / MAKING_FILE, longest)

@@ -61,9 +61,14 @@ def test_costs_are_counted(plan: Plan, tmp_path: Path):
 def test_of_a_run_in_parts_the_longest_making_is_told(tmp_path: Path):
     note_making(tmp_path, {"making_seconds": 40.0, "peak_memory_bytes": None})
     note_making(tmp_path, {"making_seconds": 2.0, "peak_memory_bytes": 7})
-    note_making(tmp_path, {"making_seconds": 3.0, "peak_memory_bytes": None})
+    note_making(tmp_path, {"making_seconds": 0.0, "peak_memory_bytes": None})
     making = read_json(tmp_path / "making.json")
-    assert making == {"making_seconds": 40.0, "peak_memory_bytes": None}
+    assert making == {"making_seconds": 40.0, "peak_memory_bytes": 7}
+    note_making(tmp_path / "other", {"making_seconds": 1.0, "peak_memory_bytes": None})
+    assert read_json(tmp_path / "other" / "making.json") == {
+        "making_seconds": 1.0,
+        "peak_memory_bytes": None,
+    }
 
 
 def test_a_name_is_also_an_argument():
