@@ -129,7 +129,8 @@ def train_gate(
 
     A sixth of the records, about `HELD_OUT` at most, teaches nothing: thresholds for one edit and
     for many come from it, and the rates that are returned, which are those for one edit. Neither
-    their pictures nor their questions teach, as far as the data allow; see `held_out`.
+    their pictures nor what they show nor their questions teach, as far as the data allow; see
+    `held_out`.
 
     Args:
         editor: whose gate.
@@ -201,7 +202,8 @@ class _Teaching:
                 f"{len(records)} records are too few to train a gate on; give at least {_FEWEST},"
                 " or set gate_steps to 0"
             )
-        division = divided(records, max(1, min(HELD_OUT, len(records) // 6)))
+        count = max(1, min(HELD_OUT, len(records) // 6))
+        division = divided(records, count, seed=config.seed)
         parts = (division.teaching, division.held_out)
         return cls(division, *(ScopeQueries.of(part, seed=config.seed) for part in parts))
 

@@ -2,42 +2,63 @@
 
 Records of one data set share pictures and questions: on E-VQA's 6,345, the last 1,000 of the first
 6,000 share 955 image-locality questions and 638 of their pictures with the others. A threshold
-chosen on what was taught would be too bold.
+chosen on what was taught would be too bold. So would one chosen on other pictures of what was
+taught: things that a gate has never seen look more alike to it.
 """
 
 import logging
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.data.training_targets import normalised_target
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.record_groups import pictures_of, record_groups, shown_by
 
 logger = logging.getLogger(__name__)
 
+_RARE_ANSWER = 0.005
+"""Share of the records, or two of them, up to which an answer tells what a picture shows; more
+common ones, such as "yes", do not."""
+
 
 @dataclass(frozen=True)
 class Division:
-    """Records that teach, and records held out that show none of their pictures."""
+    """Records that teach, and records held out that show none of their pictures or things."""
 
     teaching: list[Record]
     held_out: list[Record]
 
 
-def divided(records: Sequence[Record], count: int) -> Division:
+def divided(records: Sequence[Record], count: int, *, seed: int = 0) -> Division:
     """Return records of which at least `count` are held out, by groups that share a picture.
 
-    The last groups are held out. Records that teach and ask a question of the held-out ones are
-    left out, if that leaves at least half of them: where all records ask "what is this?", none
-    can be.
+    Records whose pictures the unedited model answers alike belong together as well, where the
+    answer is a rare one: they show the same thing. Groups are drawn at random, those of more than
+    `count` records only where no others are. Records that teach and ask a question of the held-out
+    ones are left out, if that leaves at least half of them: where all records ask "what is this?",
+    none can be.
 
     Args:
         records: at least two.
         count: of held-out records, at least one.
+        seed: of the drawing.
     """
-    groups = record_groups(records, shown_by)
+    answers = Counter(normalised_target(record.prediction) for record in records)
+    common = max(2.0, _RARE_ANSWER * len(records))
+
+    def traits(record: Record) -> list[Hashable]:
+        answer = normalised_target(record.prediction)
+        is_rare = answer and answers[answer] <= common
+        return [*shown_by(record), *([("answer", answer)] if is_rare else [])]
+
+    groups = record_groups(records, traits)
+    groups = [group for group in groups if len(group) <= count] or groups
+    random.Random(seed).shuffle(groups)
     held: list[int] = []
-    for group in reversed(groups):
+    for group in groups:
         if len(held) >= count or len(held) + len(group) == len(records):
             break
         held += group

@@ -24,6 +24,7 @@ from easyedit_dualedit.train import gate_fit, gate_trainer
 from easyedit_dualedit.train.gate_reading import read_gate_states
 from easyedit_dualedit.train.gate_thresholds import CountCalibration
 from easyedit_dualedit.train.gate_trainer import calibrate, make_gate, records_for_gate, train_gate
+from easyedit_dualedit.train.held_out import divided
 from easyedit_dualedit.train.scope_states import ScopeQueries, ScopeStates, collect
 
 
@@ -78,10 +79,11 @@ def test_thresholds_come_from_records_that_taught_nothing(llava: TinyModel, reco
         projection = editor.gate.projection
         return gate_trainer._calibrate_projection(projection, states, false_open_rate=rate)[0]
 
-    single = calibrated_on(records[-4:])  # a sixth of them
+    division = divided(records, 4)  # a sixth of them
+    single = calibrated_on(division.held_out)
     assert (single.threshold, single.true_open_rate) == (rates.threshold, rates.true_open_rate)
     assert torch.equal(editor.gate.projection.thresholds, learned)
-    calibrated_on(records[:-4])
+    calibrated_on(division.teaching)
     assert not torch.equal(editor.gate.projection.thresholds, learned)
 
 
