@@ -97,7 +97,7 @@ def note_making(folder: Path, made: Mapping[str, Any]) -> None:
     with locked(folder, name=f".{MAKING_FILE}.lock"):
         earlier = read_json(folder / MAKING_FILE) or {}
         known = {
-            key: [v for v in (value, earlier.get(key)) if v is not None]
+            key: [each for each in (value, earlier.get(key)) if each is not None]
             for key, value in made.items()
         }
         longest = {key: max(values, default=None) for key, values in known.items()}

@@ -33,13 +33,13 @@ class Division:
 
 
 def divided(records: Sequence[Record], count: int, *, seed: int = 0) -> Division:
-    """Return records of which at least `count` are held out, by groups that share a picture.
+    """Return records of which `count` or a few more are held out, by groups that share a picture.
 
     Records whose pictures the unedited model answers alike belong together as well, where the
     answer is a rare one: they show the same thing. Groups are drawn at random, those of more than
-    `count` records only where no others are. Records that teach and ask a question of the held-out
-    ones are left out, if that leaves at least half of them: where all records ask "what is this?",
-    none can be.
+    `count` records only where no others are; fewer are held out where smaller groups are too few.
+    Records that teach and ask a question of the held-out ones are left out, if that leaves at least
+    half of them: where all records ask "what is this?", none can be.
 
     Args:
         records: at least two.
@@ -47,12 +47,13 @@ def divided(records: Sequence[Record], count: int, *, seed: int = 0) -> Division
         seed: of the drawing.
     """
     answers = Counter(normalised_target(record.prediction) for record in records)
-    common = max(2.0, _RARE_ANSWER * len(records))
+    most = max(2.0, _RARE_ANSWER * len(records))
+    rare = {answer for answer, times in answers.items() if answer and times <= most}
 
     def traits(record: Record) -> list[Hashable]:
         answer = normalised_target(record.prediction)
-        is_rare = answer and answers[answer] <= common
-        return [*shown_by(record), *([("answer", answer)] if is_rare else [])]
+        shown = shown_by(record)
+        return [*shown, ("answer", answer)] if answer in rare else shown
 
     groups = record_groups(records, traits)
     groups = [group for group in groups if len(group) <= count] or groups
