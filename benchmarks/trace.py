@@ -4,7 +4,8 @@ python -m benchmarks.trace
 
 A file counts if a function of it is called; what runs while modules are imported, or while the
 editor is made, does not. The step is one as nearly all are: not the first, which compares itself
-with whole forwards.
+with whole forwards. As `train` takes it, its records are split to the memory that there is, and
+other processes may have a share in it.
 """
 
 import sys
@@ -20,16 +21,20 @@ from benchmarks.subject import PUBLISHED, editor_of, records_of
 from easyedit_dualedit.method.config import GateConfig, GateKind
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.step import TrainingStep
 
 PACKAGE = Path(easyedit_dualedit.__file__).parent
 
-MOST_OF_AN_EDIT = 11
+MOST_OF_AN_EDIT = 10
 """Files that an edit and `generate` may enter."""
 
-MOST_OF_A_STEP = 14
+MOST_OF_A_STEP = 12
 """Files that a training step may enter."""
+
+MOST_OF_A_BATCH = 16
+"""Files that it may enter with its gradient, as `train` takes it."""
 
 
 def files_entered(work: Callable[[], object]) -> list[str]:
@@ -77,6 +82,15 @@ def training_step() -> Callable[[], object]:
     return lambda: steps.losses(records[2:], config).total.backward()  # type: ignore[no-untyped-call]
 
 
+def batch_gradient() -> Callable[[], object]:
+    """Return what `train` does with a batch that was not seen before; the first is done."""
+    records, config = records_of(4), TrainingConfig()
+    editor = tiny_editor("learned")
+    gradient = BatchGradient(editor, TrainingStep.within(editor, config), config)
+    gradient.add(records[:2])  # compares itself with whole forwards
+    return lambda: gradient.add(records[2:])
+
+
 def traced() -> dict[str, list[str]]:
     """Return the files that each piece of work enters."""
     request = records_of(1)[0].request
@@ -86,7 +100,8 @@ def traced() -> dict[str, list[str]]:
         )
         for kind in ("learned", "cosine")
     }
-    return found | {"training step": files_entered(training_step())}
+    found["training step"] = files_entered(training_step())
+    return found | {"training step, as `train` takes it": files_entered(batch_gradient())}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.step import TrainingStep
@@ -86,10 +87,13 @@ def fast(**changes: object) -> TrainingConfig:
 
 
 def step_losses(
-    editor: DualEditor, records: Sequence[Record], config: TrainingConfig
+    editor: DualEditor,
+    records: Sequence[Record],
+    config: TrainingConfig,
+    processes: Processes | None = None,
 ) -> StepLosses:
     """Return the losses of one step that keeps nothing for another."""
-    return TrainingStep.within(editor, config).losses(records, config)
+    return TrainingStep.within(editor, config).losses(records, config, processes)
 
 
 def editor_of(tiny: TinyModel, **changes: int) -> DualEditor:

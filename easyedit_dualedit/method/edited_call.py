@@ -18,9 +18,8 @@ from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndEr
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.calls import named_arguments, widened
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.hooks import Hooks, eager
+from easyedit_dualedit.model.hooks import Hooks, eager, named_arguments
 from easyedit_dualedit.model.inputs import IGNORED, TokenLayout
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
@@ -157,9 +156,9 @@ class EditedCall:
         tensors = {name: v for name, v in prompt.items() if isinstance(v, Tensor)}
         rows, width = rows_and_width(inputs)
         # Without a cache, generated tokens follow the prompt.
-        ids = widened(token_ids(tensors), width, 0)
+        ids = _widened(token_ids(tensors), width, 0)
         mask = real_tokens(tensors)
-        seen = {**tensors, "input_ids": ids, "attention_mask": widened(mask, width, 1)}
+        seen = {**tensors, "input_ids": ids, "attention_mask": _widened(mask, width, 1)}
         layout = self._find_layout(seen)
         repeats = rows // len(ids)
         routing = self._routed(tensors, layout)
@@ -309,7 +308,7 @@ def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tens
         return mask
     if prompt is not None and prompt.dim() == 2:
         rows, width = ids.shape
-        return widened(prompt, width, 1).repeat_interleave(rows // len(prompt), 0)
+        return _widened(prompt, width, 1).repeat_interleave(rows // len(prompt), 0)
     raise DataError(
         "attention_mask says who attends to whom; an edited model needs to know which tokens are"
         " real: give one of two dimensions, 1 at real tokens and 0 at padding"
@@ -337,3 +336,11 @@ def rows_and_width(inputs: Mapping[str, Any]) -> tuple[int, int]:
         if isinstance(value, Tensor):
             return int(value.shape[0]), int(value.shape[1])
     raise PromptEndError("a forward of generate has neither token ids nor embeddings")
+
+
+def _widened(rows: Tensor, width: int, filler: int) -> Tensor:
+    """Return rows [b, s] cut to a width, or filled up to it at their ends, [b, width]."""
+    missing = width - rows.shape[1]
+    if missing <= 0:
+        return rows[:, :width]
+    return torch.cat([rows, rows.new_full((len(rows), missing), filler)], 1)

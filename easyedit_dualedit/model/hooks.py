@@ -5,6 +5,7 @@ forward. Nothing here knows about edits, gates or adapters. A failure half-way l
 behind, and only our own are ever removed.
 """
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -137,6 +138,18 @@ def before_call(model: nn.Module, observe: CallObserver) -> Iterator[None]:
     with Hooks() as hooks:
         hooks.before(model, observe)
         yield
+
+
+def named_arguments(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return positional arguments of a model's forward by their names."""
+    if not args:
+        return {}  # as transformers calls its models; reading a signature takes long
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    if not names:
+        names = ["input_ids"]  # a wrapper that hides the parameters of the model in it
+    return dict(zip(names, args, strict=False))
 
 
 @contextmanager

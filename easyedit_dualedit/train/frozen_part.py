@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_dualedit.model.calls import named_arguments
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.hooks import before_call, record
+from easyedit_dualedit.model.hooks import before_call, named_arguments, record
 from easyedit_dualedit.model.inputs import Batch, Query, input_device
 from easyedit_dualedit.model.picture_features import (
     Features,

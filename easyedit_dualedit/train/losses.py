@@ -87,7 +87,10 @@ class TokenSums:
 
 
 def losses_of(
-    total: Tensor, values: Tensor, weights: Mapping[str, float], processes: Processes
+    total: Tensor,
+    values: Tensor,
+    weights: Mapping[str, float],
+    processes: Processes | None = None,
 ) -> StepLosses:
     """Return the losses of the batch of all processes.
 
@@ -95,9 +98,9 @@ def losses_of(
         total: this process's part of it.
         values: of `TokenSums`, added up over this process's parts of the batch, [2, m].
         weights: metric -> weight; those of weight 0 are left out.
-        processes: that share the batch.
+        processes: that share the batch; None is this one alone.
     """
-    losses, shares = processes.total(values).tolist()
+    losses, shares = (processes.total(values) if processes else values).tolist()
     places = _places(weights)
     return StepLosses(
         total,
@@ -107,7 +110,7 @@ def losses_of(
 
 
 def step_losses(
-    answers: AnswerTokens, weights: Mapping[str, float], processes: Processes
+    answers: AnswerTokens, weights: Mapping[str, float], processes: Processes | None = None
 ) -> StepLosses:
     """Return the losses of the batch of all processes, from one's answer tokens.
 
@@ -117,10 +120,10 @@ def step_losses(
     Args:
         answers: of the process's share of the batch.
         weights: metric -> weight; those of weight 0 are left out.
-        processes: that share the batch.
+        processes: that share the batch; None is this one alone.
     """
     counts = torch.bincount(answers.metric, minlength=len(METRICS)).float()
-    sums = TokenSums.of(answers, processes.total(counts))
+    sums = TokenSums.of(answers, processes.total(counts) if processes else counts)
     return losses_of(sums.total(weights), sums.values, weights, processes)
 
 

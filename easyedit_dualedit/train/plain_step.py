@@ -28,7 +28,10 @@ from easyedit_dualedit.train.losses import (
 
 
 def plain_losses(
-    editor: DualEditor, records: Sequence[Record], config: TrainingConfig
+    editor: DualEditor,
+    records: Sequence[Record],
+    config: TrainingConfig,
+    processes: Processes | None = None,
 ) -> StepLosses:
     """Return the losses of one batch of edits, with the gate held open.
 
@@ -36,7 +39,7 @@ def plain_losses(
     (request and rephrases), divergence from the unedited model where it should not.
     """
     answers = plain_answers(editor, records, config)
-    return step_losses(answers, config.weights, Processes.current())
+    return step_losses(answers, config.weights, processes)
 
 
 def plain_answers(

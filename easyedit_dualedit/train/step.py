@@ -99,9 +99,20 @@ class TrainingStep:
             folder=None if folder is None else Path(folder).expanduser(),
         )
 
-    def losses(self, records: Sequence[Record], config: TrainingConfig) -> StepLosses:
-        """Return the losses of one batch of edits, with the gate held open."""
-        return step_losses(self.answers(records, config), config.weights, Processes.current())
+    def losses(
+        self,
+        records: Sequence[Record],
+        config: TrainingConfig,
+        processes: Processes | None = None,
+    ) -> StepLosses:
+        """Return the losses of one batch of edits, with the gate held open.
+
+        Args:
+            records: this process's share of the batch.
+            config: of the training.
+            processes: that share the batch; None is this one alone.
+        """
+        return step_losses(self.answers(records, config), config.weights, processes)
 
     def answers(
         self, records: Sequence[Record], config: TrainingConfig, *, is_edited: bool = True

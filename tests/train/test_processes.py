@@ -39,7 +39,7 @@ def run(folder: Path) -> None:
         path = folder / f"{processes.count}-{steps}.pt"
         train(editor, records, settings, checkpoint=path, progress=False)
         for found in (step_losses, plain_losses):
-            part = found(editor, processes.share(records), settings)
+            part = found(editor, processes.share(records), settings, processes)
             losses.append([part.by_metric, part.accuracy])
     weights = {name: value.tolist() for name, value in editor.adapters.state_dict().items()}
     thresholds = editor.gate.state_dict()["thresholds"].tolist()
