@@ -18,6 +18,7 @@ from easyedit_dualedit.experiments.many_edits import (
     SharedMemory,
     UneditedAnswers,
     measure_group,
+    steps_of,
 )
 from easyedit_dualedit.measure.contender import Bench
 from easyedit_dualedit.measure.run import Run
@@ -95,7 +96,7 @@ def measure(
     A case depends on all edits of its group, and so on all their pictures. Each process makes all
     edits of a group and asks about its share of them.
     """
-    total = 2 * sum(len(group.records) for group in groups)
+    total = sum(map(steps_of, groups))
     with tqdm(total=total, desc=name, unit="step", disable=not processes.is_first) as bar:
         for group in groups:
             shown = pictures.shown_by(group.records, together=True)

@@ -124,6 +124,11 @@ class UneditedAnswers:
         return Replies({name: Reply(text=text) for name, text in case["answers"].items()})
 
 
+def steps_of(group: Group) -> int:
+    """Return the steps of a group's bar: each record is asked before, edited and asked after."""
+    return 3 * len(group.records)
+
+
 def measure_group(
     method: ManyMethod,
     group: Group,
@@ -144,12 +149,15 @@ def measure_group(
     own = group.records[first :: processes.count]
     missing = [record for record in own if run.case(record.index) is None]
     if not missing:
-        bar.update(2 * len(group.records))
+        bar.update(steps_of(group))
         return
-    before = {record.index: unedited.before(record) for record in missing}
+    bar.update(2 * (len(group.records) - len(missing)))
+    before = {}
+    for record in missing:
+        before[record.index] = unedited.before(record)
+        bar.update()
     set_seed(seed)
     with method.many(group.records, bar.update) as edited:
-        bar.update(len(group.records) - len(missing))
         for record in missing:
             questions = Questions.of(record, (PROTOCOL,))
             (after,) = Asker(encoder, [questions], (PROTOCOL,)).ask(edited)

@@ -1,6 +1,8 @@
 """Many edits in one model: groups, cases that are resumed, and the report."""
 
 import json
+from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from easyedit_dualedit.experiments.many_edits import (
     groups_of,
     measure_group,
     point_of,
+    steps_of,
     untouched,
 )
 from easyedit_dualedit.measure.run import Run
@@ -73,6 +76,31 @@ def test_edits_are_asked_after_all_of_them_and_cases_are_kept(
     assert all(path.read_bytes() == content for path, content in kept.items())
     monkeypatch.setattr(SharedMemory, "many", None)
     assert measured(editor, group, tmp_path / "run") == first, "nothing is edited again"
+
+
+def test_the_bar_tells_of_each_question_and_edit_and_ends_at_its_end(
+    editor: DualEditor, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    group = groups_of(records, (4,))[0]
+    unedited = UneditedAnswers(editor.backbone.model, editor.encoder, Run(tmp_path / "u", {}))
+    run, many = Run(tmp_path / group.name, {}), SharedMemory.many
+    at_edits = []
+
+    def noted(method: SharedMemory, edited: Sequence[Record], made: Callable[[], object]) -> Any:
+        at_edits.append(bar.n)
+        return many(method, edited, made)
+
+    monkeypatch.setattr(SharedMemory, "many", noted)
+    for removed in ("*.json", "00000.json", "none"):
+        for path in (run.folder / "cases").glob(removed):
+            path.unlink()
+        with tqdm(total=steps_of(group), file=StringIO()) as bar:
+            method = SharedMemory(editor, "float32")
+            measure_group(method, group, unedited, editor.encoder, run, bar=bar)
+        assert bar.n == steps_of(group) == 12
+    # Before the edits: a question for each record; then two steps of three records are done, and
+    # a question; the third time nothing is missing.
+    assert at_edits == [4, 2 * 3 + 1]
 
 
 def test_a_point_is_split_by_targets_seen_in_training(
