@@ -110,13 +110,14 @@ FIELDS = (
     Rows(
         EDITED,
         "holds the edit: a step that continues it needs nothing more, and may be a step of the base"
-        " model",
-        "past_key_values",
+        " model (`cache` since transformers 5.24)",
+        "cache past_key_values",
     ),
     Rows(
         SAME,
         "lie below every edit",
-        "image_hidden_states video_hidden_states vision_outputs qformer_outputs rope_deltas",
+        "image_hidden_states video_hidden_states vision_outputs qformer_outputs rope_deltas"
+        " image_outputs video_outputs audio_outputs",
     ),
     Rows(
         EDITED,
@@ -132,8 +133,9 @@ ARGUMENTS = (
     Rows(EDITED, "two dimensions, 1 at real tokens; others are refused", "attention_mask"),
     Rows(
         EDITED,
-        "a call that begins with an empty one is a prompt, others are steps",
-        "past_key_values",
+        "a call that begins with an empty one is a prompt, others are steps (`cache` since"
+        " transformers 5.24)",
+        "cache past_key_values",
     ),
     Rows(SAME, "and they tell where the prompt ends, if they ignore it", "labels"),
     Rows(
@@ -205,7 +207,7 @@ An `EditedModel` stands beside the model that it edits, and has its methods and 
 them is here: *edited* (the answer holds the edits), *as the base model* (edits cannot matter to
 it), *unedited part* (you get a piece of the base model), *changes the base model* (which all edited
 models on it share) or *refused* (mostly with a `NotEditedError` that says what to do instead). A
-test compares these tables with transformers 5.23, so that nothing new is passed on unseen.
+test compares these tables with transformers 5.24, so that nothing new is passed on unseen.
 
 A model without edits, `editor.edited([])`, refuses nothing: it is the base model.
 """

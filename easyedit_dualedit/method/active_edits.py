@@ -23,9 +23,9 @@ from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import record, undisturbed
-from easyedit_dualedit.model.inputs import NO_WORD, Query, TokenLayout
+from easyedit_dualedit.model.inputs import CACHE_NAMES, NO_WORD, Query, TokenLayout
 
-_NOT_FOR_ROUTING = ("past_key_values", "use_cache", "labels", "logits_to_keep", "cache_position")
+_NOT_FOR_ROUTING = (*CACHE_NAMES, "use_cache", "labels", "logits_to_keep", "cache_position")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import Hooks, eager, named_arguments
-from easyedit_dualedit.model.inputs import IGNORED, TokenLayout
+from easyedit_dualedit.model.inputs import CACHE_NAMES, IGNORED, TokenLayout
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
@@ -123,10 +123,10 @@ class EditedCall:
                 with eager(self._backbone.path, self._backbone.layers):
                     output = module(*args, **kwargs)
         if self._answered is not None and self._open_rows:
-            cache = getattr(output, "past_key_values", None)
+            cache = cache_of(output) if isinstance(output, Mapping) else None
             # EasyEdit's ports give a tuple, new at each step, which nothing can be remembered by.
             if cache is not None and not isinstance(cache, tuple):
-                held = cached_tokens({"past_key_values": cache})
+                held = cached_tokens(cache)
                 self._decisions[cache] = Decision(self._open_rows, self._answered, held)
         return output
 
@@ -134,11 +134,11 @@ class EditedCall:
         """Hook the layers that a prompt needs, or a step that continues one."""
         is_first, self.has_begun = not self.has_begun, True
         inputs = named_arguments(module, args) | kwargs
-        if cached_tokens(inputs):
+        if cached_tokens(cache_of(inputs)):
             if is_first and self._prompt is not None:
                 raise ChunkedPrefillError(
-                    "generate was given past_key_values of an earlier forward; an edit needs the"
-                    " whole prompt at once: leave past_key_values out"
+                    "generate was given the cache (past_key_values) of an earlier forward; an edit"
+                    " needs the whole prompt at once: leave it out"
                 )
             self._continue(inputs)
         elif module is self._backbone.model:
@@ -170,11 +170,11 @@ class EditedCall:
     def _continue(self, inputs: Mapping[str, Any]) -> None:
         """Hook the text layer of a step behind a prompt that an edit concerns."""
         adapters = self._active.adapters
-        cache = inputs["past_key_values"]
+        cache = cache_of(inputs)
         if isinstance(cache, tuple):
             raise ChunkedPrefillError(
-                "past_key_values is a tuple, by which an edit does not know its prompt again; call"
-                " generate, or give a cache of transformers, such as DynamicCache"
+                "the cache (past_key_values) is a tuple, by which an edit does not know its prompt"
+                " again; call generate, or give a cache of transformers, such as DynamicCache"
             )
         decision = self._decisions.get(cache)
         self._open_rows = self._answered = None
@@ -182,7 +182,7 @@ class EditedCall:
             return
         rows, width = rows_and_width(inputs)
         self._open_rows = decision.repeated(rows)
-        layout = decision.continued(rows, width, cached_tokens(inputs))
+        layout = decision.continued(rows, width, cached_tokens(cache))
         self._attach((adapters.layer_of["text"],), layout)
 
     def _start(self, layout: TokenLayout, routing: Routing | None) -> None:
@@ -266,7 +266,7 @@ def layout_of_prefill(
         raise ChunkedPrefillError(
             f"generate processed {ids.shape[1]} of {columns} prompt tokens in one forward; an"
             " edit needs the whole prompt at once: unset prefill_chunk_size and guidance_scale,"
-            " and pass no past_key_values"
+            " and pass no cache (past_key_values)"
         )
     # Without a cache, and in assisted generation, tokens follow the prompt in one forward.
     positions = torch.arange(columns, device=ids.device)
@@ -315,9 +315,13 @@ def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tens
     )
 
 
-def cached_tokens(inputs: Mapping[str, Any]) -> int:
-    """Return how many tokens the cache among a model's inputs holds; 0 without one."""
-    cache = inputs.get("past_key_values")
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """Return the cache among a model's inputs, or in its output; None without one."""
+    return next((inputs[name] for name in CACHE_NAMES if inputs.get(name) is not None), None)
+
+
+def cached_tokens(cache: Any) -> int:
+    """Return how many tokens a cache holds; 0 if there is none."""
     if cache is None:
         return 0
     if hasattr(cache, "get_seq_length"):

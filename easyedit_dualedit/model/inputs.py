@@ -31,6 +31,9 @@ from easyedit_dualedit.model.videos import Video, holds_video
 IGNORED = -100
 """Label of a position that carries no loss, as in transformers."""
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls keys and values of earlier tokens: from 5.24 on, and before."""
+
 NO_WORD = -1
 """Stands for a token id at positions that no answer token follows."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.inputs import TokenLayout
+from easyedit_dualedit.model.inputs import CACHE_NAMES, TokenLayout
 
 _MASKABLE = ("sdpa", "eager")
 
@@ -171,7 +171,7 @@ class SharedRows:
         batch = embeddings.shape[:2]
         made: dict[str, Any] = {}
         for name, value in call.items():
-            if name in ("attention_mask", "cache_position", "past_key_values"):
+            if name in ("attention_mask", "cache_position", *CACHE_NAMES):
                 continue
             if name in ("visual_pos_masks", "deepstack_visual_embeds"):
                 made[name] = None

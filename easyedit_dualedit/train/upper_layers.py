@@ -21,7 +21,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.compiled import ModuleForward, compiled
 from easyedit_dualedit.model.hooks import LayerEdit, attach, record, replaced
-from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
+from easyedit_dualedit.model.inputs import CACHE_NAMES, IGNORED, Batch, Query
 from easyedit_dualedit.train.shared_rows import CommonPrefixes, SharedRows, is_causal
 
 _BY_POSITION = ("mlp", "q_proj", "o_proj", "out_proj", "fc1", "fc2")
@@ -245,7 +245,7 @@ def head_of(model: Any) -> Any:
 
 def rows_of(name: str, value: Any, rows: Tensor, count: int) -> Any:
     """Return some rows of an argument that the decoder is called with for `count` of them."""
-    if name in ("visual_pos_masks", "deepstack_visual_embeds", "past_key_values"):
+    if name in ("visual_pos_masks", "deepstack_visual_embeds", *CACHE_NAMES):
         return None  # they concern the layers that are done
     if isinstance(value, dict):
         return {key: rows_of(key, item, rows, count) for key, item in value.items()}
