@@ -21,7 +21,7 @@ from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.edited_call import layout_of_call as call_layout
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.inputs import IGNORED, Query, TokenLayout
+from easyedit_dualedit.model.inputs import CACHE_NAMES, IGNORED, Query, TokenLayout
 
 OTHER = Query("How many squares are there?", picture("blue"), "three four")
 ORDERS = pytest.mark.parametrize(
@@ -185,9 +185,12 @@ def test_generate_takes_prompts_without_the_chat_template(tiny: TinyModel):
 
 @ORDERS
 @pytest.mark.parametrize("answers", [True, False], ids=["answers", "prompts-alone"])
+@pytest.mark.parametrize("name", CACHE_NAMES)
 def test_steps_with_a_cache_go_on_as_generate_does(
-    tiny: TinyModel, text_layer: int, vision_layer: int, answers: bool
+    tiny: TinyModel, text_layer: int, vision_layer: int, answers: bool, name: str
 ):
+    if Version(transformers.__version__) < Version("5.24") and name == "cache":
+        pytest.skip("older transformers has no such argument")
     editor, edited = edited_of(
         tiny, text_layer=text_layer, vision_layer=vision_layer, answer_tokens=answers
     )
@@ -197,14 +200,15 @@ def test_steps_with_a_cache_go_on_as_generate_does(
     assert not torch.equal(expected, plain)
     tokens, mask = inputs["input_ids"], inputs["attention_mask"]
     with torch.no_grad():
-        output = edited(**inputs, past_key_values=DynamicCache(), use_cache=True)
+        output = edited(**inputs, **{name: DynamicCache()}, use_cache=True)
         for _ in range(5):
             token = output.logits[:, -1:].argmax(-1)
             tokens = torch.cat([tokens, token], 1)
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             step = {"input_ids": token, "attention_mask": mask, "use_cache": True}
-            plain_step = tiny.model(**step, past_key_values=copy.deepcopy(output.past_key_values))
-            output = edited(**step, past_key_values=output.past_key_values)
+            cache = output[name]
+            plain_step = tiny.model(**step, **{name: copy.deepcopy(cache)})
+            output = edited(**step, **{name: cache})
             passes = torch.equal(output.logits, plain_step.logits)
             assert passes != answers, "the answer's tokens are edited where that is asked for"
     assert torch.equal(tokens, expected)
