@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from easyedit_dualedit.errors import EasyEditNotFoundError
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
-from easyedit_dualedit.plugin.transformers_names import supply_missing_names
+from easyedit_dualedit.plugin.transformers_names import dropped_modules, supply_missing_names
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,8 @@ def find_host() -> Host:
         location = _locate()
         define_missing_operators()
         supply_missing_names()
-        _import(location)
+        with dropped_modules():
+            _import(location)
     package = sys.modules["easyeditor"]
     _check_home(package)
     return _describe(package)

@@ -1,5 +1,7 @@
 """Finding and importing EasyEdit, and what importing this package does not do."""
 
+import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +135,24 @@ def test_names_are_transformers_own_where_they_have_moved_and_else_refuse(
     assert vars(old_home)[names[0]] is new_home.prune_linear_layer
     with pytest.raises(UpstreamError, match="transformers has dropped"):
         vars(old_home)[names[1]]([0], 4, 2, set())
+
+
+def test_a_module_that_transformers_has_dropped_is_there_for_easyedit_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "transformers.modeling_attn_mask_utils"
+    find = importlib.util.find_spec
+    with transformers_names.dropped_modules():
+        assert importlib.import_module(name).AttentionMaskConverter is not None
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda wanted: None if wanted == name else find(wanted)
+    )
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with transformers_names.dropped_modules():
+        masks = importlib.import_module(name)
+        with pytest.raises(UpstreamError, match="UnKE needs .* has dropped; use transformers 5.23"):
+            masks._prepare_4d_causal_attention_mask(None, (1, 1), None, 0)
+    assert name not in sys.modules
 
 
 def test_patches_are_undone_newest_first() -> None:
