@@ -21,7 +21,6 @@ from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
 from easyedit_dualedit.plugin.ports.model import is_port
 from easyedit_dualedit.plugin.samples import METRIC_OF, records_in, records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
-from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.gate_trainer import make_gate, records_for_gate
 from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.train.step import TrainingStep
@@ -146,7 +145,7 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
         """Take a step whose queries share the frozen layers; metrics of weight 0 are not run."""
         start = time.perf_counter()
-        losses = self._steps.losses(records, self.weights, Processes.current())
+        losses = self._steps.losses(records, self.weights)
         info = {"time/forward": time.perf_counter() - start}
         return self._finished(losses.total, losses.by_metric, losses.accuracy, info, True)
 
