@@ -26,8 +26,6 @@ class PeakMemory:
         """
         self._device = torch.device("cuda" if device == "auto" else device)
         self._held = 0
-        if self._device.type != "cuda":
-            _give_back()
         self.restart()
         self._held = self.read() or 0
 
@@ -37,6 +35,7 @@ class PeakMemory:
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
             return
+        _give_back()
         try:
             _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
         except OSError:  # no Linux, or not allowed: the peak is then that of the whole run
