@@ -77,7 +77,7 @@ class BackboneTable:
             entry["outcomes"].setdefault(family, {}).update(found)
         source.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
         page = self.folder / "backbones.md"
-        text = page.read_text()
+        text = page.read_text() if page.exists() else ""
         before, _, rest = text.partition(_BEGIN)
         _, _, after = rest.partition(_END)
         page.write_text(f"{before}{_BEGIN}\n{rendered(known)}{_END}{after}")
