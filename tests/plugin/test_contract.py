@@ -22,15 +22,19 @@ from easyedit_fixtures import (
 from easyedit_runs import accuracies, dataset_of, editor_of, trained, trainer_of
 from markdown_pages import ROOT
 from tiny_comprehend_edit import comprehend_edit_folder
-from tiny_editors import hooks_of_ours
+from tiny_editors import hooks_of_ours, tiny_config
 from tiny_families import FAMILIES
 from tiny_trainings import records_of, training_bench
 
 from easyedit_dualedit.errors import DataError, UpstreamError
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import IGNORED
+from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.rows.ike import ike
+from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.trainer import train
 
 pytestmark = [needs_easyedit, pytest.mark.usefixtures("host", "elsewhere")]
 
@@ -51,25 +55,16 @@ def workplace(family: str) -> Workplace:
 
 @cache
 def learned(family: str) -> Path:
-    """Return an archive of EasyEdit's trainer that has learned some of its records, made once."""
+    """Return adapters that have learned the records, made once."""
     workplace = shared_workplace(family)
-    # One at a time, as the release has it, it takes longer for four.
-    size = (
-        {"batch_size": 4, "max_iters": 50, "val_interval": 40}
-        if HAS_MASTER
-        else {"size": 2, "max_iters": 30, "val_interval": 20, "gate_steps": 0}
+    editor = DualEditor(*load_model(str(workplace.model)), tiny_config())
+    config = TrainingConfig(
+        steps=50, learning_rate=2e-2, end_of_answer=False, augment_targets=0.0, gate_steps=0
     )
-    found = trained(
-        workplace,
-        workplace.model.parent / "learned-for-the-contract",
-        "DualEditTrainer",
-        val_steps=4,
-        log_interval=1000,
-        lr=2e-2,
-        end_of_answer=False,
-        **size,
-    )
-    return Path(found.save_path)
+    train(editor, records_of(workplace), config, progress=False)
+    folder = workplace.model.parent / "learned-for-the-contract"
+    editor.save(folder)
+    return folder
 
 
 @cache
