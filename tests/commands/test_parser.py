@@ -661,7 +661,7 @@ def test_the_script_runs_on_its_own():
         [sys.executable, str(SCRIPT), "--help"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd="/",
         check=False,
     )

@@ -43,7 +43,7 @@ def run(folder: Path, code: str, torchvision: str | None) -> str:
         env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{root}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()

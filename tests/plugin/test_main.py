@@ -56,7 +56,7 @@ def test_an_unmodified_script_finds_the_method_its_arguments_and_its_neighbours(
         [sys.executable, "-W", "ignore", "-m", "easyedit_dualedit", "run", str(script), "--a", "b"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=tmp_path,
         check=False,
     )
