@@ -1,8 +1,10 @@
 """The function that EasyEdit's editor calls to make an edit."""
 
 import copy as copying
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from easyedit_dualedit.method.active_edits import EditSignal
+from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
 from easyedit_dualedit.method.config import gate_from
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Batch
@@ -23,10 +26,24 @@ from easyedit_dualedit.plugin.ports.processor import PortProcessor
 from easyedit_dualedit.plugin.ports.samples import PortSamples, read_requests
 from easyedit_dualedit.plugin.requests import requested_queries
 
+logger = logging.getLogger(__name__)
+
 _SESSION = "_dualedit_session"
 
 _EDITORS = 8
 """Editors kept for one model: more than the archives and gates that one comparison tries."""
+
+
+@dataclass
+class _Kept:
+    """An editor, with the edits of its running sequence."""
+
+    editor: DualEditor
+    written: tuple[int, ...]
+    """When the files that it was read from were written."""
+    edits: list[EditSignal] = field(default_factory=list)
+    told: bool = False
+    """Whether a warning has said that the files are others by now."""
 
 
 class Session:
@@ -38,8 +55,7 @@ class Session:
 
     def __init__(self) -> None:
         """Start without editors and without edits."""
-        self._editors: dict[tuple[object, ...], DualEditor] = {}
-        self._edits: dict[int, list[EditSignal]] = {}
+        self._editors: dict[tuple[object, ...], _Kept] = {}
         self._port_model: PortModel | None = None
 
     def __reduce__(self) -> tuple[type["Session"], tuple[()]]:
@@ -71,6 +87,9 @@ class Session:
     ) -> DualEditor:
         """Return the model's editor for an archive and settings, read anew if they are new.
 
+        While a sequence of its edits runs, an editor stays as it was read: its edits are states
+        that no other adapters read.
+
         Args:
             model: the model.
             processor: its processor.
@@ -81,28 +100,50 @@ class Session:
             ArchiveError: if the archive is missing, damaged or of another model.
             CalibrationError: if its gate has no threshold.
         """
-        key = _key_of(hparams)
-        editor = self._editors.get(key)
-        if editor is None:
+        key, written = _key_of(hparams), _written(hparams.archive)
+        kept = self._editors.get(key)
+        if kept is not None and kept.written != written:
+            if not kept.edits:
+                kept = None
+            elif not kept.told:
+                kept.told = True
+                logger.warning(
+                    "archive = %r is no longer what it was; the running sequence of %d edits goes"
+                    " on with the adapters that it began with, the next one reads the new ones",
+                    hparams.archive,
+                    len(kept.edits),
+                )
+        if kept is None:
             editor = TrainedAdapters.read(hparams.archive).editor(
                 model, processor, hparams, joined=joined
             )
             _ = editor.gate.threshold  # raises now rather than at the first question
+            self._editors.pop(key, None)
             while len(self._editors) >= _EDITORS:
                 self._drop_one()
-            self._editors[key] = editor
-        return editor
+            kept = self._editors[key] = _Kept(editor, written)
+        return kept.editor
 
     def sequence(self, editor: DualEditor) -> list[EditSignal]:
         """Return the edits of an editor's running sequence, to be added to.
 
         Each editor has its own, since edits are states that its adapters read.
         """
-        return self._edits.setdefault(id(editor), [])
+        (edits,) = [kept.edits for kept in self._editors.values() if kept.editor is editor]
+        aside = sum(len(kept.edits) for kept in self._editors.values())
+        if aside and not edits:
+            logger.warning(
+                "the running sequence of %d edits was made with other hyperparameters (archive,"
+                " gate or another setting of the method); this edit begins one of its own. Go on"
+                " with those hyperparameters to have both",
+                aside,
+            )
+        return edits
 
     def end_sequences(self) -> None:
         """Forget the edits of all running sequences."""
-        self._edits = {}
+        for kept in self._editors.values():
+            kept.edits = []
 
     @contextmanager
     def new_sequence(self, *, goes_on: bool) -> Iterator[None]:
@@ -110,22 +151,23 @@ class Session:
 
         If something is raised, the running sequences are what they were before.
         """
-        before = {key: (edits, list(edits)) for key, edits in self._edits.items()}
+        editors = dict(self._editors)
+        before = [(kept, kept.edits, list(kept.edits)) for kept in editors.values()]
         if not goes_on:
             self.end_sequences()
         try:
             yield
         except BaseException:
-            for edits, held in before.values():
+            self._editors = editors
+            for kept, edits, held in before:
                 edits[:] = held
-            self._edits = {key: edits for key, (edits, _) in before.items()}
+                kept.edits = edits
             raise
 
     def _drop_one(self) -> None:
         """Drop the oldest editor without a running sequence, or else the oldest."""
-        idle = [key for key, editor in self._editors.items() if not self._edits.get(id(editor))]
-        oldest = (idle or list(self._editors))[0]
-        self._edits.pop(id(self._editors.pop(oldest)), None)
+        idle = [key for key, kept in self._editors.items() if not kept.edits]
+        del self._editors[(idle or list(self._editors))[0]]
 
 
 class UndoLast(dict[str, Any]):
@@ -240,12 +282,12 @@ def _key_of(hparams: DualEditMultimodalHparams) -> tuple[object, ...]:
     gate = None if hparams.gate is None else gate_from(hparams.gate)
     settings = {**hparams.explicit(), "gate": gate}
     layers = (hparams.text_layer, hparams.vision_layer)
-    return hparams.archive, _written(hparams.archive), layers, repr(sorted(settings.items()))
+    return hparams.archive, layers, repr(sorted(settings.items()))
 
 
 def _written(archive: str | None) -> tuple[int, ...]:
     if archive is None or not Path(archive).exists():
         return ()
     path = Path(archive)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return tuple(file.stat().st_mtime_ns for file in files)
+    files = [path / CONFIG_FILE, path / WEIGHTS_FILE] if path.is_dir() else [path]
+    return tuple(file.stat().st_mtime_ns for file in files if file.exists())

@@ -56,17 +56,7 @@ class TrainedAdapters:
         Raises:
             ArchiveError: if there are none, or what is there is damaged.
         """
-        if source is None:
-            raise ArchiveError(
-                "archive is not set: DualEdit needs trained adapters; set archive to a folder of"
-                " saved adapters or to a checkpoint of EasyEdit's trainer"
-            )
-        path = adapters_folder(source)
-        if not path.exists():
-            raise ArchiveError(
-                f"archive = {str(source)!r}, but there is nothing; train adapters, or set archive"
-                " to what training wrote"
-            )
+        path = existing_archive(source)
         return cls(Archive.load(path), path)
 
     def editor(
@@ -101,6 +91,26 @@ class TrainedAdapters:
         editor.training_targets = self.archive.training_targets
         load_weights(editor, self.archive.tensors, str(self.source))
         return editor
+
+
+def existing_archive(source: str | Path | None) -> Path:
+    """Return where the adapters are that an archive names, before they are read.
+
+    Raises:
+        ArchiveError: if it names none, or nothing is there.
+    """
+    if source is None:
+        raise ArchiveError(
+            "archive is not set: DualEdit needs trained adapters; set archive to a folder of"
+            " saved adapters or to a checkpoint of EasyEdit's trainer"
+        )
+    path = adapters_folder(source)
+    if not path.exists():
+        raise ArchiveError(
+            f"archive = {str(source)!r}, but there is nothing; train adapters, or set archive"
+            " to what training wrote"
+        )
+    return path
 
 
 def with_answers_joined(config: DualEditConfig, model: nn.Module) -> DualEditConfig:

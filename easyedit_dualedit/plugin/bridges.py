@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from easyedit_dualedit.errors import UpstreamError
 from easyedit_dualedit.model.inputs import open_image
 from easyedit_dualedit.model.loading import load_model
+from easyedit_dualedit.model.pictures import unreadable
 from easyedit_dualedit.model.video_frames import FRAMES_OF_A_FILE, strip_of
 from easyedit_dualedit.model.videos import Video
 from easyedit_dualedit.plugin import ads_edit, comprehend_edit
@@ -203,6 +204,8 @@ def _reading_more(original: Callable[..., Any]) -> Callable[..., Any]:
             file = [str(frame) for frame in Video(file).frames or ()]
         try:
             return original(self, file, file_type)
+        except (FileNotFoundError, UnidentifiedImageError) as error:
+            raise unreadable(Path(getattr(error, "filename", None) or str(file)), error) from error
         except (AttributeError, ImportError):
             # Its reader for Qwen's models wants a torchvision that still decodes videos.
             if file_type != "video" or not isinstance(file, str):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from easyedit_dualedit.errors import DataError, UpstreamError, shortened
 from easyedit_dualedit.model.pictures import picture_of
-from easyedit_dualedit.plugin.requests import FILE_TYPES
+from easyedit_dualedit.plugin.requests import FILE_TYPES, require_texts
 
 _ONE_PICTURE = (None, "image", "single-image")
 _LOCALITY = {"text": ("prompt", "ground_truth"), "vision": ("prompt", "ground_truth", "image")}
@@ -28,7 +28,7 @@ def checked_arguments(given: Mapping[str, Any], edition: str) -> dict[str, Any]:
 
     Raises:
         DataError: if there is no edit, a list has another length than the prompts, or something
-            that EasyEdit needs is missing.
+            that EasyEdit needs is missing: a text, a picture's file.
         UpstreamError: if the release is given a picture that is no file, which it cannot take.
     """
     arguments = dict(given)
@@ -39,8 +39,10 @@ def checked_arguments(given: Mapping[str, Any], edition: str) -> dict[str, Any]:
         raise DataError("prompts is an empty list; give at least one edit")
     kinds = _kinds(given.get("file_type"), count, edition)
     for name in ("prompts", "targets", "rephrase_prompts"):
-        if name == "prompts" or given.get(name) is not None:
+        if name != "rephrase_prompts" or given.get(name) is not None:
             arguments[name] = _one_each(name, given.get(name), count)
+    for number in range(count):
+        require_texts(number, arguments["prompts"][number], arguments["targets"][number])
     for name in ("image", "rephrase_image"):
         shown = given.get(name)
         if name == "rephrase_image" and shown is None:
@@ -86,6 +88,10 @@ def _locality(given: Any, count: int, edition: str) -> dict[str, dict[str, Any]]
         )
     checked: dict[str, dict[str, Any]] = {}
     for part, values in given.items():
+        if values is None:
+            continue
+        if not isinstance(values, Mapping):
+            raise DataError(f"locality_inputs[{part!r}] = {shortened(values)}: a dictionary")
         missing = [key for key in _LOCALITY[part] if key not in values]
         if missing:
             raise DataError(
@@ -108,6 +114,10 @@ def _picture(name: str, value: Any, kind: Any, edition: str) -> Any:
             f"{name} is of type {type(value).__name__}, but EasyEdit 0.0.1.dev0 takes the path of a"
             " picture; save it to a file, or use EasyEdit's master"
         )
-    if kind in _ONE_PICTURE and not isinstance(value, str | Path | Image.Image):
+    if isinstance(value, list | tuple) and kind not in _ONE_PICTURE:
+        return [_picture(name, each, kind, edition) for each in value]
+    if isinstance(value, Path):
+        value = str(value)  # as EasyEdit's own readers take it
+    if kind in _ONE_PICTURE and not isinstance(value, str | Image.Image):
         return picture_of(value)
     return value

@@ -46,12 +46,12 @@ class DualEditEditable(_EditableModel):  # type: ignore[misc]  # EasyEdit is unt
         config: DualEditMultimodalHparams,
         model_constructor: Any,
     ):
-        """Build adapters around `model`, which is frozen: untrained, or those to be evaluated.
+        """Build adapters around `model`, which is frozen: untrained, or those of the archive.
 
         Raises:
             ConfigError: if the hyperparameters describe no method.
-            ArchiveError: if adapters are to be evaluated that are missing, damaged or of another
-                model.
+            ArchiveError: if the archive is missing, damaged, of another model, or holds other
+                adapters than the hyperparameters describe.
             BackboneError: if the model or its processor lacks what an editor needs.
             LayerError: if a layer does not exist in the model.
         """
@@ -174,8 +174,8 @@ class EditedSamples:
 def _editor_of(
     model: nn.Module, processor: Any, config: DualEditMultimodalHparams, *, joined: bool = False
 ) -> DualEditor:
-    if config.eval_only and config.archive is not None:
-        # Hyperparameters of an edit may leave to the archive which layers the adapters act on.
+    if config.archive is not None:
+        # The hyperparameters may leave to the archive which layers the adapters act on.
         return TrainedAdapters.read(config.archive).editor(model, processor, config, joined=joined)
     described = config.dualedit_config()
     if joined:

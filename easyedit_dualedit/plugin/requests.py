@@ -38,12 +38,7 @@ def requested_queries(
 def _query_of(
     request: Mapping[str, Any], number: int, to_picture: Callable[[Tensor], Image.Image] | None
 ) -> Query:
-    missing = [key for key in ("prompt", "target") if not request.get(key)]
-    if missing:
-        raise DataError(
-            f"request {number} has no {' and no '.join(missing)}; an edit needs a prompt and the"
-            " new answer as its target"
-        )
+    require_texts(number, request.get("prompt"), request.get("target"))
     file_type = request.get("file_type") or "image"
     if file_type not in FILE_TYPES:
         raise DataError(
@@ -52,6 +47,27 @@ def _query_of(
         )
     shown = shown_from(request.get("image"), file_type, to_picture)
     return Query(request["prompt"], shown, request["target"])
+
+
+def require_texts(number: int, prompt: Any, target: Any) -> None:
+    """Check that an edit asks something and says the new answer.
+
+    Raises:
+        DataError: naming the request by its number.
+    """
+    texts = {"prompt": prompt, "target": target}
+    missing = [name for name, text in texts.items() if isinstance(text, str) and not text.strip()]
+    missing += [name for name, text in texts.items() if text is None]
+    if missing:
+        raise DataError(
+            f"request {number} has no {' and no '.join(missing)}; an edit needs a prompt and the"
+            " new answer as its target"
+        )
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise DataError(
+                f"request {number} has a {name} of type {type(text).__name__}; give a text"
+            )
 
 
 def shown_from(

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.scope import IN_SCOPE
-from easyedit_dualedit.data.training_targets import normalised_target
 from easyedit_dualedit.plugin.host import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
@@ -67,17 +66,6 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
         self.weights = config.training_config()
         torch.manual_seed(config.seed)
         super().__init__(config, train_set, val_set)
-        if not config.eval_only:
-            self._note_targets(train_set)
-
-    def _note_targets(self, train_set: Any) -> None:
-        """Let the adapters say what they are trained on, if the dataset does."""
-        # What a dataset gives by index holds open pictures; what it was made of does not.
-        items = getattr(train_set, "_data", None)
-        if isinstance(items, list) and all("target" in item for item in items):
-            editor = self.model.editor
-            targets = {normalised_target(str(item["target"])) for item in items}
-            editor.training_targets = tuple(sorted({*(editor.training_targets or ()), *targets}))
 
     def run(self) -> None:
         """Calibrate and train the gate, then train the adapters as EasyEdit does.

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from easyedit_dualedit.data.training_targets import normalised_target
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
+from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.plugin.archives import TrainedAdapters
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.models import is_ours
@@ -29,7 +31,10 @@ def loading_folders(original: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def checking_first(host: Host, original: Callable[..., None]) -> Callable[..., None]:
-    """Return `BaseTrainer.__init__` that refuses what cannot come to a good end."""
+    """Return `BaseTrainer.__init__` that refuses what cannot come to a good end.
+
+    What it then prepares says which targets it is trained on.
+    """
 
     @functools.wraps(original)
     def __init__(self: Any, config: Any, train_set: Any, val_set: Any) -> None:
@@ -45,8 +50,22 @@ def checking_first(host: Host, original: Callable[..., None]) -> Callable[..., N
                 _require_optimiser(config)
                 _require_checkpoint(host, config, len(train_set))
         original(self, config, train_set, val_set)
+        if is_ours(config) and not config.eval_only:
+            _note_targets(self.model.editor, train_set, goes_on=config.archive is not None)
 
     return __init__
+
+
+def _note_targets(editor: DualEditor, train_set: Any, *, goes_on: bool) -> None:
+    """Let adapters say what they are trained on, if the data set and the training before do."""
+    # What a dataset gives by index holds open pictures; what it was made of does not.
+    items = getattr(train_set, "_data", None)
+    told = isinstance(items, list) and all("target" in item for item in items)
+    before = editor.training_targets if goes_on else ()
+    editor.training_targets = None
+    if told and before is not None:
+        targets = {normalised_target(str(item["target"])) for item in items or ()}
+        editor.training_targets = tuple(sorted({*before, *targets}))
 
 
 def _require_single_rows(host: Host, config: Any) -> None:

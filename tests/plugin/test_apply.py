@@ -237,6 +237,56 @@ def test_an_archive_that_vanished_is_named(llava: TinyModel, tmp_path: Path) -> 
         apply(llava.model, llava.processor, [request()], hparams_of(folder))
 
 
+def test_a_running_sequence_keeps_the_adapters_that_it_began_with(
+    llava: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "adapters"
+    trained_editor(llava).save(folder)
+    hparams = hparams_of(folder, check_edits=False)
+    first, _ = apply(llava.model, llava.processor, request("What?"), hparams)
+    (folder / "README.md").write_text("a note")
+    trained_editor(llava, last_prompt_token=False).save(folder)
+    assert not caplog.messages
+    for prompt in ("Who?", "Why?"):
+        edited, _ = apply(llava.model, llava.processor, request(prompt), hparams)
+    assert len(edited.edits) == 3
+    assert edited._active.adapters is first._active.adapters
+    (told,) = caplog.messages
+    assert "the running sequence of 1 edits goes on with the adapters that it began with" in told
+    end_sequence(llava.model)
+    after, _ = apply(llava.model, llava.processor, request("What?"), hparams)
+    assert after._active.adapters is not first._active.adapters
+    assert len(after.edits) == 1
+    end_sequence(llava.model)
+
+
+def test_files_beside_the_adapters_change_nothing(llava: TinyModel, tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    trained_editor(llava).save(folder)
+    first, _ = apply(llava.model, llava.processor, [request()], hparams_of(folder))
+    (folder / "README.md").write_text("a note")
+    again, _ = apply(llava.model, llava.processor, [request()], hparams_of(folder))
+    assert again._active.adapters is first._active.adapters
+
+
+def test_a_sequence_that_is_left_aside_is_told(
+    tiny: TinyModel, adapters: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, other = (
+        hparams_of(adapters, check_edits=False, gate=gate) for gate in (None, {"kind": "open"})
+    )
+    for prompt in ("What?", "Who?"):
+        apply(tiny.model, tiny.processor, request(prompt), mine)
+    assert not caplog.messages
+    alone, _ = apply(tiny.model, tiny.processor, request("Why?"), other)
+    assert len(alone.edits) == 1
+    (told,) = caplog.messages
+    assert "the running sequence of 2 edits was made with other hyperparameters" in told
+    back, _ = apply(tiny.model, tiny.processor, request("Why?"), mine)
+    assert len(back.edits) == 3
+    end_sequence(tiny.model)
+
+
 def test_restoring_in_a_sequence_forgets_exactly_the_last_edit(
     tiny: TinyModel, adapters: Path
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 from easyedit_fixtures import Workplace, needs_master, shared_workplace
 from easyedit_runs import dataset_of, editor_of
 
-from easyedit_dualedit.errors import ModelLoadError
+from easyedit_dualedit.errors import DataError, ModelLoadError
 from easyedit_dualedit.plugin import find_host, register, unregister
 
 pytestmark = [needs_master, pytest.mark.usefixtures("host", "elsewhere")]
@@ -43,6 +43,23 @@ def test_master_still_does_not_know_llava_1_5(monkeypatch: pytest.MonkeyPatch) -
             dataset_of(workplace, hparams)
     finally:
         register()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2-vl"])
+def test_a_picture_may_be_a_path_and_one_that_is_not_there_is_named(
+    family: str, tmp_path: Path
+) -> None:
+    workplace = shared_workplace(family)
+    editor = editor_of(workplace)
+    arguments = workplace.edit_arguments((0,), full=True)
+    arguments["image"] = [Path(arguments["image"][0])]
+    _, edited, _ = editor.edit(**arguments)
+    assert len(edited.edits) == 1
+    with pytest.raises(DataError, match="no picture at nothing.png"):
+        editor.edit(**arguments | {"image": "nothing.png"})
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"no.png cannot be read as a picture"):
+        editor.edit(**arguments | {"image": tmp_path / "no.png"})
 
 
 def test_other_methods_keep_masters_collation() -> None:

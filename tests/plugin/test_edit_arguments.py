@@ -49,12 +49,18 @@ def test_pictures_in_memory_are_read() -> None:
         ({"prompts": [], "targets": [], "image": []}, "prompts is an empty list"),
         ({"targets": ["a kite"]}, "targets is a list of 1, but prompts are 2"),
         ({"targets": "a kite"}, "targets is no list, but prompts are 2"),
+        ({"targets": ["a kite", ""]}, "request 1 has no target"),
+        ({"targets": [" ", "ann"]}, "request 0 has no target"),
+        ({"targets": ["a kite", 3]}, "request 1 has a target of type int; give a text"),
+        ({"targets": None}, "targets is no list, but prompts are 2"),
+        ({"prompts": ["What?", None]}, "request 1 has no prompt"),
         ({"image": "a.png"}, "image is no list"),
         ({"file_type": ["image"]}, "file_type is a list of 1"),
         ({"file_type": "picture"}, "file_type = 'picture': one of image"),
         ({"rephrase_prompts": ["What?"]}, "rephrase_prompts is a list of 1"),
         ({"rephrase_image": ["c.png"]}, "rephrase_image is a list of 1"),
         ({"locality_inputs": {"image": TEXT}}, "a dictionary with text, vision or both"),
+        ({"locality_inputs": {"text": "What?"}}, r"\['text'\] = .*What.*: a dictionary"),
         ({"locality_inputs": {"text": {"prompt": ["a", "b"]}}}, "has no ground_truth"),
         ({"locality_inputs": {"text": TEXT}}, r"\['text'\]\['prompt'\] is no list"),
         ({"image": [3, "b.png"]}, "3 is no picture"),
@@ -69,4 +75,15 @@ def test_what_cannot_be_is_refused(changed: dict[str, Any], said: str) -> None:
 def test_the_release_takes_files_only(image: Any) -> None:
     with pytest.raises(UpstreamError, match="takes the path of a picture"):
         checked_arguments({**ONE, "image": image}, "pypi")
-    assert checked_arguments({**ONE, "image": Path("a.png")}, "pypi")["image"] == [Path("a.png")]
+    assert checked_arguments({**ONE, "image": Path("a.png")}, "pypi")["image"] == ["a.png"]
+
+
+def test_paths_are_text_for_easyedits_readers() -> None:
+    several = [Path("a.png"), "b.png"]
+    given = {**TWO, "image": [several, Path("c.mp4")], "file_type": ["multi-image", "video"]}
+    assert checked_arguments(given, "master")["image"] == [["a.png", "b.png"], "c.mp4"]
+
+
+def test_a_part_of_locality_may_be_none() -> None:
+    given = {**ONE, "locality_inputs": {"text": TEXT, "vision": None}}
+    assert set(checked_arguments(given, "master")["locality_inputs"]) == {"text"}

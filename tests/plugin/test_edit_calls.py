@@ -12,7 +12,7 @@ from easyedit_fixtures import (
 )
 from easyedit_runs import dataset_of, editor_of
 
-from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
+from easyedit_dualedit.errors import ArchiveError, ConfigError, DataError, UpstreamError
 from easyedit_dualedit.plugin import apply as applying
 from easyedit_dualedit.plugin.apply import end_sequence
 
@@ -116,6 +116,18 @@ def test_arguments_are_checked_before_anything_is_edited(workplace: Workplace) -
     given = workplace.edit_arguments((0, 1)) | {"targets": ["a kite"]}
     with pytest.raises(DataError, match="targets is a list of 1, but prompts are 2"):
         editor.edit(**given)
+
+
+@needs_easyedit
+@pytest.mark.parametrize("archive", [None, "nothing"])
+def test_an_archive_that_is_not_there_is_told_before_anything_is_asked(
+    workplace: Workplace, archive: str | None
+) -> None:
+    editor = editor_of(workplace)
+    editor.hparams.archive = archive
+    editor.vis_tok = None  # whoever reads a picture fails otherwise
+    with pytest.raises(ArchiveError, match="archive is not set|but there is nothing"):
+        editor.edit(**workplace.edit_arguments((0, 1), full=True))
 
 
 @needs_master

@@ -18,8 +18,12 @@ from easyedit_fixtures import (
 from easyedit_runs import dataset_of, trained, trainer_of
 
 from easyedit_dualedit.errors import ArchiveError, ConfigError, DataError, UpstreamError
+from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin import find_host
-from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.plugin.hparams import (
+    DualEditMultimodalHparams,
+    DualEditMultimodalTrainingHparams,
+)
 from easyedit_dualedit.plugin.other_methods import OTHER_METHODS
 
 pytestmark = [needs_easyedit, pytest.mark.usefixtures("host", "elsewhere")]
@@ -88,6 +92,80 @@ def test_every_field_that_easyedit_has_for_mend_is_there_or_only_mends() -> None
 def test_training_does_not_go_on_from_a_folder(workplace: Workplace, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="folder of adapters.*give a checkpoint"):
         trained(workplace, tmp_path, "MultimodalTrainer", archive=str(workplace.adapters))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_going_on_keeps_what_the_archive_says(
+    workplace: Workplace, tmp_path: Path, trainer: str
+) -> None:
+    first = trained(workplace, tmp_path / "first", trainer, size=2, width=32, gate_steps=0)
+    settings = workplace.training_settings(tmp_path / "second", archive=str(first.save_path))
+    del settings["width"], settings["heads"]  # those of the archive
+    hparams = DualEditMultimodalTrainingHparams.from_dict(settings)
+    everything = dataset_of(workplace, hparams)
+    made = getattr(find_host().package, trainer)(hparams, everything, everything)
+    assert made.model.editor.config.width == 32
+    assert first.model.editor.training_targets == ("blue", "two")
+    assert made.model.editor.training_targets == ("a star", "blue", "red circle", "two")
+
+
+def test_what_was_not_told_before_is_not_told_when_it_goes_on(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    first = trained(workplace, tmp_path / "first", "MultimodalTrainer", final_eval=False)
+    checkpoint = torch.load(first.save_path, weights_only=True)
+    first.model.editor.training_targets = None
+    checkpoint["model"] = first.model.state_dict()
+    torch.save(checkpoint, first.save_path)
+    settings = {"archive": str(first.save_path)}
+    made = trainer_of(workplace, tmp_path / "second", "MultimodalTrainer", **settings)
+    assert made.model.editor.training_targets is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text_layer": 0}, "text_layer is 1 in the archive and 0 in the hyperparameters"),
+        ({"signal": "all"}, "signal is 'target' in the archive and 'all' in the hyperparameters"),
+    ],
+)
+def test_training_does_not_go_on_with_another_method(
+    workplace: Workplace, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    first = trained(workplace, tmp_path / "first", "MultimodalTrainer", final_eval=False)
+    with pytest.raises(ArchiveError, match=said):
+        trainer_of(
+            workplace,
+            tmp_path / "second",
+            "MultimodalTrainer",
+            archive=str(first.save_path),
+            **changes,
+        )
+
+
+def test_training_does_not_go_on_on_another_model(workplace: Workplace, tmp_path: Path) -> None:
+    first = trained(workplace, tmp_path / "first", "MultimodalTrainer", final_eval=False)
+    model, processor = load_model(str(workplace.model))
+    next(model.model.language_model.layers.parameters()).data += 1.0
+    other = tmp_path / workplace.model.name
+    model.save_pretrained(other)
+    processor.save_pretrained(other)
+    settings = {"archive": str(first.save_path), "model_name": str(other)}
+    with pytest.raises(ArchiveError, match="trained on another model"):
+        trainer_of(workplace, tmp_path / "second", "MultimodalTrainer", **settings)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_hyperparameters_of_an_evaluation_can_be_read_again(
+    workplace: Workplace, tmp_path: Path, trainer: str
+) -> None:
+    made = evaluated(workplace, trainer, workplace.adapters, tmp_path / "results")
+    again = DualEditMultimodalHparams.from_dict(made.config.to_dict())
+    assert again.to_dict() == made.config.to_dict()
+    with pytest.raises(ConfigError, match="max_iters = 0"):
+        DualEditMultimodalTrainingHparams.from_dict(
+            workplace.training_settings(tmp_path, max_iters=0)
+        )
 
 
 @needs_release
