@@ -10,6 +10,9 @@ TRAINING_HPARAMS = (
 )
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6, "": 1}
 
+PLAIN_TEMPLATE = "{}"
+"""The question as it is."""
+
 SHOWN = "picture, video file or folder of frames"
 """What may be named after --image."""
 
@@ -47,7 +50,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=count, help="use only the first records")
     parser.add_argument(
         "--template",
-        default="{}",
+        default=PLAIN_TEMPLATE,
         help='what a picture\'s question is put into, such as "{} The answer is:"',
     )
 

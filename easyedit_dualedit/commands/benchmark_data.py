@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.commands.records import name_of, own_records
+from easyedit_dualedit.commands.records import name_of, own_records, require_no_template
 from easyedit_dualedit.data.leak_audit import Audit, audit
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
@@ -102,6 +102,7 @@ def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> Benchm
     if arguments.data is None:
         if arguments.images is not None or arguments.train is not None or arguments.stand_ins:
             raise ConfigError("--images, --train and --stand-ins need --data")
+        require_no_template(arguments)
         training = own_records(model, folder, "train")[: arguments.train_limit]
         evaluated = own_records(model, folder, "eval")[: arguments.limit or _OWN_COUNT]
         images = evaluated[0].folder or folder / "images"

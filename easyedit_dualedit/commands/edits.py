@@ -91,7 +91,7 @@ def _add(arguments: argparse.Namespace) -> None:
 
     requests = _requests(arguments)
     _, memory = opened(arguments, may_be_new=True)
-    wanted = requests if arguments.data is None else _missing(memory, requests)
+    wanted = _missing(memory, requests)
     saved = time.monotonic()
     for start in range(0, len(wanted), _READ_AT_ONCE):
         memory.add(wanted[start : start + _READ_AT_ONCE])
@@ -101,7 +101,7 @@ def _add(arguments: argparse.Namespace) -> None:
     memory.save(arguments.edits)
     # Those of an earlier command that was stopped may not have been asked yet.
     checks = memory.check(requests)
-    memory.save(arguments.edits)
+    total = memory.save(arguments.edits)
     if len(wanted) < len(requests):
         told = f"{len(requests) - len(wanted)} of {len(requests)} edits are there already"
         console().print(told)
@@ -116,16 +116,23 @@ def _add(arguments: argparse.Namespace) -> None:
     if taken < len(checks):
         shown.print(f"{len(checks) - taken} of {len(checks)} edits added do not take")
     per_edit = memory.stored_bytes / max(1, len(memory)) / 1000
-    shown.print(f"{len(memory)} edits in {arguments.edits}, {per_edit:.1f} kB each")
+    shown.print(f"{total} edits in {arguments.edits}, {per_edit:.1f} kB each")
 
 
 def _missing(memory: "EditMemory", requests: "list[Query]") -> "list[Query]":
-    """Return the requests whose edits are not held, or were overruled by others since."""
+    """Return the requests whose edits are not held, or were overruled by others since.
+
+    Of those that come again, the last one counts.
+    """
     last: dict[str, Query] = {}
-    for request in requests:
+    again: dict[tuple[str, str | None], int] = {}
+    for place, request in enumerate(requests):
         last[_question(request)] = request
+        again[_question(request), request.target] = place
     missing = []
-    for request in requests:
+    for place, request in enumerate(requests):
+        if again[_question(request), request.target] != place:
+            continue
         newest = memory.find(request, any_target=True)
         is_last = newest is not None and newest.provenance.target == last[_question(request)].target
         if memory.find(request) is None or not is_last:
@@ -144,13 +151,15 @@ def _list(arguments: argparse.Namespace) -> None:
 
     stored = EditFile.load(arguments.edits)
     rows = []
+    newest = {edit.provenance.question: edit for edit in stored.edits}
     for edit in stored.edits:
         about = edit.provenance
         pictures = " ".join(about.pictures) or "-"
         size = f"{edit.stored_bytes / 1000:.1f}"
-        rows.append(
-            [edit.id, about.time, about.prompt, about.target, _taking(about), pictures, size]
-        )
+        winner = newest[about.question]
+        overruled = about.target != winner.provenance.target
+        takes = f"no: {winner.id} is newer" if overruled else _taking(about)
+        rows.append([edit.id, about.time, about.prompt, about.target, takes, pictures, size])
     columns = [*texts("id", "made", "prompt", "target", "takes", "pictures"), *numbers("kB")]
     title = f"{len(stored.edits)} edits in {arguments.edits}, oldest first"
     console().print(Table(columns, rows, title).for_terminal())
@@ -165,17 +174,17 @@ def _taking(about: "Provenance") -> str:
 def _remove(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.method.edit_file import EditFile
+    from easyedit_dualedit.method.stored_edit import without
 
     EditFile.load(arguments.edits)  # a mistake in the folder's name makes no folder
 
-    def without(stored: EditFile | None) -> EditFile:
+    def shrunk(stored: EditFile | None) -> EditFile:
         if stored is None:
             raise DataError(f"{arguments.edits} holds no edits any longer")
         _require_ids(stored, arguments.ids, arguments.edits)
-        kept = tuple(edit for edit in stored.edits if edit.id not in arguments.ids)
-        return EditFile(stored.owner, kept)
+        return EditFile(stored.owner, tuple(without(stored.edits, {*arguments.ids})))
 
-    left = EditFile.change(arguments.edits, without)
+    left = EditFile.change(arguments.edits, shrunk)
     console().print(f"{len(set(arguments.ids))} removed, {len(left.edits)} left")
 
 

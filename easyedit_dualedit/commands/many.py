@@ -161,12 +161,13 @@ def _many(
 def _records(
     arguments: argparse.Namespace, model: str, folder: Path, number: int
 ) -> "list[Record]":
-    from easyedit_dualedit.commands.records import own_records
+    from easyedit_dualedit.commands.records import own_records, require_no_template
     from easyedit_dualedit.data.records import load_records
     from easyedit_dualedit.experiments.many_edits import FEWEST_ASKED
 
     if arguments.data is None:
-        return own_records(model, folder, "eval", max(number, FEWEST_ASKED))
+        require_no_template(arguments)
+        return own_records(model, folder, "eval", max(number, FEWEST_ASKED))[: arguments.limit]
     if arguments.images is None:
         raise ConfigError("--data needs --images")
     limit = arguments.limit

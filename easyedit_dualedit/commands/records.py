@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from easyedit_dualedit import testbed
+from easyedit_dualedit.commands.arguments import PLAIN_TEMPLATE
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.plugin.values import EMOJI, TESTBED
@@ -23,6 +24,7 @@ def records_of(
     if (arguments.data is None) != (arguments.images is None):
         raise ConfigError("--data and --images go together; give both, or neither for the testbed")
     if arguments.data is None:
+        require_no_template(arguments)
         # Drawn whole and then cut, so that the same folder serves every --limit.
         return own_records(model, folder, split)[: arguments.limit]
     return load_records(
@@ -32,6 +34,19 @@ def records_of(
         allow_outside=arguments.allow_outside,
         limit=arguments.limit,
     )
+
+
+def require_no_template(arguments: argparse.Namespace) -> None:
+    """Refuse --template without --data.
+
+    Raises:
+        ConfigError: if it is given.
+    """
+    if arguments.template != PLAIN_TEMPLATE:
+        raise ConfigError(
+            f"--template {arguments.template!r} goes with --data: the model's own records are"
+            " asked as they were taught; leave it out"
+        )
 
 
 def own_records(model: str, folder: Path, split: Split, count: int | None = None) -> list[Record]:

@@ -27,9 +27,11 @@ def merge(folders: Sequence[Path], output: Path) -> None:
         DataError: if two of them have different cases of one record.
     """
     for folder in folders:
-        if not (folder / SETTINGS_FILE).is_file():
+        missing = [name for name in (SETTINGS_FILE, METHODS_FOLDER) if not (folder / name).exists()]
+        if missing:
             raise ConfigError(
-                f"{folder} holds no run of the benchmark: there is no {SETTINGS_FILE}"
+                f"{folder} holds no run of the benchmark: there is no {missing[0]}; give the"
+                " folders that benchmark wrote"
             )
     for folder in folders:
         Run(output, read_json(folder / SETTINGS_FILE) or {})

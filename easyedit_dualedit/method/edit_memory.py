@@ -27,6 +27,8 @@ from easyedit_dualedit.method.stored_edit import (
     Provenance,
     StoredEdit,
     picture_hashes,
+    unanswered,
+    without,
 )
 from easyedit_dualedit.model.inputs import Query
 
@@ -105,14 +107,16 @@ class EditMemory:
         for edit in made:
             older = self._at(edit.provenance.question)
             if older is not None:
+                answers = (edit.provenance.target, older.provenance.target)
+                said = "both say %r" if len({*answers}) == 1 else "%r, the newer one, wins over %r"
                 logger.warning(
-                    "edit %s asks what edit %s asks (%r): the newer answer, %r, wins over %r",
+                    f"edit %s asks what edit %s asks (%r): {said}",
                     edit.id,
                     older.id,
                     edit.provenance.prompt,
-                    edit.provenance.target,
-                    older.provenance.target,
+                    *dict.fromkeys(answers),
                 )
+                self._edits = unanswered(self._edits, {edit.provenance.question})
             # Nothing here depends on how many there are already.
             self._note(edit, len(self._edits))
             self._edits.append(edit)
@@ -156,17 +160,18 @@ class EditMemory:
         self._hold(edits)
         return checks
 
-    def remove(self, *ids: str) -> None:
-        """Forget edits.
+    def remove(self, *ids: str | Sequence[str]) -> None:
+        """Forget edits, by their ids or by what `add` has returned.
 
         Raises:
             DataError: if there is no edit of an id; none is removed then.
         """
+        chosen = {each for given in ids for each in ([given] if isinstance(given, str) else given)}
         held = {edit.id for edit in self._edits}
-        unknown = sorted(set(ids) - held)
+        unknown = sorted(chosen - held)
         if unknown:
             raise DataError(f"no edits {unknown} among the {len(held)} held; list them first")
-        self._hold([edit for edit in self._edits if edit.id not in ids])
+        self._hold(without(self._edits, chosen))
 
     def clear(self) -> None:
         """Forget all edits."""
@@ -180,7 +185,10 @@ class EditMemory:
         """
         self.owner.require(other.owner, "the other memory")
         held = {edit.id for edit in self._edits}
-        self._hold([*self._edits, *(edit for edit in other if edit.id not in held)])
+        come = [edit for edit in other if edit.id not in held]
+        both = {edit.provenance.question for edit in come}
+        both &= {edit.provenance.question for edit in self._edits}
+        self._hold(unanswered([*self._edits, *come], both))
 
     @property
     def model(self) -> EditedModel:
@@ -205,8 +213,10 @@ class EditMemory:
             self.precision,
         )
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str) -> int:
         """Write the edits to `edits.safetensors` and `edits.json` in a folder, both or neither.
+
+        Returns how many edits the folder holds then.
 
         Edits that another process has added to the folder since this memory was loaded from it, or
         saved to it, stay there, and those that it has removed stay removed; edits in a folder that
@@ -223,11 +233,13 @@ class EditMemory:
         def joined(there: EditFile | None) -> EditFile:
             return mine if there is None else mine.beside(there, self._saved[place], folder)
 
+        held = mine
         if place in self._saved:
-            EditFile.change(folder, joined)
+            held = EditFile.change(folder, joined)
         else:
             mine.save(folder)
         self._saved[place] = frozenset(edit.id for edit in self._edits)
+        return len(held.edits)
 
     @classmethod
     def load(

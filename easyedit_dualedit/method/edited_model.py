@@ -99,6 +99,9 @@ class EditedModel:
         """
         if inputs is not None:
             options["inputs"] = inputs
+        own = vars(self).get("generation_config")  # one that was assigned: the base keeps its own
+        if own is not None and options.get("generation_config") is None:
+            options["generation_config"] = own
         if not self.edits:
             return self.base_model.generate(**options)
         ids = options.get("input_ids") if inputs is None else inputs

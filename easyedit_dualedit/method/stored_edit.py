@@ -4,8 +4,8 @@ At LLaVA-1.5-7B size a target of five tokens takes 22 kB as eight-bit numbers, 4
 precision, however large picture and prompt are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -119,6 +119,26 @@ class StoredProjections:
         """Return the tensors of several edits as one, [b, h, e, k], zeros behind short ones."""
         by_token = [part.to(self._device).unpacked().transpose(0, 1) for part in parts]
         return pad_sequence(by_token, batch_first=True).transpose(1, 2)
+
+
+def unanswered(edits: Sequence[StoredEdit], questions: Set[tuple[Any, ...]]) -> list[StoredEdit]:
+    """Return edits, those of some questions as if they had never been asked.
+
+    What an edit's question is answered is not known any longer once another edit of the same
+    question has come or gone.
+    """
+    return [
+        replace(edit, provenance=replace(edit.provenance, answer=None))
+        if edit.provenance.answer is not None and edit.provenance.question in questions
+        else edit
+        for edit in edits
+    ]
+
+
+def without(edits: Sequence[StoredEdit], ids: Set[str]) -> list[StoredEdit]:
+    """Return edits but for those with some ids."""
+    questions = {edit.provenance.question for edit in edits if edit.id in ids}
+    return unanswered([edit for edit in edits if edit.id not in ids], questions)
 
 
 def picture_hashes(request: Query) -> tuple[str, ...]:

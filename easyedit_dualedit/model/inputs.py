@@ -23,6 +23,7 @@ from easyedit_dualedit.model.pictures import (
     SUFFIXES,
     Picture,
     PictureLike,
+    in_eight_bits,
     picture_of,
     unreadable,
 )
@@ -157,9 +158,9 @@ def open_image(picture: PictureLike) -> Image.Image:
     known = picture if isinstance(picture, Image.Image | Path) else picture_of(picture)
     try:
         if isinstance(known, Image.Image):
-            return ImageOps.exif_transpose(known).convert("RGB")
+            return in_eight_bits(ImageOps.exif_transpose(known)).convert("RGB")
         with Image.open(known) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return in_eight_bits(ImageOps.exif_transpose(opened)).convert("RGB")
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise unreadable(known, error) from error
 

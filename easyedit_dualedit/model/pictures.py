@@ -24,6 +24,8 @@ PictureLike = Picture | str | bytes | np.ndarray[Any, Any] | Tensor | Mapping[st
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Endings of the names of files that are taken for pictures in any case."""
 
+_WHITE = 255
+
 _ALLOWED = (
     "give a file's path, a PIL picture, encoded bytes, a data URI, an http(s) URL, an open binary"
     " file, an array or tensor of [height, width, 3] or [3, height, width], or what the datasets"
@@ -74,6 +76,26 @@ def picture_of(value: PictureLike) -> Picture:
         if isinstance(content, bytes):
             return _decoded(content, _short(getattr(value, "name", "an open file")))
     raise DataError(f"{_short(value)} is no picture; {_ALLOWED}")
+
+
+def in_eight_bits(picture: Image.Image) -> Image.Image:
+    """Return a picture of 16 bits of grey scaled to 8 bits, any other as it is.
+
+    Pillow itself would make all but the darkest values white.
+
+    Raises:
+        ValueError: if its values are of 32 bits, and go beyond those of 8.
+    """
+    if picture.mode in ("I", "F"):
+        low, high = (float(value) for value in picture.getextrema())  # type: ignore[arg-type]
+        if low < 0 or high > _WHITE:
+            raise ValueError(
+                f"its 32-bit values go from {low:g} to {high:g}, and nothing says which is white"
+            )
+    if not picture.mode.startswith("I;16"):
+        return picture
+    values = np.asarray(picture).astype(np.uint32)
+    return Image.fromarray(((values * _WHITE + 32767) // 65535).astype(np.uint8))
 
 
 def is_picture_file(path: Path) -> bool:

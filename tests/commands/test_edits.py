@@ -204,3 +204,28 @@ def test_edits_of_which_nobody_knows_whether_they_take_still_load(
         del edit["answer"]
     path.write_text(json.dumps(values), encoding="utf-8")
     assert "not asked" in call(["edits", "list", "--edits", str(folder)]).out
+
+
+def test_an_edit_that_is_there_is_not_added_again(work: Workplace, folder: Path, call: Any):
+    call(add(work, folder, *one(work)))
+    again = call(add(work, folder, *one(work)))
+    assert "1 of 1 edits are there already" in again.out and "1 edits in" in again.out
+    work.rewrite(lambda items: items.extend(items[:2]))
+    file = ["--data", work.data, "--images", work.images]
+    call(add(work, folder, *file))
+    prompts = [edit.provenance.prompt for edit in EditFile.load(folder).edits]
+    assert len(prompts) == len(set(prompts)) > 2
+
+
+def test_an_overruled_edit_is_listed_as_such_until_the_newer_one_goes(
+    work: Workplace, folder: Path, call: Any
+):
+    call(add(work, folder, *one(work, target="red")))
+    call(add(work, folder, *one(work, target="green")))
+    first, second = ids_in(folder)
+    listed = " ".join(call(["edits", "list", "--edits", str(folder)]).out.split())
+    assert f"no: {second}" in listed
+    call(["edits", "remove", "--edits", str(folder), second])
+    assert [edit.provenance.answer for edit in EditFile.load(folder).edits] == [None]
+    assert "not asked" in call(["edits", "list", "--edits", str(folder)]).out
+    assert ids_in(folder) == [first]

@@ -836,3 +836,18 @@ def test_a_torch_that_cannot_be_imported_is_one_line(
     assert parser.main(["locate"]) != 0
     told = capsys.readouterr().err
     assert told.startswith("error: ImportError: libtorch_cpu.so") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train", "many", "benchmark", "locate", "ablate"])
+def test_a_template_needs_data(command: str, work: Workplace, call: Any):
+    output = ["--output", str(work.folder / "outputs")]
+    error = call([command, "--hparams", "testbed", "--template", "{} Answer:", *output]).error
+    assert "--template '{} Answer:' goes with --data" in error
+
+
+def test_many_edits_of_a_model_of_ours_may_be_limited(work: Workplace, call: Any):
+    options = ["--counts", "1", "--limit", "0"]
+    assert call(["many", "--hparams", "testbed", *options]).code == 2
+    folder = work.folder / "few"
+    options = ["--counts", "5", "--limit", "3", "--output", str(folder)]
+    assert "needs as many records" in call(["many", "--hparams", "testbed", *options]).error

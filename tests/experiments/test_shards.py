@@ -47,6 +47,10 @@ def test_shards_merge_to_the_unsharded_run(records: list[Record], tmp_path: Path
 def test_what_does_not_belong_together_is_not_merged(plan: Plan, tmp_path: Path):
     with pytest.raises(ConfigError, match="holds no run"):
         merge([tmp_path / "none"], tmp_path / "merged")
+    (tmp_path / "evaluated").mkdir()
+    (tmp_path / "evaluated" / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="there is no methods"):
+        merge([tmp_path / "evaluated"], tmp_path / "merged")
     for name, version in (("a", 1), ("b", 2), ("c", 1)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps({"version": version}))

@@ -147,6 +147,37 @@ def test_the_newest_edit_of_a_question_wins_and_a_warning_says_so(
     caplog.clear()
     memory.add(Query(asked[0].prompt, asked[1].image, "elsewhere"))
     assert caplog.text == ""
+    with caplog.at_level(logging.WARNING):
+        memory.add(Query(asked[0].prompt, asked[0].image, "another answer"))
+    assert "both say 'another answer'" in caplog.text
+
+
+def test_what_an_edit_answered_is_forgotten_when_another_of_its_question_comes_or_goes(
+    llava: TinyModel,
+):
+    editor = editor_of(llava)
+    memory = EditMemory(editor)
+    mine, other = requests(2)
+    newer = Query(mine.prompt, mine.image, "another answer")
+
+    def answered() -> list[bool]:
+        return [edit.provenance.answer is not None for edit in memory]
+
+    memory.add([mine, other])
+    memory.check([mine, other])
+    assert answered() == [True, True]
+    made = memory.add(newer)
+    assert answered() == [False, True, False]
+    memory.check([mine, newer])
+    assert answered() == [True, True, True]
+    memory.remove(made)
+    assert answered() == [False, True]
+    memory.check(mine)
+    second = EditMemory(editor)
+    second.add(newer)
+    second.check(newer)
+    memory.merge(second)
+    assert answered() == [False, True, False]
 
 
 def test_where_an_edit_comes_from_is_kept(llava: TinyModel):
@@ -442,9 +473,9 @@ def test_edits_of_another_process_stay_when_a_memory_is_saved(llava: TinyModel, 
     EditMemory(editor).save(tmp_path)
     mine, theirs = (EditMemory.load(editor, tmp_path) for _ in range(2))
     (first,) = mine.add(asked[0])
-    mine.save(tmp_path)
+    assert mine.save(tmp_path) == 1
     second, third = theirs.add(asked[1:3])
-    theirs.save(tmp_path)
+    assert theirs.save(tmp_path) == 3, "those of the other process count"
     assert [edit.id for edit in EditMemory.load(editor, tmp_path)] == [first, second, third]
     theirs.remove(second)
     (fourth,) = theirs.add(asked[3])

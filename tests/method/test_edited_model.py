@@ -438,3 +438,34 @@ def test_layers_are_hooked_only_where_something_may_change(llava: TinyModel):
     layers = [[name for name in names if name.isdigit()] for names in seen]
     assert layers == [["1", "2"], ["1"], ["1"]], "decode steps edit the answer's tokens alone"
     assert [len(names) for names in seen] == [2, 1, 1], "nothing but layers has hooks"
+
+
+def test_a_generation_config_of_its_own_is_used_and_the_base_keeps_its_own(llava: TinyModel):
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    before = llava.model.generation_config
+    edited.generation_config = transformers.GenerationConfig(max_new_tokens=2)
+    width = inputs["input_ids"].shape[1]
+    assert edited.generate(**inputs).shape[1] == width + 2
+    assert edited.generate(**inputs, max_new_tokens=1).shape[1] == width + 1
+    given = transformers.GenerationConfig(max_new_tokens=3)
+    assert edited.generate(**inputs, generation_config=given).shape[1] == width + 3
+    assert llava.model.generation_config is before
+    empty = editor.edited([])
+    empty.generation_config = transformers.GenerationConfig(max_new_tokens=2)
+    assert empty.generate(**inputs).shape[1] == width + 2
+
+
+def test_editors_and_edited_models_can_be_copied(llava: TinyModel):
+    editor = trained_editor(llava)
+    with torch.no_grad():
+        edited = editor.edited(editor.read([request_of()]))
+    inputs = prompt_inputs(editor)
+    expected = edited.generate(**inputs, max_new_tokens=3)
+    other = copy.deepcopy(edited)
+    assert other.base_model is not edited.base_model
+    assert torch.equal(other.generate(**inputs, max_new_tokens=3), expected)
+    twin = copy.deepcopy(editor)
+    assert twin.encoder.backbone.model is twin.backbone.model is not editor.backbone.model
+    again = twin.edited(twin.read([request_of()]))
+    assert torch.equal(again.generate(**inputs, max_new_tokens=3), expected)

@@ -192,6 +192,28 @@ def test_a_file_is_told_apart_by_name_time_and_size(tmp_path: Path):
     assert picture_key(path) != before
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_sixteen_bits_of_grey_are_scaled(mode: str, tmp_path: Path):
+    values = np.array([[0, 257], [25700, 65535]], dtype=">u2" if mode == "I;16B" else "<u2")
+    deep = Image.frombytes(mode, (2, 2), values.tobytes())
+    shown = np.array(open_image(deep))
+    assert (shown == np.array([[0, 1], [100, 255]])[..., None]).all()
+    path = tmp_path / "deep.tiff"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    deep.save(path, exif=exif)
+    turned = np.array(open_image(path))
+    assert (turned == np.array([[100, 0], [255, 1]])[..., None]).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_values_of_32_bits_are_taken_where_eight_hold_them(mode: str):
+    assert np.array(open_image(Image.new(mode, (2, 2), 200)))[0, 0].tolist() == [200] * 3
+    for value in (300, -1):
+        with pytest.raises(DataError, match="nothing says which is white"):
+            open_image(Image.new(mode, (2, 2), value))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr", "HSV"])
 def test_every_mode_is_read_as_rgb(mode: str):
     with warnings.catch_warnings():
