@@ -58,10 +58,20 @@ class Processes:
         return values
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every parameter the sum of its gradients in all processes."""
+        """Give every parameter the sum of its gradients in all processes.
+
+        One that no query of any process has reached is left without, as a single process leaves it.
+        """
         if self.count == 1:
             return
-        for parameter in parameters:
+        every = list(parameters)
+        if not every:
+            return
+        reached = torch.tensor([float(each.grad is not None) for each in every])
+        reached = self.total(reached.to(every[0].device))
+        for parameter, times in zip(every, reached.tolist(), strict=True):
+            if not times:
+                continue
             if parameter.grad is None:  # no query of this process reached it
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)

@@ -4,7 +4,8 @@ An `EditSignal` is one edit as it was read from the model. `ActiveEdits` holds s
 stored, in the form in which a forward uses them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -105,11 +106,19 @@ class ActiveEdits:
         gate: Gate,
         assignment: Tensor | None = None,
     ) -> Self:
-        """Return stored edits, oldest first."""
+        """Return stored edits, oldest first; of those of one question the newest alone applies."""
         device = gate.mean.device
         if not stored:
             return cls(adapters, gate, (), torch.empty(0, 0, device=device), {}, assignment)
-        keys = torch.stack([edit.key for edit in stored]).to(device)
+        newest = {edit.provenance.question: place for place, edit in enumerate(stored)}
+        # In half precision, keys of one question differ by what was read beside it.
+        overruled = torch.full_like(stored[0].key, math.nan)
+        keys = torch.stack(
+            [
+                edit.key if newest[edit.provenance.question] == place else overruled
+                for place, edit in enumerate(stored)
+            ]
+        ).to(device)
         projected: dict[Modality, Projections] = {
             modality: StoredProjections(stored, modality, device, adapters.word_vectors)
             for modality in stored[0].projected
@@ -226,6 +235,43 @@ class ActiveEdits:
                 answered = layout.answered if modality == "text" else None
                 hidden = add_at(hidden, positions, adapter, edit, rows, answered)
         return hidden
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which edit concerns each row of a prompt."""
+
+    open_rows: Mapping[int, int]
+    """Row that an edit concerns -> the edit."""
+    answered: Tensor
+    """Answer tokens that were read with the prompt, of each row, long [b]."""
+    cached: int
+    """Tokens that the cache held after it."""
+
+    def repeated(self, rows: int) -> Mapping[int, int]:
+        """Return the open rows where rows were repeated in place, as many as given in all."""
+        times = max(1, rows // len(self.answered))
+        return {
+            row * times + place: edit
+            for row, edit in self.open_rows.items()
+            for place in range(times)
+        }
+
+    def continued(self, rows: int, width: int, cached: int) -> TokenLayout:
+        """Return what the positions of a step are.
+
+        Args:
+            rows: of the step.
+            width: tokens of each.
+            cached: tokens that the cache holds before it.
+        """
+        times = max(1, rows // len(self.answered))
+        before = self.answered.repeat_interleave(times) + (cached - self.cached)
+        return TokenLayout.of_answer(before, width)
+
+
+Decisions = MutableMapping[Any, Decision]
+"""What was decided for the prompt whose keys and values a cache holds."""
 
 
 def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:

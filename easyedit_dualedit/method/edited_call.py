@@ -6,8 +6,7 @@ arguments of a call say: which tokens are real, where the prompt ends, what a ca
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
-from easyedit_dualedit.method.active_edits import ActiveEdits
+from easyedit_dualedit.method.active_edits import ActiveEdits, Decision, Decisions
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
@@ -24,43 +23,6 @@ from easyedit_dualedit.model.inputs import CACHE_NAMES, IGNORED, TokenLayout
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Which edit concerns each row of a prompt."""
-
-    open_rows: Mapping[int, int]
-    """Row that an edit concerns -> the edit."""
-    answered: Tensor
-    """Answer tokens that were read with the prompt, of each row, long [b]."""
-    cached: int
-    """Tokens that the cache held after it."""
-
-    def repeated(self, rows: int) -> Mapping[int, int]:
-        """Return the open rows where rows were repeated in place, as many as given in all."""
-        times = max(1, rows // len(self.answered))
-        return {
-            row * times + place: edit
-            for row, edit in self.open_rows.items()
-            for place in range(times)
-        }
-
-    def continued(self, rows: int, width: int, cached: int) -> TokenLayout:
-        """Return what the positions of a step are.
-
-        Args:
-            rows: of the step.
-            width: tokens of each.
-            cached: tokens that the cache holds before it.
-        """
-        times = max(1, rows // len(self.answered))
-        before = self.answered.repeat_interleave(times) + (cached - self.cached)
-        return TokenLayout.of_answer(before, width)
-
-
-Decisions = MutableMapping[Any, Decision]
-"""What was decided for the prompt whose keys and values a cache holds."""
 
 
 class EditedCall:
@@ -97,6 +59,8 @@ class EditedCall:
         """Answer tokens of each row of a prompt, long [b]; None in a step that continues one."""
         self._open_rows: Mapping[int, int] | None = None
         """Row that an edit concerns -> the edit; None until the gate has decided."""
+        self._given: Any = None
+        """The cache among the inputs of the last forward."""
         self.has_begun = False
         """Whether a forward has run."""
 
@@ -123,7 +87,7 @@ class EditedCall:
                 with eager(self._backbone.path, self._backbone.layers):
                     output = module(*args, **kwargs)
         if self._answered is not None and self._open_rows:
-            cache = cache_of(output) if isinstance(output, Mapping) else None
+            cache = cache_of(output) if isinstance(output, Mapping) else self._given
             # EasyEdit's ports give a tuple, new at each step, which nothing can be remembered by.
             if cache is not None and not isinstance(cache, tuple):
                 held = cached_tokens(cache)
@@ -134,14 +98,19 @@ class EditedCall:
         """Hook the layers that a prompt needs, or a step that continues one."""
         is_first, self.has_begun = not self.has_begun, True
         inputs = named_arguments(module, args) | kwargs
-        if cached_tokens(cache_of(inputs)):
+        self._given = cache_of(inputs)
+        if cached_tokens(self._given):
             if is_first and self._prompt is not None:
                 raise ChunkedPrefillError(
                     "generate was given the cache (past_key_values) of an earlier forward; an edit"
                     " needs the whole prompt at once: leave it out"
                 )
             self._continue(inputs)
-        elif module is self._backbone.model:
+            return
+        if self._given is not None and not isinstance(self._given, tuple):
+            # One that was emptied holds nothing of the prompt for which it was decided before.
+            self._decisions.pop(self._given, None)
+        if module is self._backbone.model:
             layout = self._find_layout(inputs)
             self._start(layout, self._routed(inputs, layout))
         else:

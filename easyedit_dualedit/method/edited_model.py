@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError, DataError, NotEditedError
-from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
+from easyedit_dualedit.method.active_edits import ActiveEdits, Decisions, EditSignal
 from easyedit_dualedit.method.edit_check import EditCheck, checked
 from easyedit_dualedit.method.edited_call import (
-    Decisions,
     EditedCall,
     LayoutFinder,
     layout_of_call,

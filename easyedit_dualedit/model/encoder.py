@@ -5,12 +5,15 @@ token for token the prompt that `generate` sees.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,9 +27,11 @@ from easyedit_dualedit.model.inputs import (
     answer_mask,
     input_device,
     last_real_index,
+    open_image,
+    picture_key,
     positions_of,
 )
-from easyedit_dualedit.model.opened_pictures import OpenedPictures
+from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.position_limit import PositionLimit
 from easyedit_dualedit.model.prompts import PromptReader
 from easyedit_dualedit.model.video_frames import Clip
@@ -295,3 +300,50 @@ def output_head(backbone: Backbone) -> nn.Module | None:
     having = [part for part in parts if hasattr(part, "get_output_embeddings")]
     head = having[0].get_output_embeddings() if having else None
     return head if isinstance(head, nn.Module) else None
+
+
+class OpenedPictures:
+    """Decodes each file once for as long as its picture fits into a budget of memory."""
+
+    def __init__(self, budget: int = 2**27):
+        """Keep at most `budget` bytes of decoded pictures; by default a batch of photographs."""
+        self._budget = budget
+        self._size = 0
+        self._held: OrderedDict[Hashable, Image.Image] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["OpenedPictures"], tuple[int]]:
+        """Return how to copy or pickle: without what is held."""
+        return OpenedPictures, (self._budget,)
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Return a picture as RGB, upright; nobody may change it.
+
+        Raises:
+            DataError: if the file is missing, truncated or no picture.
+        """
+        if isinstance(picture, Image.Image):
+            return open_image(picture)
+        key = picture_key(picture)
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        opened = open_image(picture)
+        self.keep(picture, opened)
+        return opened
+
+    def keep(self, picture: Picture, opened: Image.Image) -> None:
+        """Keep what somebody else has decoded of a file."""
+        key, size = picture_key(picture), _bytes_of(opened)
+        with self._lock:
+            if key in self._held or size > self._budget:
+                return
+            while self._size + size > self._budget:
+                self._size -= _bytes_of(self._held.popitem(last=False)[1])
+            self._held[key] = opened
+            self._size += size
+
+
+def _bytes_of(picture: Image.Image) -> int:
+    return picture.width * picture.height * 3

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import operator
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -157,10 +158,10 @@ def open_image(picture: PictureLike) -> Image.Image:
     """
     known = picture if isinstance(picture, Image.Image | Path) else picture_of(picture)
     try:
-        if isinstance(known, Image.Image):
-            return in_eight_bits(ImageOps.exif_transpose(known)).convert("RGB")
-        with Image.open(known) as opened:
-            return in_eight_bits(ImageOps.exif_transpose(opened)).convert("RGB")
+        with nullcontext(known) if isinstance(known, Image.Image) else Image.open(known) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            is_deep = upright.mode.startswith(("I", "F"))
+            return (in_eight_bits(upright) if is_deep else upright).convert("RGB")
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise unreadable(known, error) from error
 

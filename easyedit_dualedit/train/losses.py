@@ -29,6 +29,21 @@ class StepLosses:
     """Share of answer tokens that the edited model finds likeliest, 0 to 1, by metric; of metrics
     out of scope, share of positions at which it finds the same likeliest as the unedited one."""
 
+    @classmethod
+    def mean(cls, parts: Sequence["StepLosses"]) -> "StepLosses":
+        """Return what the batches of one step have on average; a metric of those that have it."""
+
+        def averaged(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+            names = dict.fromkeys(name for each in values for name in each)
+            found = {name: [each[name] for each in values if name in each] for name in names}
+            return {name: sum(each) / len(each) for name, each in found.items()}
+
+        return cls(
+            torch.stack([part.total for part in parts]).mean(),
+            averaged([part.by_metric for part in parts]),
+            averaged([part.accuracy for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class AnswerTokens:

@@ -1,6 +1,6 @@
 """Gate states of every kind of query about some records, which teach and test a gate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.scope import (
+    HARD,
     OTHER_IMAGE,
     OTHER_QUESTION,
     SCOPE,
@@ -16,6 +17,7 @@ from easyedit_dualedit.data.scope import (
 )
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.picture_features import key_of
 from easyedit_dualedit.train.gate_reading import GateStates, read_gate_states
 
 _ASKED_FIRST = (METRICS[0], OTHER_QUESTION, OTHER_IMAGE)
@@ -73,6 +75,9 @@ class ScopeQueries:
     """Whose first answer token has to be read."""
     partners: list[int]
     """Place of the record that the hard queries of each record use."""
+    asked: Mapping[str, list[bool]]
+    """Kind of hard query -> whether it is what the request of one of the records asks: of the
+    record itself, where another shows the same picture or none is shown, or of another one."""
 
     @classmethod
     def of(cls, records: Sequence[Record], *, seed: int = 0) -> "ScopeQueries":
@@ -80,14 +85,17 @@ class ScopeQueries:
         kinds = scope_queries(records, seed=seed)
         queries = [Query(q.prompt, q.image) for kind in SCOPE for q in kinds[kind]]
         first = [kind in _ASKED_FIRST for kind in SCOPE for _ in records]
-        return cls(queries, first, partners_of(len(records), seed=seed))
+        requests = {_question(record.request) for record in records}
+        asked = {kind: [_question(query) in requests for query in kinds[kind]] for kind in HARD}
+        return cls(queries, first, partners_of(len(records), seed=seed), asked)
 
     def states(self, read: GateStates) -> ScopeStates:
         """Return the states by kind.
 
         Another record's question may mean the same as the edit's own. It counts as out of scope
         only where the unedited model begins to answer it otherwise, about the picture of either
-        record: a few of one meaning that count would push thresholds above every rephrase.
+        record: a few of one meaning that count would push thresholds above every rephrase. So would
+        a hard query that is the very request of a record: it never counts.
 
         Args:
             read: of `queries`.
@@ -104,6 +112,8 @@ class ScopeQueries:
         differs = (own != other) & (elsewhere != own[partners])
         counts[OTHER_IMAGE] = has_partner
         counts[OTHER_QUESTION] = differs & has_partner
+        for kind, asked in self.asked.items():
+            counts[kind] = counts[kind] & ~torch.tensor(asked, dtype=torch.bool, device=device)
         return ScopeStates(
             {kind: part.gate for kind, part in parts.items()},
             {kind: part.vision for kind, part in parts.items()},
@@ -135,3 +145,8 @@ def collect(
         editor, asked.queries, first=asked.first, autocast=autocast, progress=progress
     )
     return asked.states(read)
+
+
+def _question(query: Query) -> tuple[str, Hashable]:
+    """Return what two queries have in common that ask the same about the same."""
+    return " ".join(query.prompt.split()), key_of(query)

@@ -28,6 +28,7 @@ from easyedit_dualedit.train.checkpoint import WATCH, Checkpoint, Stateful
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.drawn_targets import with_drawn_targets
 from easyedit_dualedit.train.gate_stage import GateStage
+from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.pictures_ahead import PicturesAhead
 from easyedit_dualedit.train.progress import TrainingProgress
 from easyedit_dualedit.train.step import TrainingStep
@@ -158,8 +159,7 @@ def train(
             optimiser.zero_grad(set_to_none=True)
             if step % FORGET_EVERY == 0:
                 training_step.forget()
-            for batch in batches(step):
-                losses = gradient.add(batch)
+            losses = StepLosses.mean([gradient.add(batch) for batch in batches(step)])
             processes.add_gradients(editor.adapters.parameters())
             norm = nn.utils.clip_grad_norm_(
                 editor.adapters.parameters(), config.gradient_clip or math.inf

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,20 @@ def test_the_newest_edit_of_a_question_wins_and_a_warning_says_so(
     with caplog.at_level(logging.WARNING):
         memory.add(Query(asked[0].prompt, asked[0].image, "another answer"))
     assert "both say 'another answer'" in caplog.text
+
+
+def test_the_newest_edit_of_a_question_wins_where_keys_differ_by_rounding(llava: TinyModel):
+    editor = editor_of(llava)
+    memory = EditMemory(editor, gate=editor.open_gate())
+    asked = requests(2)
+    memory.add(asked)
+    memory.add(Query(asked[0].prompt, asked[0].image, "another answer"))
+    first, other, newer = memory
+    further = torch.nn.functional.normalize(newer.key + 1e-3 * torch.randn(newer.key.shape), dim=0)
+    assert float(first.key @ further) < 1 - 1e-5
+    memory._hold([first, other, replace(newer, key=further)])
+    batch = editor.encoder.encode(asked, with_target=False)
+    assert memory.model.route(layout=batch.layout, **batch.inputs).edit_index.tolist() == [2, 1]
 
 
 def test_what_an_edit_answered_is_forgotten_when_another_of_its_question_comes_or_goes(

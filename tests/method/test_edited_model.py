@@ -10,7 +10,7 @@ from packaging.version import Version
 from tiny_editors import hooks_of_ours, picture, request_of, shared, trained_editor
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from easyedit_dualedit.errors import (
     CalibrationError,
@@ -236,6 +236,54 @@ def test_every_way_of_greedy_generation_gives_the_same_tokens(
     made = {key: value() if isinstance(value, type) else value for key, value in options.items()}
     tokens = edited.generate(**inputs, **usual, **made)
     assert torch.equal(tokens if isinstance(tokens, torch.Tensor) else tokens.sequences, expected)
+
+
+@ORDERS
+def test_a_cache_that_is_emptied_and_used_again_brings_no_edit_with_it(
+    llava: TinyModel, text_layer: int, vision_layer: int
+):
+    editor, edited = edited_of(llava, text_layer=text_layer, vision_layer=vision_layer)
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+
+    def emptied(cache: StaticCache) -> dict[str, Any]:
+        cache.reset()
+        return {**options, "past_key_values": cache}
+
+    def new() -> StaticCache:
+        return StaticCache(config=llava.model.config.get_text_config(), max_cache_len=64)
+
+    closed = prompt_inputs(editor, Query("How many squares are there?", picture("blue")))
+    cache = new()
+    edited.generate(**prompt_inputs(editor), **emptied(cache))
+    found = edited.generate(**closed, **emptied(cache))
+    expected = llava.model.generate(**closed, **emptied(new()))
+    for mine, plain in zip(found.logits, expected.logits, strict=True):
+        assert torch.equal(mine, plain)
+    again = edited.generate(**prompt_inputs(editor), **emptied(cache))
+    first = edited.generate(**prompt_inputs(editor), **emptied(new()))
+    assert torch.equal(again.sequences, first.sequences)
+
+
+def test_steps_whose_output_is_a_tuple_go_on_as_others_do(llava: TinyModel):
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    found: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    for named, logits in found.items():
+        cache = DynamicCache()
+        options = {CACHE_NAMES[1]: cache, "use_cache": True, "return_dict": named}
+        mask = inputs["attention_mask"]
+        with torch.no_grad():
+            output = edited(**inputs, **options)
+            for _ in range(3):
+                logits.append(output[0] if not named else output.logits)
+                mask = torch.cat([mask, mask[:, -1:]], 1)
+                token = logits[-1][:, -1:].argmax(-1)
+                output = edited(input_ids=token, attention_mask=mask, **options)
+    for mine, other in zip(*found.values(), strict=True):
+        assert torch.equal(mine, other)
+    step = llava.model(**inputs, use_cache=True)
+    assert not torch.equal(step.logits, found[True][0])
 
 
 @ORDERS

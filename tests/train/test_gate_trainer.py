@@ -13,7 +13,7 @@ from tiny_editors import picture, request_of, tiny_config, trained_editor
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, OTHER_QUESTION, SCOPE
+from easyedit_dualedit.data.scope import IN_SCOPE, NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
@@ -244,6 +244,31 @@ def test_a_question_that_is_answered_alike_does_not_teach(
             assert not bool(asked.states(first).counts[OTHER_QUESTION].any())
     alone = collect(editor_of(llava), records[:1], progress=False)
     assert not bool(alone.counts[OTHER_IMAGE].any()), "it would show its own picture"
+
+
+def test_a_hard_query_that_is_the_request_of_a_record_does_not_count(
+    llava: TinyModel, records: list[Record]
+):
+    pictures = [records[place // 3 * 3].request.image for place in range(6)]
+    few = [
+        replace(record, request=replace(record.request, image=image))
+        for record, image in zip(records[:6], pictures, strict=True)
+    ]
+    few[5] = replace(few[5], request=replace(few[5].request, image=None))
+    few[0] = replace(few[0], request=replace(few[0].request, prompt=few[3].request.prompt + " "))
+    asked = ScopeQueries.of(few)
+    requests = [(each.request.prompt.strip(), each.request.image) for each in few]
+    counts = collect(editor_of(llava), few, progress=False).counts
+    never: dict[str, list[bool]] = {OTHER_IMAGE: [], OTHER_QUESTION: [], NO_IMAGE: []}
+    for (prompt, image), partner in zip(requests, asked.partners, strict=True):
+        never[OTHER_IMAGE].append((prompt, requests[partner][1]) in requests)
+        never[OTHER_QUESTION].append((requests[partner][0], image) in requests)
+        never[NO_IMAGE].append((prompt, None) in requests)
+    assert dict(asked.asked) == never
+    assert 0 < sum(never[OTHER_IMAGE]) < 6 and sum(never[NO_IMAGE]) == 1
+    for kind in (OTHER_IMAGE, NO_IMAGE):
+        assert counts[kind].tolist() == [not each for each in never[kind]]
+    assert not bool(counts[OTHER_QUESTION][torch.tensor(never[OTHER_QUESTION])].any())
 
 
 def test_a_gate_that_is_made_at_once_is_that_of_both_stages(

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from easyedit_dualedit.model.inputs import IGNORED
-from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits
+from easyedit_dualedit.train.losses import (
+    StepLosses,
+    answer_cross_entropy,
+    answer_divergence,
+    answer_logits,
+)
 
 VOCABULARY = 11
 
@@ -131,3 +136,12 @@ def test_gradients_reach_the_edited_logits_at_answers_only(logits: Tensor, label
 def test_no_answer_diverges_by_nothing(logits: Tensor):
     nothing = torch.full((3, 8), IGNORED)
     assert float(answer_divergence(logits, logits * 2, nothing)) == 0.0
+
+
+def test_a_step_of_several_batches_has_their_mean():
+    first = StepLosses(torch.tensor(1.0), {"reliability": 1.0, "text_locality": 4.0}, {"a": 1.0})
+    second = StepLosses(torch.tensor(3.0), {"reliability": 2.0}, {"a": 0.5})
+    mean = StepLosses.mean([first, second])
+    assert float(mean.total) == 2.0
+    assert mean.by_metric == {"reliability": 1.5, "text_locality": 4.0}
+    assert mean.accuracy == {"a": 0.75}

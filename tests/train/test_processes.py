@@ -10,7 +10,7 @@ import torch
 from forked import forkserver_method
 from tiny_data import fast, step_losses, write_data
 from tiny_models import tiny_llava
-from torch import distributed, multiprocessing
+from torch import distributed, multiprocessing, nn
 
 from easyedit_dualedit.data.records import load_records
 from easyedit_dualedit.errors import DataError
@@ -55,6 +55,12 @@ def work(place: int, folder: str, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with joined(cpu=True) as (processes, device):
         assert processes == Processes(place, 2) and device is None
+        first_alone, nobody = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+        if place == 0:
+            first_alone.grad = torch.ones(2)
+        processes.add_gradients(iter([nobody, first_alone]))
+        assert nobody.grad is None, "an optimiser would move it by what it did before"
+        assert first_alone.grad is not None and first_alone.grad.tolist() == [1.0, 1.0]
         run(Path(folder))
     assert not distributed.is_initialized()
 
