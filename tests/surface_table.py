@@ -109,8 +109,8 @@ FIELDS = (
     ),
     Rows(
         EDITED,
-        "holds the edit: a step that continues it needs nothing more, and may be a step of the base"
-        " model (`cache` since transformers 5.24)",
+        "holds the edit, and so does a deep copy: a step that continues it needs nothing more, and"
+        " may be a step of the base model (`cache` since transformers 5.24)",
         "cache past_key_values",
     ),
     Rows(

@@ -270,8 +270,16 @@ class Decision:
         return TokenLayout.of_answer(before, width)
 
 
-Decisions = MutableMapping[Any, Decision]
-"""What was decided for the prompt whose keys and values a cache holds."""
+class DecisionMark:
+    """Is put on the cache that holds a prompt's keys and values; copies of the cache keep it."""
+
+    def __deepcopy__(self, _: Any) -> "DecisionMark":
+        """Return the mark itself."""
+        return self
+
+
+Decisions = MutableMapping[DecisionMark, Decision]
+"""What was decided for a prompt, for as long as a cache has its mark."""
 
 
 def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:

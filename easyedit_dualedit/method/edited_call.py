@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import ChunkedPrefillError, DataError, PromptEndError
-from easyedit_dualedit.method.active_edits import ActiveEdits, Decision, Decisions
+from easyedit_dualedit.method.active_edits import ActiveEdits, Decision, DecisionMark, Decisions
 from easyedit_dualedit.method.gate import Routing
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import Hooks, eager, named_arguments
 from easyedit_dualedit.model.inputs import CACHE_NAMES, IGNORED, TokenLayout
+
+_MARK = "_dualedit_decision"
+"""Attribute of a cache that was filled with a prompt that an edit concerns."""
 
 LayoutFinder = Callable[[dict[str, Any]], TokenLayout]
 """Says what each position of a call with these inputs is."""
@@ -46,7 +49,7 @@ class EditedCall:
             backbone: parts of the base model.
             active: the edits.
             find_layout: asked for the layout of every forward that starts from a prompt.
-            decisions: of the calls before, by the caches that they gave.
+            decisions: of the calls before, by the marks of the caches that they gave.
             prompt: what `generate` was given; None in a plain call.
         """
         self._backbone = backbone
@@ -90,8 +93,9 @@ class EditedCall:
             cache = cache_of(output) if isinstance(output, Mapping) else self._given
             # EasyEdit's ports give a tuple, new at each step, which nothing can be remembered by.
             if cache is not None and not isinstance(cache, tuple):
-                held = cached_tokens(cache)
-                self._decisions[cache] = Decision(self._open_rows, self._answered, held)
+                mark, held = DecisionMark(), cached_tokens(cache)
+                setattr(cache, _MARK, mark)
+                self._decisions[mark] = Decision(self._open_rows, self._answered, held)
         return output
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -109,7 +113,7 @@ class EditedCall:
             return
         if self._given is not None and not isinstance(self._given, tuple):
             # One that was emptied holds nothing of the prompt for which it was decided before.
-            self._decisions.pop(self._given, None)
+            vars(self._given).pop(_MARK, None)
         if module is self._backbone.model:
             layout = self._find_layout(inputs)
             self._start(layout, self._routed(inputs, layout))
@@ -145,7 +149,8 @@ class EditedCall:
                 "the cache (past_key_values) is a tuple, by which an edit does not know its prompt"
                 " again; call generate, or give a cache of transformers, such as DynamicCache"
             )
-        decision = self._decisions.get(cache)
+        mark = getattr(cache, _MARK, None)
+        decision = None if mark is None else self._decisions.get(mark)
         self._open_rows = self._answered = None
         if decision is None or not adapters.changes_answers:
             return

@@ -1,6 +1,7 @@
 """The edited model: where it finds the prompt, what it passes through and what it refuses."""
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -263,6 +264,28 @@ def test_a_cache_that_is_emptied_and_used_again_brings_no_edit_with_it(
     again = edited.generate(**prompt_inputs(editor), **emptied(cache))
     first = edited.generate(**prompt_inputs(editor), **emptied(new()))
     assert torch.equal(again.sequences, first.sequences)
+
+
+def test_steps_with_a_copy_of_a_cache_go_on_as_with_the_cache(llava: TinyModel):
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    name = CACHE_NAMES[1]
+    with torch.no_grad():
+        cache = edited(**inputs, **{name: DynamicCache()}, use_cache=True)[name]
+        mask = torch.cat([inputs["attention_mask"], inputs["attention_mask"][:, -1:]], 1)
+        step = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": mask}
+        *copies, third = [copy.deepcopy(cache) for _ in range(3)]
+        mine, theirs, plain = (
+            model(**step, **{name: each}, use_cache=True).logits
+            for model, each in zip((edited, edited, llava.model), (cache, *copies), strict=True)
+        )
+        assert torch.equal(mine, theirs) and not torch.equal(mine, plain)
+        # Another model's edits are not in it.
+        other = editor.edited(editor.read([OTHER]))
+        assert torch.equal(other(**step, **{name: third}, use_cache=True).logits, plain)
+    del cache, copies, third
+    gc.collect()
+    assert not edited._decisions, "nothing is kept of caches that are gone"
 
 
 def test_steps_whose_output_is_a_tuple_go_on_as_others_do(llava: TinyModel):
