@@ -111,9 +111,9 @@ class EditedCall:
                 )
             self._continue(inputs)
             return
-        if self._given is not None and not isinstance(self._given, tuple):
+        if self._given is not None:
             # One that was emptied holds nothing of the prompt for which it was decided before.
-            vars(self._given).pop(_MARK, None)
+            getattr(self._given, "__dict__", {}).pop(_MARK, None)
         if module is self._backbone.model:
             layout = self._find_layout(inputs)
             self._start(layout, self._routed(inputs, layout))

@@ -53,6 +53,24 @@ Measure = Callable[[GateRow, dict[Hashable, PreparedQuery]], RowLength]
 """Tokenises a row and returns its length; pixels that were read for it go to the dictionary."""
 
 
+class ShownKeys:
+    """Tells what queries show; a file or a picture in memory is looked up once."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._known: dict[object, Hashable] = {}
+
+    def __call__(self, query: Query) -> tuple[Hashable, ...]:
+        """Return what tells the pictures of a query from others; the query has to stay alive."""
+        return tuple(self._key(shown) for shown in query.shown)
+
+    def _key(self, shown: Shown) -> Hashable:
+        name: object = shown if isinstance(shown, Path) else id(shown)
+        if name not in self._known:
+            self._known[name] = shown_key(shown)
+        return self._known[name]
+
+
 def distinct_rows(
     queries: Sequence[Query], first: Sequence[bool] | None = None
 ) -> tuple[list[GateRow], Tensor]:
@@ -64,16 +82,8 @@ def distinct_rows(
         queries: in any order.
         first: whose first answer token is asked for.
     """
-    known: dict[object, Hashable] = {}
-
-    def key_of(shown: Shown) -> Hashable:
-        # What a file or a picture in memory shows is looked up once.
-        name: object = shown if isinstance(shown, Path) else id(shown)
-        if name not in known:
-            known[name] = shown_key(shown)
-        return known[name]
-
-    keys = [(q.prompt, tuple(key_of(p) for p in q.shown), q.target) for q in queries]
+    key_of = ShownKeys()
+    keys = [(query.prompt, key_of(query), query.target) for query in queries]
     answered = {(prompt, pictures): target for prompt, pictures, target in keys if target}
     rows: dict[Hashable, GateRow] = {}
     places = []

@@ -17,8 +17,8 @@ from easyedit_dualedit.data.scope import (
 )
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.picture_features import key_of
 from easyedit_dualedit.train.gate_reading import GateStates, read_gate_states
+from easyedit_dualedit.train.gate_rows import ShownKeys
 
 _ASKED_FIRST = (METRICS[0], OTHER_QUESTION, OTHER_IMAGE)
 """Kinds of query whose first answer token says whether they mean the same."""
@@ -85,8 +85,13 @@ class ScopeQueries:
         kinds = scope_queries(records, seed=seed)
         queries = [Query(q.prompt, q.image) for kind in SCOPE for q in kinds[kind]]
         first = [kind in _ASKED_FIRST for kind in SCOPE for _ in records]
-        requests = {_question(record.request) for record in records}
-        asked = {kind: [_question(query) in requests for query in kinds[kind]] for kind in HARD}
+        key_of = ShownKeys()
+
+        def asks(query: Query) -> Hashable:
+            return " ".join(query.prompt.split()), key_of(query)
+
+        requests = {asks(record.request) for record in records}
+        asked = {kind: [asks(query) in requests for query in kinds[kind]] for kind in HARD}
         return cls(queries, first, partners_of(len(records), seed=seed), asked)
 
     def states(self, read: GateStates) -> ScopeStates:
@@ -145,8 +150,3 @@ def collect(
         editor, asked.queries, first=asked.first, autocast=autocast, progress=progress
     )
     return asked.states(read)
-
-
-def _question(query: Query) -> tuple[str, Hashable]:
-    """Return what two queries have in common that ask the same about the same."""
-    return " ".join(query.prompt.split()), key_of(query)
