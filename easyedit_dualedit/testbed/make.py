@@ -23,6 +23,7 @@ from easyedit_dualedit.testbed.card import Making, write_card
 from easyedit_dualedit.testbed.evaluation import measure_folder
 from easyedit_dualedit.testbed.language import Lesson, train_language, train_lookups
 from easyedit_dualedit.testbed.vision import draw_gallery, see_all, train_vision
+from easyedit_dualedit.testbed.weight_names import save_halves
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
@@ -56,8 +57,7 @@ def save(
     folder: Path,
 ) -> None:
     """Write model and processor to a folder; weights in float16, to be loaded as float32."""
-    halves = {name: value.half() for name, value in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=halves)
+    save_halves(model, folder)
     processor.save_pretrained(folder)
 
 

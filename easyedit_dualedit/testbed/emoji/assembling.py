@@ -21,6 +21,7 @@ from easyedit_dualedit.testbed.emoji.architecture import (
     read_language_model,
 )
 from easyedit_dualedit.testbed.emoji.parts import open_parts
+from easyedit_dualedit.testbed.weight_names import fitting, save_halves
 
 FAMILY = "llava-onevision"
 """What the name of a model's folder must hold, for EasyEdit to know its family."""
@@ -74,6 +75,7 @@ def put_together(language: LanguageModel, weights: Path) -> Any:
     shape = TowerShape(**json.loads((weights / SHAPE_FILE).read_text(encoding="utf-8")))
     model: Any = build_model(language, shape)
     eyes = {name: value.float() for name, value in load_file(weights / EYES_FILE).items()}
+    eyes = fitting(model, eyes)
     _, unexpected = model.load_state_dict(eyes, strict=False)
     if unexpected:
         raise PartsError(
@@ -105,9 +107,7 @@ def merge_changes(model: Any, changes: Mapping[str, Tensor]) -> None:
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write model and processor; weights in float16, to be loaded in any precision."""
-    halves = {name: value.half() for name, value in model.state_dict().items()}
-    halves.pop("lm_head.weight", None)
-    model.save_pretrained(folder, state_dict=halves)
+    save_halves(model, folder, but="lm_head.weight")
     build_processor(tokenizer).save_pretrained(folder)
 
 
