@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from easyedit_dualedit.errors import PartsError
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.testbed.architecture import CHAT_TEMPLATE, END, IMAGE, PAD, VIDEO
 from easyedit_dualedit.testbed.emoji.drawing import GRID, PATCH, SIDE
@@ -15,6 +16,7 @@ from easyedit_dualedit.testbed.emoji.drawing import GRID, PATCH, SIDE
 # transformers' image classes import torchvision, which must be importable before.
 define_missing_operators()
 
+import transformers  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -75,7 +77,8 @@ def read_language_model(gguf: Path) -> LanguageModel:
     """Return the language model of a GGUF file, with the tokens of pictures added.
 
     Raises:
-        PartsError: the package ``gguf`` is not installed.
+        PartsError: the package ``gguf`` is not installed, or this version of transformers reads
+            another tokenizer than the model has.
     """
     _require_gguf()
     folder, name = str(gguf.parent), gguf.name
@@ -86,6 +89,13 @@ def read_language_model(gguf: Path) -> LanguageModel:
     settings.pop("quantization_config", None)
     state = dict(model.state_dict())
     state.pop("lm_head.weight", None)
+    has = len(state["model.embed_tokens.weight"])
+    if len(tokenizer) != has:
+        raise PartsError(
+            f"transformers {transformers.__version__} reads {len(tokenizer)} tokens from {name},"
+            f" whose model has {has}; put the model together with a newer version, such as 5.24:"
+            " older ones read the folder that it writes"
+        )
     return with_picture_tokens(LanguageModel(LlamaConfig(**settings), state, tokenizer))
 
 
@@ -169,8 +179,6 @@ def build_model(
 
 def _require_gguf() -> None:
     import importlib.util
-
-    from easyedit_dualedit.errors import PartsError
 
     if importlib.util.find_spec("gguf") is None:
         raise PartsError(

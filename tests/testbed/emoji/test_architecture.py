@@ -10,6 +10,7 @@ import torch
 from tiny_emoji_model import SHAPE, tiny_drawings, tiny_language
 
 from easyedit_dualedit.errors import PartsError
+from easyedit_dualedit.testbed.emoji import architecture
 from easyedit_dualedit.testbed.emoji.architecture import (
     IMAGE_TOKENS,
     build_model,
@@ -71,4 +72,25 @@ def test_without_gguf_it_says_what_to_install(
         lambda name, *rest: None if name == "gguf" else real(name, *rest),
     )
     with pytest.raises(PartsError, match="pip install"):
+        read_language_model(tmp_path / "model.gguf")
+
+
+def test_another_tokenizer_than_the_models_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = torch.zeros(5, 4)
+
+    class Read:
+        config = LANGUAGE.config
+
+        def __len__(self) -> int:
+            return 6
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {"model.embed_tokens.weight": rows}
+
+    monkeypatch.setattr(architecture, "_require_gguf", lambda: None)
+    for name in ("AutoTokenizer", "AutoModelForCausalLM"):
+        monkeypatch.setattr(getattr(architecture, name), "from_pretrained", lambda *_, **__: Read())
+    with pytest.raises(PartsError, match="reads 6 tokens from model.gguf, whose model has 5"):
         read_language_model(tmp_path / "model.gguf")
