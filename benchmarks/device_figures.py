@@ -16,16 +16,14 @@ from benchmarks.measures import Measures
 from benchmarks.speed import COMPILED, described, renamed
 from benchmarks.subject import Shapes
 from benchmarks.tasks import STATE_BUDGETS, TRAINING
+from easyedit_dualedit.experiments.gate_rates import edits_with
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.config import GateConfig
-from easyedit_dualedit.method.stored_edit import Provenance, StoredEdit
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.inputs import TokenLayout
 
 COUNTS = (1, 100, 10_000)
 """Numbers of edits to route among."""
-
-_NOWHERE = Provenance("", "", "", ())
 
 
 class Figures:
@@ -115,7 +113,7 @@ def routing(subject: DeviceSubject, clock: Clock, repeats: int) -> dict[str, dic
         for name in ("closed", "open"):
             if name == "open":
                 keys = torch.cat([keys[:-1], own[None]])
-            edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(keys)]
+            edits = edits_with(keys)
             active = ActiveEdits.of_stored(edits, editor.adapters, gate)
             title = f"{name}, among {count} edit{'s' * (count > 1)}"
             decisions[title] = partial(_open_rows, active, hidden, batch.layout)

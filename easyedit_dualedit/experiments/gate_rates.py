@@ -20,7 +20,6 @@ from easyedit_dualedit.model.inputs import TokenLayout
 from easyedit_dualedit.train.gate_reading import read_gate_states
 from easyedit_dualedit.train.scope_states import ScopeStates, collect
 
-_NOWHERE = Provenance("", "", "", ())
 REPEATS = 300
 _FORWARDS = 60
 _QUERIES = 16
@@ -102,12 +101,19 @@ def routing_costs(
     return costs
 
 
+def edits_with(keys: Tensor) -> list[StoredEdit]:
+    """Return edits of which a gate knows the keys, each of a question of its own."""
+    return [
+        StoredEdit(str(place), Provenance("", str(place), "", ()), key, {})
+        for place, key in enumerate(keys)
+    ]
+
+
 def _decisions(
     editor: DualEditor, records: Sequence[Record], keys: Tensor, name: str, count: int
 ) -> list[Callable[[], dict[int, int]]]:
     """Return decisions about some queries among the first edits, those that are right."""
-    edits = [StoredEdit(str(place), _NOWHERE, key, {}) for place, key in enumerate(keys[:count])]
-    active = ActiveEdits.of_stored(edits, editor.adapters, editor.gate)
+    active = ActiveEdits.of_stored(edits_with(keys[:count]), editor.adapters, editor.gate)
 
     def decision(hidden: Tensor, layout: TokenLayout) -> dict[int, int]:
         return active.decide(hidden, layout).open_rows()
