@@ -4,7 +4,6 @@ An `EditSignal` is one edit as it was read from the model. `ActiveEdits` holds s
 stored, in the form in which a forward uses them.
 """
 
-import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -71,6 +70,8 @@ class ActiveEdits:
     """Keys and values of each adapter in use; empty without edits."""
     assignment: Tensor | None = None
     """The only edit that each row may use, long [b]; None lets the gate choose among all."""
+    newest: Tensor | None = None
+    """Place of the newest edit of each one's question, long [n]; None where each is the newest."""
     watch: Callable[[Routing], None] | None = None
     """Is told each decision."""
 
@@ -110,20 +111,17 @@ class ActiveEdits:
         device = gate.mean.device
         if not stored:
             return cls(adapters, gate, (), torch.empty(0, 0, device=device), {}, assignment)
-        newest = {edit.provenance.question: place for place, edit in enumerate(stored)}
-        # In half precision, keys of one question differ by what was read beside it.
-        overruled = torch.full_like(stored[0].key, math.nan)
-        keys = torch.stack(
-            [
-                edit.key if newest[edit.provenance.question] == place else overruled
-                for place, edit in enumerate(stored)
-            ]
-        ).to(device)
+        keys = torch.stack([edit.key for edit in stored]).to(device)
+        last = {edit.provenance.question: place for place, edit in enumerate(stored)}
+        newest = None
+        if len(last) < len(stored):
+            places = [last[edit.provenance.question] for edit in stored]
+            newest = torch.tensor(places, device=device)
         projected: dict[Modality, Projections] = {
             modality: StoredProjections(stored, modality, device, adapters.word_vectors)
             for modality in stored[0].projected
         }
-        return cls(adapters, gate, tuple(stored), keys, projected, assignment)
+        return cls(adapters, gate, tuple(stored), keys, projected, assignment, newest)
 
     @classmethod
     def together(cls, parts: Sequence["ActiveEdits"], assignment: Tensor | None = None) -> Self:
@@ -183,6 +181,11 @@ class ActiveEdits:
             CalibrationError: if the gate has no threshold.
         """
         routing = self.gate.decide(hidden, layout, self.keys, self.assignment)
+        if self.newest is not None and self.assignment is None:
+            # In half precision, keys of one question differ by what was read beside it.
+            chosen = routing.edit_index
+            newest = self.newest.to(chosen.device)[chosen.clamp(min=0)]
+            routing = replace(routing, edit_index=torch.where(chosen < 0, chosen, newest))
         if self.watch is not None:
             self.watch(routing)
         return routing

@@ -25,6 +25,7 @@ from easyedit_dualedit.method.shared_folder import adapters_folder
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.families import BackboneConfig, answers_joined
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.storage.hub import names_repository
 from easyedit_dualedit.storage.parsing import json_in
 
 
@@ -56,7 +57,7 @@ class TrainedAdapters:
         Raises:
             ArchiveError: if there are none, or what is there is damaged.
         """
-        path = existing_archive(source)
+        path = adapters_folder(require_archive(source))
         return cls(Archive.load(path), path)
 
     def editor(
@@ -93,8 +94,8 @@ class TrainedAdapters:
         return editor
 
 
-def existing_archive(source: str | Path | None) -> Path:
-    """Return where the adapters are that an archive names, before they are read.
+def require_archive(source: str | Path | None) -> str | Path:
+    """Return what an archive names, if it may hold adapters; nothing is read or fetched.
 
     Raises:
         ArchiveError: if it names none, or nothing is there.
@@ -104,13 +105,12 @@ def existing_archive(source: str | Path | None) -> Path:
             "archive is not set: DualEdit needs trained adapters; set archive to a folder of"
             " saved adapters or to a checkpoint of EasyEdit's trainer"
         )
-    path = adapters_folder(source)
-    if not path.exists():
+    if not names_repository(str(source)) and not Path(source).exists():
         raise ArchiveError(
             f"archive = {str(source)!r}, but there is nothing; train adapters, or set archive"
             " to what training wrote"
         )
-    return path
+    return source
 
 
 def with_answers_joined(config: DualEditConfig, model: nn.Module) -> DualEditConfig:

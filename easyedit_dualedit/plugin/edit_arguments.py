@@ -28,7 +28,7 @@ def checked_arguments(given: Mapping[str, Any], edition: str) -> dict[str, Any]:
 
     Raises:
         DataError: if there is no edit, a list has another length than the prompts, or something
-            that EasyEdit needs is missing: a text, a picture's file.
+            that EasyEdit needs is missing.
         UpstreamError: if the release is given a picture that is no file, which it cannot take.
     """
     arguments = dict(given)

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from easyedit_dualedit.errors import ConfigError, DataError, UpstreamError
 from easyedit_dualedit.plugin.apply import sequence_of_call
-from easyedit_dualedit.plugin.archives import existing_archive
+from easyedit_dualedit.plugin.archives import require_archive
 from easyedit_dualedit.plugin.edit_arguments import checked_arguments
 from easyedit_dualedit.plugin.models import is_ours
 
@@ -70,7 +70,7 @@ def with_checked_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def edit_dataset(self: Any, ds: Any, *args: Any, **kwargs: Any) -> Any:
         if is_ours(self.hparams):
-            existing_archive(self.hparams.archive)
+            require_archive(self.hparams.archive)
             if kwargs.get("sequential_edit"):
                 # Upstream takes any argument and makes each edit alone.
                 raise ConfigError(
@@ -101,5 +101,5 @@ def _given(
     given = dict(signature.bind(editor, *args, **kwargs).arguments)
     given |= given.pop("kwargs", {})
     del given["self"]
-    existing_archive(editor.hparams.archive)
+    require_archive(editor.hparams.archive)
     return checked_arguments(given, edition)

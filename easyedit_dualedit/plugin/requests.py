@@ -56,8 +56,11 @@ def require_texts(number: int, prompt: Any, target: Any) -> None:
         DataError: naming the request by its number.
     """
     texts = {"prompt": prompt, "target": target}
-    missing = [name for name, text in texts.items() if isinstance(text, str) and not text.strip()]
-    missing += [name for name, text in texts.items() if text is None]
+    missing = [
+        name
+        for name, text in texts.items()
+        if text is None or (isinstance(text, str) and not text.strip())
+    ]
     if missing:
         raise DataError(
             f"request {number} has no {' and no '.join(missing)}; an edit needs a prompt and the"

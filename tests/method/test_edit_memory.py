@@ -19,6 +19,7 @@ from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.edit_file import EDITS_FILE, NUMBERS_FILE
 from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION, EditMemory
+from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import KEY_WIDTH
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
@@ -165,6 +166,19 @@ def test_the_newest_edit_of_a_question_wins_where_keys_differ_by_rounding(llava:
     memory._hold([first, other, replace(newer, key=further)])
     batch = editor.encoder.encode(asked, with_target=False)
     assert memory.model.route(layout=batch.layout, **batch.inputs).edit_index.tolist() == [2, 1]
+
+
+def test_edits_of_one_question_side_by_side_each_have_their_rows(llava: TinyModel):
+    editor = editor_of(llava)
+    asked = requests(1)[0]
+    models = []
+    for target in ("blue", "another answer"):
+        memory = EditMemory(editor)
+        memory.add(replace(asked, target=target))
+        models.append(memory.model)
+    batch = editor.encoder.encode([asked, asked], with_target=False)
+    both = EditedModel.side_by_side(models, 1)
+    assert both.route(layout=batch.layout, **batch.inputs).edit_index.tolist() == [0, 1]
 
 
 def test_what_an_edit_answered_is_forgotten_when_another_of_its_question_comes_or_goes(

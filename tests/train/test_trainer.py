@@ -21,6 +21,7 @@ from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_trainer import calibrate
 from easyedit_dualedit.train.losses import StepLosses
+from easyedit_dualedit.train.progress import TrainingProgress
 from easyedit_dualedit.train.step import TrainingStep
 from easyedit_dualedit.train.trainer import batch_indices, train
 
@@ -106,11 +107,16 @@ def gradients(
     return [parameter.grad.clone() for parameter in editor.adapters.parameters()]
 
 
-def test_accumulated_batches_make_one_step_of_their_mean(llava: TinyModel, records: list[Record]):
+def test_accumulated_batches_make_one_step_of_their_mean(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    shown: list[dict[str, float]] = []
+    monkeypatch.setattr(TrainingProgress, "step", lambda _, losses, __: shown.append(dict(losses)))
     config = fast(steps=1, batch_size=2, accumulate=2, gate_steps=0)
     editor = stirred(llava)
     parts = [[records[i] for i in batch_indices(n, len(records), config)] for n in (0, 1)]
     assert not {r.index for r in parts[0]} & {r.index for r in parts[1]}
+    first_losses, second_losses = (step_losses(editor, part, config).by_metric for part in parts)
     one, two = (gradients(editor, part, config) for part in parts)
     before = [parameter.detach().clone() for parameter in editor.adapters.parameters()]
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=config.learning_rate)
@@ -122,6 +128,8 @@ def test_accumulated_batches_make_one_step_of_their_mean(llava: TinyModel, recor
     for parameter, value in zip(trained.adapters.parameters(), before, strict=True):
         assert torch.equal(parameter, value)
     train(trained, records, config, progress=False)
+    mean = {name: (loss + second_losses[name]) / 2 for name, loss in first_losses.items()}
+    assert shown == [pytest.approx(mean, rel=1e-4, abs=1e-6)]
     for parameter, value in zip(trained.adapters.parameters(), expected, strict=True):
         # Adam's first step is the sign of the gradient: where that is noise, so is the step.
         close = torch.isclose(parameter, value, atol=1e-5)
