@@ -6,6 +6,7 @@ stored, in the form in which a forward uses them.
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import torch
@@ -20,7 +21,7 @@ from easyedit_dualedit.method.adapter import (
 )
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.gate import Gate, Routing
-from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections
+from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections, question_of
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import CACHE_NAMES, NO_WORD, Query, TokenLayout
@@ -47,6 +48,11 @@ class EditSignal:
     """Answer token that follows each of those positions, long [e]; `NO_WORD` where none does."""
     request: Query | None = None
     """What was asked for, where it is known."""
+
+    @cached_property
+    def question(self) -> tuple[Any, ...] | None:
+        """What two edits of one question have in common; None where it is not known."""
+        return None if self.request is None else question_of(self.request)
 
 
 class Projections(Protocol):
@@ -83,7 +89,10 @@ class ActiveEdits:
         gate: Gate,
         assignment: Tensor | None = None,
     ) -> Self:
-        """Return `signals`, oldest first, as adapters and gate see them; gradients pass."""
+        """Return `signals`, oldest first, as adapters and gate see them; gradients pass.
+
+        Where the gate chooses, of those of one question the newest alone applies.
+        """
         if not signals:
             return cls(adapters, gate, (), gate.mean.new_empty(0, len(gate.mean)), {}, assignment)
         projected: dict[Modality, Projections] = {}
@@ -96,8 +105,11 @@ class ActiveEdits:
             states, mask = stacked([signal.states[layer] for signal in signals])
             made = adapters[modality].project(states, mask, words)
             projected[modality] = replace(made, is_full=is_full)
+        newest = None
+        if assignment is None and len(signals) > 1:
+            newest = _newest([signal.question for signal in signals], gate.mean.device)
         keys = keys_of(signals, gate)
-        return cls(adapters, gate, tuple(signals), keys, projected, assignment)
+        return cls(adapters, gate, tuple(signals), keys, projected, assignment, newest)
 
     @classmethod
     def of_stored(
@@ -112,11 +124,7 @@ class ActiveEdits:
         if not stored:
             return cls(adapters, gate, (), torch.empty(0, 0, device=device), {}, assignment)
         keys = torch.stack([edit.key for edit in stored]).to(device)
-        last = {edit.provenance.question: place for place, edit in enumerate(stored)}
-        newest = None
-        if len(last) < len(stored):
-            places = [last[edit.provenance.question] for edit in stored]
-            newest = torch.tensor(places, device=device)
+        newest = _newest([edit.provenance.question for edit in stored], device)
         projected: dict[Modality, Projections] = {
             modality: StoredProjections(stored, modality, device, adapters.word_vectors)
             for modality in stored[0].projected
@@ -238,6 +246,18 @@ class ActiveEdits:
                 answered = layout.answered if modality == "text" else None
                 hidden = add_at(hidden, positions, adapter, edit, rows, answered)
         return hidden
+
+
+def _newest(questions: Sequence[tuple[Any, ...] | None], device: torch.device) -> Tensor | None:
+    """Return the last place of each one's question, long [n]; None where no question comes twice.
+
+    None among the questions is one that is not known, like no other.
+    """
+    known = [place if asked is None else asked for place, asked in enumerate(questions)]
+    last = {asked: place for place, asked in enumerate(known)}
+    if len(last) == len(known):
+        return None
+    return torch.tensor([last[asked] for asked in known], device=device)
 
 
 @dataclass(frozen=True)

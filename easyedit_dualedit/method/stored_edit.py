@@ -41,7 +41,7 @@ class Provenance:
     @property
     def question(self) -> tuple[Any, ...]:
         """What two edits of one question have in common."""
-        return (" ".join(self.prompt.split()), self.pictures)
+        return _question(self.prompt, self.pictures)
 
 
 @dataclass(frozen=True)
@@ -148,3 +148,16 @@ def picture_hashes(request: Query) -> tuple[str, ...]:
         DataError: if a picture cannot be read.
     """
     return tuple(shown_digest(each)[:16] for each in request.shown)
+
+
+def question_of(request: Query) -> tuple[Any, ...]:
+    """Return what two requests of one question have in common, as `Provenance.question` does.
+
+    Raises:
+        DataError: if a picture cannot be read.
+    """
+    return _question(request.prompt, picture_hashes(request))
+
+
+def _question(prompt: str, pictures: tuple[str, ...]) -> tuple[Any, ...]:
+    return (" ".join(prompt.split()), pictures)

@@ -1,5 +1,6 @@
 """The editor: what it reads of a request, many edits together, and what it refuses."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,29 @@ def test_the_newest_edit_of_a_request_wins(llava: TinyModel):
             query = editor.encoder.encode([Query(prompt, picture(colour))])
             chosen += editor.edited(signals).route(**query.inputs).edit_index.tolist()
     assert chosen == [1] * 6
+
+
+def test_the_newest_edit_of_a_request_wins_where_states_differ_by_rounding(llava: TinyModel):
+    editor = trained_editor(llava)
+    older, other, newer = editor.read(
+        [
+            request_of("Where is the star?", "blue"),
+            request_of("How many squares?", "two", "green"),
+            request_of("Where is the star?", "green"),
+        ]
+    )
+    further = newer.gate_state + 0.02 * newer.gate_state.std() * torch.randn(len(newer.gate_state))
+    newer = dataclasses.replace(newer, gate_state=further)
+    asked = [each.request for each in (older, other) if each.request is not None]
+    batch = editor.encoder.encode(asked, with_target=False)
+
+    def chosen(signals: list[EditSignal]) -> list[int]:
+        routing = editor.edited(signals).route(layout=batch.layout, **batch.inputs)
+        return routing.edit_index.tolist()
+
+    assert chosen([older, other, newer]) == [2, 1]
+    unknown = dataclasses.replace(newer, request=None)
+    assert chosen([older, other, unknown]) == [0, 1]
 
 
 def test_the_last_prompt_token_is_left_out_where_that_is_asked(llava: TinyModel):
