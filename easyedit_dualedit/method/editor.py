@@ -158,9 +158,10 @@ class DualEditor(
                         layer: state[row, carrying[row].to(state.device)]
                         for layer, state in states.items()
                     },
-                    text_states[row, layout.gate[row]],
-                    text_states[row, layout.last[row]],
-                    pictures[row],
+                    # Copies: a view would keep the states of every token.
+                    text_states[row, layout.gate[row]].clone(),
+                    text_states[row, layout.last[row]].clone(),
+                    pictures[row].clone(),
                     words[row, carrying[row]],
                     requests[row] if requests else None,
                 )

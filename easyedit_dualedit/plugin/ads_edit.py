@@ -15,12 +15,12 @@ from easyedit_dualedit.data.records import Record, load_records, read_items
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.models import is_ours, known_to_host, load_processor
 from easyedit_dualedit.plugin.patching import Patches
+from easyedit_dualedit.plugin.picture_items import PICTURE_KEYS, PictureItems
 from easyedit_dualedit.plugin.samples import RECORD
 
 NAME = "ADSDataset"
 _MODULE = "dataset.adsedit"
 _MISNAMED = "llava_ov_processors"
-_KEYS = ("image", "image_rephrase", "multimodal_locality_image")
 
 
 def imported(host: Host, patches: Patches) -> Any:
@@ -67,29 +67,12 @@ def reading_for_every_model(
         items = read_items(file)
         read = reader_of(host, own.model_name)
         self.config, self.tok, self.vis_processor = own, load_processor(own.name), read
-        self._data = _Items(
+        self._data = PictureItems(
             [_item(record, items[record.index], images) for record in records], read
         )
         self.annotation = [items[record.index] for record in records]
 
     return __init__
-
-
-class _Items(list[dict[str, Any]]):
-    """Items whose pictures and frames are read when one is taken, and held by nobody."""
-
-    def __init__(self, items: list[dict[str, Any]], read: Callable[..., Any]):
-        super().__init__(items)
-        self._read = read
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return _Items(super().__getitem__(index), self._read)
-        item = dict(super().__getitem__(index))
-        for key in _KEYS:
-            kind = item["file_type"] if key != _KEYS[2] else "image"
-            item[key] = None if item[key] is None else self._read(item[key], file_type=kind)
-        return item
 
 
 def _folder_of(file: Path, coco_image: Any) -> Path:
@@ -105,7 +88,10 @@ def _folder_of(file: Path, coco_image: Any) -> Path:
 def _item(record: Record, fields: dict[str, Any], images: Path) -> dict[str, Any]:
     """Return a record as EasyEdit's datasets hold it, with paths instead of pictures."""
     kind = fields.get(KIND, "image")
-    shown = {key: _paths(fields, field, images) for key, field in zip(_KEYS, PICTURES, strict=True)}
+    shown = {
+        key: _paths(fields, field, images)
+        for key, field in zip(PICTURE_KEYS, PICTURES, strict=True)
+    }
     answer = record.request.target
     return {
         "prompt": record.request.prompt,

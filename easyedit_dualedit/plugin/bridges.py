@@ -38,6 +38,7 @@ from easyedit_dualedit.plugin.models import (
     load_processor,
 )
 from easyedit_dualedit.plugin.patching import Patches
+from easyedit_dualedit.plugin.picture_items import PictureItems, path_of
 from easyedit_dualedit.plugin.ports.samples import port_samples_of
 from easyedit_dualedit.plugin.samples import questions_of
 from easyedit_dualedit.plugin.trainer_calls import checking_first, loading_folders
@@ -85,11 +86,18 @@ def _bridge_master(host: Host, patches: Patches) -> None:
         # Master chooses its code for transformers models by names that leave LLaVA-1.5 out.
         if "is_hf_multimodal_model" in vars(loaded):
             patches.wrap(loaded, "is_hf_multimodal_model", functools.partial(_is_hf_model, host))
-    reader = host.module("dataset.processor.llavaov_processors").LLaVAOneVisionProcessor
-    other = host.module("dataset.processor.qwen2vl_processors").Qwen2VLProcessor
-    for each in (reader, other):
+    plain, other = _readers(host)
+    for each in (plain, other):
         patches.wrap(each, "__call__", _reading_more)
-    patches.wrap(reader, "__call__", _read_rgb)
+    patches.wrap(plain, "__call__", _read_rgb)
+
+
+def _readers(host: Host) -> tuple[Any, Any]:
+    """Return master's reader that gives pictures as they are, and that for its Qwen models."""
+    return (
+        host.module("dataset.processor.llavaov_processors").LLaVAOneVisionProcessor,
+        host.module("dataset.processor.qwen2vl_processors").Qwen2VLProcessor,
+    )
 
 
 def _bridge_release(host: Host, patches: Patches, editor: Any) -> None:
@@ -156,7 +164,23 @@ def _dataset_init(host: Host, original: Callable[..., None]) -> Callable[..., No
     def __init__(
         self: Any, data_dir: str, size: int | None = None, config: Any = None, **options: Any
     ) -> None:
-        original(self, data_dir, size=size, config=known_to_host(host, config), **options)
+        known = known_to_host(host, config)
+        if known.model_name in OWN_MODELS:
+            original(self, data_dir, size=size, config=known, **options)
+            return
+        # Upstream opens the pictures of all records at once, three files each.
+        patches = Patches()
+        for reader in _readers(host):
+            patches.replace(
+                reader, "__call__", lambda _self, file, file_type: path_of(file, file_type)
+            )
+        try:
+            original(self, data_dir, size=size, config=known, **options)
+        finally:
+            patches.undo()
+        plain, _ = _readers(host)
+        is_plain = isinstance(self.vis_processor, plain)
+        self._data = PictureItems(self._data, self.vis_processor, is_plain=is_plain)
 
     return __init__
 

@@ -3,7 +3,7 @@
 EasyEdit takes one edit or a list of each, and compares lengths by bare assertions, or not at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ def checked_arguments(given: Mapping[str, Any], edition: str) -> dict[str, Any]:
     for name in ("prompts", "targets", "rephrase_prompts"):
         if name != "rephrase_prompts" or given.get(name) is not None:
             arguments[name] = _one_each(name, given.get(name), count)
+    if given.get("rephrase_prompts") is not None:
+        _require_strings("rephrase_prompts", arguments["rephrase_prompts"])
     for number in range(count):
         require_texts(number, arguments["prompts"][number], arguments["targets"][number])
     for name in ("image", "rephrase_image"):
@@ -70,6 +72,15 @@ def _one_each(name: str, value: Any, count: int) -> list[Any]:
         has = "is no list"
     asked = "prompts are one" if count == 1 else f"prompts are {count}"
     raise DataError(f"{name} {has}, but {asked}; give one for each prompt, in the same order")
+
+
+def _require_strings(name: str, values: Sequence[Any]) -> None:
+    for place, value in enumerate(values):
+        if not isinstance(value, str):
+            raise DataError(
+                f"{name}[{place}] = {shortened(value)} is of type {type(value).__name__}; give a"
+                " text for each prompt, or leave the argument out"
+            )
 
 
 def _kinds(value: Any, count: int, edition: str) -> list[Any]:
@@ -104,6 +115,8 @@ def _locality(given: Any, count: int, edition: str) -> dict[str, dict[str, Any]]
             one_each = _one_each(name, values[key], count)
             if key == "image":
                 one_each = [_picture(name, picture, None, edition) for picture in one_each]
+            else:
+                _require_strings(name, one_each)
             checked[part][key] = one_each
     return checked
 

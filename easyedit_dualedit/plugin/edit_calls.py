@@ -12,6 +12,7 @@ from easyedit_dualedit.plugin.apply import sequence_of_call
 from easyedit_dualedit.plugin.archives import require_archive
 from easyedit_dualedit.plugin.edit_arguments import checked_arguments
 from easyedit_dualedit.plugin.models import is_ours
+from easyedit_dualedit.plugin.picture_items import require_texts_in
 
 CONTINUE = "continue_sequence"
 """Argument of `edit` that adds to the sequence of the call before."""
@@ -82,6 +83,8 @@ def with_checked_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
                     f"edit_dataset was given a {type(ds).__name__} {has}; give a data set of"
                     " EasyEdit's for pictures, such as VQADataset(path, config=hparams)"
                 )
+            # What is only measured may be blank.
+            require_texts_in("edit_dataset", ds, ("edit_inner",))
         return original(self, ds, *args, **kwargs)
 
     return edit_dataset

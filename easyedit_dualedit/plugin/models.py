@@ -1,11 +1,11 @@
 """Tells which models EasyEdit can load by itself, and which it needs our help with."""
 
-import functools
 import importlib
 import logging
 from typing import Any
 
 from easyedit_dualedit.errors import ModelLoadError
+from easyedit_dualedit.model.loading import SPREAD
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.processors import completed
@@ -60,7 +60,9 @@ def bridged_path(host: Host, config: Any) -> str | None:
     require_model(str(model_name))
     if is_ours(config) and host.edition == "master" and model_name in OWN_MODELS:
         _require_ports(str(model_name))
-    if not isinstance(model_name, str) or _is_known(host, model_name):
+    if not isinstance(model_name, str):
+        return None
+    if _is_known(host, model_name) and not _is_placed(config, model_name):
         return None
     name = getattr(config, "name", None)
     candidates = [model_name] if model_name not in OWN_MODELS else []
@@ -126,8 +128,21 @@ def _is_known(host: Host, model_name: str) -> bool:
     return bool(host.module("util.vl_utils").is_qwen_vl_model(model_name))
 
 
-@functools.lru_cache(maxsize=64)
+def _is_placed(config: Any, model_name: str) -> bool:
+    """Return whether a model is to be placed as EasyEdit places none of those that it knows."""
+    if not is_ours(config) or model_name in OWN_MODELS:
+        return False
+    placement = config.placement
+    return placement["quantization"] is not None or placement["device"] == SPREAD
+
+
+_FOUND: set[str] = set()
+"""Paths and hub ids that are image-text models; what is none today may be one tomorrow."""
+
+
 def _is_image_text_model(path: str) -> bool:
+    if path in _FOUND:
+        return True
     auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
     transformers: Any = importlib.import_module("transformers")
     try:
@@ -136,4 +151,7 @@ def _is_image_text_model(path: str) -> bool:
     except (OSError, ValueError, KeyError, ImportError) as error:
         logger.debug("no transformers model at %s: %s", path, error)
         return False
-    return type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if type(config) not in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return False
+    _FOUND.add(path)
+    return True

@@ -52,8 +52,9 @@ class ScopeRecord:
         for row, edit in enumerate(edits):
             self._pairs.append(
                 (
-                    states[layer][row, queries.layout.gate[row]].float().cpu(),
-                    states[layer][row, queries.layout.last[row]].float().cpu(),
+                    # Copies: a view would keep the states of every token.
+                    states[layer][row, queries.layout.gate[row]].float().cpu().clone(),
+                    states[layer][row, queries.layout.last[row]].float().cpu().clone(),
                     edit.gate_state.float().cpu(),
                     edit.last_state.float().cpu(),
                     answers[row] == wanted[row],

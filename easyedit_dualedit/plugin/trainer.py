@@ -6,23 +6,29 @@ configuration, datasets and archives serve both.
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.plugin.host import find_host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyModel, picture_of
+from easyedit_dualedit.plugin.picture_items import DrawnItems, PictureItems
 from easyedit_dualedit.plugin.ports.model import is_port
 from easyedit_dualedit.plugin.samples import METRIC_OF, records_in, records_of
 from easyedit_dualedit.plugin.scope import ScopeRecord
+from easyedit_dualedit.plugin.trainer_calls import TrainingLength
+from easyedit_dualedit.train.drawn_targets import drawn_targets
 from easyedit_dualedit.train.gate_trainer import make_gate, records_for_gate
 from easyedit_dualedit.train.losses import answer_cross_entropy, answer_divergence, answer_logits
 from easyedit_dualedit.train.step import TrainingStep
+from easyedit_dualedit.train.trainer import schedule_of
 
 _LOCALITY = {name: metric for name, metric in METRIC_OF.items() if metric not in IN_SCOPE}
 _LOSS_NAMES = {
@@ -55,6 +61,10 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
     calibrated on the queries of the first steps, and a `learned` gate stays untrained.
     """
 
+    follows_recipe = True
+    """Whether `schedule` and `augment_targets` are taken notice of."""
+    train_loader: Any
+
     def __init__(self, config: DualEditMultimodalHparams, train_set: Any, val_set: Any):
         """Prepare the training that `config` describes, seeded by it.
 
@@ -63,9 +73,41 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
             train_set: a `VQADataset` or `CaptionDataset` of EasyEdit.
             val_set: the same, to validate on.
         """
-        self.weights = config.training_config()
-        torch.manual_seed(config.seed)
         super().__init__(config, train_set, val_set)
+        self.weights = config.training_config()
+        if not config.eval_only:
+            self._follow_recipe(config)
+
+    def _follow_recipe(self, config: DualEditMultimodalHparams) -> None:
+        """Draw targets and let the learning rate follow its schedule, as the command `train`."""
+        length = TrainingLength.of(find_host(), config, len(self.train_set))
+        self.weights = replace(self.weights, steps=max(1, length.iterations))
+        loader = self.train_loader
+        self.train_loader = DataLoader(
+            DrawnItems(self.train_set, self.drawn),
+            batch_size=loader.batch_size,
+            shuffle=True,
+            collate_fn=loader.collate_fn,
+        )
+        for group in self.opt.param_groups:
+            group["lr"] = config.lr  # a checkpoint has that of its last step
+        steps = max(1, length.steps // config.accumulate_bs)
+        self._schedule = schedule_of(self.opt, replace(self.weights, steps=steps))
+
+    @cached_property
+    def drawn(self) -> dict[int, str]:
+        """The targets that are drawn in place of those of some training records."""
+        config = self.config.training_config()
+        tokenizer = self.model.editor.encoder.tokenizer
+        count = len(self.train_set)
+        return drawn_targets(count, config.augment_targets, tokenizer, config.seed)
+
+    def train_step(self, batch: Any) -> Any:
+        """Take EasyEdit's step, and let the learning rate follow its schedule."""
+        numbers = super().train_step(batch)
+        if self.global_iter % self.config.accumulate_bs == 0:
+            self._schedule.step()
+        return numbers
 
     def run(self) -> None:
         """Calibrate and train the gate, then train the adapters as EasyEdit does.
@@ -84,10 +126,11 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
         editor = self.model.editor
         base = self.model.model
         to_picture = picture_of if isinstance(base, LegacyModel) or is_port(base) else None
-        config = self.config.training_config()  # EasyEdit has counted max_iters by now
-        places = records_for_gate(range(len(self.train_set)), config)
-        records = records_of([self.train_set[index] for index in places], to_picture)
-        make_gate(editor, records, config, progress=not self.config.silent)
+        items = getattr(self.train_set, "_data", None)
+        taken = items.unread if isinstance(items, PictureItems) else self.train_set.__getitem__
+        places = records_for_gate(range(len(self.train_set)), self.weights)
+        records = records_of([taken(index) for index in places], to_picture)
+        make_gate(editor, records, self.weights, progress=not self.config.silent)
         # What training sees would only calibrate the gate again, on fewer records.
         self.model.scope = ScopeRecord(capacity=0)
 

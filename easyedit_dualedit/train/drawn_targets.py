@@ -46,30 +46,37 @@ class WordPieces:
         return " ".join(words)
 
 
-def with_drawn_targets(
-    records: Sequence[Record], share: float, tokenizer: Any, seed: int
-) -> list[Record]:
-    """Return the records, some of them with a drawn target; the same in every epoch and run.
+def drawn_targets(count: int, share: float, tokenizer: Any, seed: int) -> dict[int, str]:
+    """Return the drawn targets by the place of their record; the same in every epoch and run.
 
     Args:
-        records: of the training.
+        count: of the records of the training.
         share: of the records whose target is drawn, 0 to 1.
         tokenizer: of the model.
         seed: decides which, and what is drawn.
     """
     pieces = WordPieces.of(tokenizer) if share else WordPieces((), ())
-    if not pieces.first:
-        return list(records)
-    made = []
-    for place, record in enumerate(records):
+    drawn: dict[int, str] = {}
+    for place in range(count if pieces.first else 0):
         source = random.Random(f"target {seed} {place}")
-        made.append(
-            _answering(record, pieces.target(source)) if source.random() < share else record
-        )
-    return made
+        if source.random() < share:
+            drawn[place] = pieces.target(source)
+    return drawn
 
 
-def _answering(record: Record, target: str) -> Record:
+def with_drawn_targets(
+    records: Sequence[Record], share: float, tokenizer: Any, seed: int
+) -> list[Record]:
+    """Return the records, some of them with a drawn target; see `drawn_targets`."""
+    drawn = drawn_targets(len(records), share, tokenizer, seed)
+    return [
+        answering(record, drawn[place]) if place in drawn else record
+        for place, record in enumerate(records)
+    ]
+
+
+def answering(record: Record, target: str) -> Record:
+    """Return a record whose edit has another target."""
     return replace(
         record,
         request=replace(record.request, target=target),

@@ -97,7 +97,7 @@ def train(
     editor.backbone.require_gradients()
     torch.manual_seed(config.seed)
     optimiser = torch.optim.Adam(editor.adapters.parameters(), lr=config.learning_rate)
-    schedule = _schedule(optimiser, config)
+    schedule = schedule_of(optimiser, config)
     records = with_drawn_targets(
         records, config.augment_targets, editor.encoder.tokenizer, config.seed
     )
@@ -243,14 +243,17 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def _schedule(
+def schedule_of(
     optimiser: torch.optim.Optimizer, config: TrainingConfig
 ) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return what sets the learning rate of each step, as a configuration says."""
     if config.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
             max_lr=config.learning_rate,
             total_steps=config.steps + 1,
             pct_start=0.1,
+            # Not every optimiser that EasyEdit may be told to use has one.
+            cycle_momentum=not {"betas", "momentum"}.isdisjoint(optimiser.defaults),
         )
     return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0, total_iters=0)

@@ -246,6 +246,13 @@ def test_the_newest_edit_of_a_request_wins_where_states_differ_by_rounding(llava
     assert chosen([older, other, unknown]) == [0, 1]
 
 
+def test_an_edit_keeps_nothing_of_other_tokens(llava: TinyModel):
+    (signal,) = trained_editor(llava).read([request_of()])
+    vectors = (signal.gate_state, signal.last_state, signal.vision_state, *signal.states.values())
+    for vector in vectors:
+        assert vector.untyped_storage().nbytes() == vector.numel() * vector.element_size()
+
+
 def test_the_last_prompt_token_is_left_out_where_that_is_asked(llava: TinyModel):
     for included in (True, False):
         editor = trained_editor(llava, last_prompt_token=included)

@@ -1,11 +1,13 @@
 """What is replaced in EasyEdit's master, and what it still gets wrong by itself."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from easyedit_fixtures import Workplace, needs_master, shared_workplace
-from easyedit_runs import dataset_of, editor_of
+from easyedit_runs import dataset_of, editor_of, trained
+from PIL.PngImagePlugin import PngImageFile
 
 from easyedit_dualedit.errors import DataError, ModelLoadError
 from easyedit_dualedit.plugin import find_host, register, unregister
@@ -26,6 +28,34 @@ def test_pictures_are_read_as_rgb_and_their_files_closed(workplace: Workplace) -
     assert left_open.fp is not None
     assert left_open.mode == "P"
     left_open.close()
+
+
+@pytest.mark.parametrize("data", ["VQADataset", "CaptionDataset"])
+@pytest.mark.parametrize("family", ["llava", "qwen2-vl"])
+def test_a_dataset_holds_no_pictures(
+    family: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workplace = shared_workplace(family)
+    hparams = editor_of(workplace).hparams
+    decoded = []
+    load = PngImageFile.load
+    monkeypatch.setattr(
+        PngImageFile, "load", lambda self: (decoded.append(self.filename), load(self))[1]
+    )
+    records = dataset_of(workplace, hparams, data)
+    assert len(records) == 4 and decoded == []
+    item = records[1]
+    assert decoded and not isinstance(item["image"], str)
+    assert isinstance(next(iter(records._data))["image"], str)
+    with pytest.raises(IndexError):
+        records[4]
+
+
+def test_a_dataset_says_which_picture_is_not_there(workplace: Workplace, tmp_path: Path) -> None:
+    hparams = editor_of(workplace).hparams
+    hparams.rephrase_image = str(tmp_path)
+    with pytest.raises(DataError, match="no picture at .*rephrase_0.png"):
+        dataset_of(workplace, hparams)
 
 
 def test_master_still_does_not_know_llava_1_5(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +92,18 @@ def test_a_picture_may_be_a_path_and_one_that_is_not_there_is_named(
         editor.edit(**arguments | {"image": tmp_path / "no.png"})
 
 
+@pytest.mark.parametrize("family", ["llava-onevision", "qwen2-vl"])
+def test_models_that_easyedit_loads_itself_are_quantised_too(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    workplace = shared_workplace(family)
+    made = trained(workplace, tmp_path, "DualEditTrainer", quantization="8bit", gate_steps=0)
+    assert torch.int8 in {value.dtype for value in made.model.model.parameters()}
+    editor = editor_of(workplace, made.save_path, quantization="8bit")
+    assert torch.int8 in {value.dtype for value in editor.model.parameters()}
+    _, edited, _ = editor.edit(**workplace.edit_arguments((0,), full=True))
+    assert len(edited.edits) == 1
+
+
 def test_other_methods_keep_masters_collation() -> None:
     workplace = shared_workplace("llava-onevision")
     hparams = editor_of(workplace).hparams
@@ -78,5 +120,8 @@ def test_other_methods_keep_masters_collation() -> None:
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     workplace = shared_workplace("llava")
+    place = tmp_path / "llava-1.5-7b-hf"
     with pytest.raises(ModelLoadError, match="no vision-language model at"):
-        editor_of(workplace, model_name=str(tmp_path / "llava-1.5-7b-hf"))
+        editor_of(workplace, model_name=str(place))
+    shutil.copytree(workplace.model, place)
+    assert editor_of(workplace, model_name=str(place)).model is not None

@@ -47,6 +47,11 @@ def test_pictures_in_memory_are_read() -> None:
     ("changed", "said"),
     [
         ({"prompts": [], "targets": [], "image": []}, "prompts is an empty list"),
+        ({"rephrase_prompts": ["So?", None]}, r"rephrase_prompts\[1\] = None is of type NoneType"),
+        (
+            {"locality_inputs": {"text": {"prompt": ["So?", 3], "ground_truth": ["a", "b"]}}},
+            r"locality_inputs\['text'\]\['prompt'\]\[1\] = 3 is of type int",
+        ),
         ({"targets": ["a kite"]}, "targets is a list of 1, but prompts are 2"),
         ({"targets": "a kite"}, "targets is no list, but prompts are 2"),
         ({"targets": ["a kite", ""]}, "request 1 has no target"),

@@ -98,8 +98,11 @@ def test_training_does_not_go_on_from_a_folder(workplace: Workplace, tmp_path: P
 def test_going_on_keeps_what_the_archive_says(
     workplace: Workplace, tmp_path: Path, trainer: str
 ) -> None:
-    first = trained(workplace, tmp_path / "first", trainer, size=2, width=32, gate_steps=0)
-    settings = workplace.training_settings(tmp_path / "second", archive=str(first.save_path))
+    changes: dict[str, Any] = {"width": 32, "gate_steps": 0, "augment_targets": 0.0}
+    first = trained(workplace, tmp_path / "first", trainer, size=2, **changes)
+    settings = workplace.training_settings(
+        tmp_path / "second", archive=str(first.save_path), augment_targets=0.0
+    )
     del settings["width"], settings["heads"]  # those of the archive
     hparams = DualEditMultimodalTrainingHparams.from_dict(settings)
     everything = dataset_of(workplace, hparams)
@@ -220,3 +223,93 @@ def test_a_training_that_rounds_to_no_epoch_is_refused(
         return
     with pytest.raises(ConfigError, match="2 and 4 records round to 0 epochs.*max_iters higher"):
         trainer_of(workplace, tmp_path, "MultimodalTrainer", **changes)
+
+
+def weights_of(trainer: Any) -> list[torch.Tensor]:
+    """Return copies of the adapters' parameters."""
+    return [value.detach().clone() for value in trainer.model.outer_parameters()]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_without_clipping_gradients_stay_as_they_are(
+    workplace: Workplace, tmp_path: Path, trainer: str
+) -> None:
+    made = trainer_of(workplace, tmp_path, trainer, grad_clip=0, gate_steps=0)
+    before = weights_of(made)
+    made.run()
+    assert any(not torch.equal(*pair) for pair in zip(before, weights_of(made), strict=True))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_seed_decides_a_training(workplace: Workplace, tmp_path: Path, trainer: str) -> None:
+    found = []
+    for name, seed in (("first", 3), ("second", 3), ("third", 4)):
+        torch.manual_seed(len(found))
+        made = trained(workplace, tmp_path / name, trainer, seed=seed, gate_steps=0)
+        found.append(weights_of(made))
+    first, second, third = found
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(first, third, strict=True))
+
+
+def test_the_recipe_of_the_command_is_followed(
+    workplace: Workplace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"schedule": "one-cycle", "augment_targets": 0.5, "gate_steps": 0, "seed": 1}
+    made = trainer_of(workplace, tmp_path / "ours", "DualEditTrainer", **changes)
+    assert "takes no notice" not in caplog.text
+    asked, rates = [], []
+    edit_step = made.edit_step
+
+    def seen(batch: Any, training: bool) -> Any:
+        if training:
+            asked.extend(query.target for query in batch["edit_inner"].queries)
+            rates.append(made.opt.param_groups[0]["lr"])
+        return edit_step(batch, training)
+
+    made.edit_step = seen
+    made.run()
+    if HAS_MASTER:
+        own = {item["target"] for item in made.train_set._data}
+        assert set(asked) - own == set(made.drawn.values()) & set(asked) != set()
+    assert len(set(rates)) == len(rates) > 1 and max(rates) <= made.config.lr
+    trainer_of(workplace, tmp_path / "theirs", "MultimodalTrainer", **changes)
+    said = "MultimodalTrainer takes no notice of schedule = 'one-cycle' and augment_targets = 0.5"
+    assert said in caplog.text
+
+
+def test_epochs_say_how_many_records_teach_the_gate(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = []
+    monkeypatch.setattr(
+        "easyedit_dualedit.plugin.trainer.make_gate",
+        lambda _editor, records, config, **_: taught.append((len(records), config.steps)),
+    )
+    monkeypatch.setattr("easyedit_dualedit.train.gate_trainer.CALIBRATION_RECORDS", 2)
+    for name, changes in {
+        "epochs": {"max_iters": None, "max_epochs": 1, "val_interval": 2},
+        "both": {"max_iters": 3, "max_epochs": 5, "val_interval": 2},
+    }.items():
+        settings = {"final_eval": False, "gate_records": None, **changes}
+        trainer_of(workplace, tmp_path / name, "DualEditTrainer", **settings).run()
+    assert taught == [(4, 4), (3, 3)]
+
+
+@needs_master
+def test_a_text_that_is_blank_is_named_before_anything_is_trained(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    settings = workplace.training_settings(tmp_path)
+    hparams = DualEditMultimodalTrainingHparams.from_dict(settings)
+    blank = dataset_of(workplace, hparams)
+    blank._data.append(blank._data.unread(0) | {"rephrase_prompt": " ", "target": "\n"})
+    trainer = find_host().package.DualEditTrainer
+    said = r"val_set: .* record 4: target = '\\n'; record 4: rephrase_prompt = ' '"
+    with pytest.raises(DataError, match=said):
+        trainer(hparams, dataset_of(workplace, hparams), blank)
+    archive = str(workplace.adapters)
+    edits = DualEditMultimodalHparams.from_dict(workplace.settings(archive=archive))
+    editor = find_host().package.MultimodalEditor.from_hparams(edits)
+    with pytest.raises(DataError, match=r"edit_dataset: .* in record 4: target = '\\n'; mend"):
+        editor.edit_dataset(blank)
