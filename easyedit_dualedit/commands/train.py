@@ -15,6 +15,7 @@ from easyedit_dualedit.commands.arguments import (
     count,
 )
 from easyedit_dualedit.commands.launchers import launched, rank, with_precision
+from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.files import require_writable
 
 if TYPE_CHECKING:
@@ -72,8 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
     # What cannot end well is told before records are drawn.
     require_writable(arguments.output)
-    if arguments.gate_only:
+    if arguments.gate_only and arguments.log:
+        raise ConfigError("--log goes with a training, and --gate-only has none; leave one out")
+    if arguments.gate_only or hparams.archive is not None:
         TrainedAdapters.read(hparams.archive)
+    if arguments.validation is not None:
+        hparams.validation_records = arguments.validation
     # Beside the adapters, which are all that their folder is to hold.
     drawn = arguments.output.with_name(f"{arguments.output.name}-data")
     records = records_of(arguments, hparams.model_name, drawn, "train")
@@ -84,8 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.gate_only:
             remake_gate_and_save(hparams, records, arguments.output, arguments.steps)
             return
-        if arguments.validation is not None:
-            hparams.validation_records = arguments.validation
         listeners = listeners_of(arguments.output / CURVES_FOLDER, arguments.log)
         train_and_save(
             hparams,
@@ -107,7 +110,8 @@ def train_and_save(
     """Train adapters, save them, and print what the gates do on the training records.
 
     Args:
-        hparams: of the training; they say how many of the records validate.
+        hparams: of the training; they say how many of the records validate. Adapters that they have
+            as `archive` are trained further.
         records: to train on and to validate on.
         output: folder of the adapters; a training that was stopped continues from what is in it.
             Of a training that validates, the states with the best measures and of the last one lie
@@ -116,12 +120,13 @@ def train_and_save(
         listeners: are told each line of the curves.
 
     Raises:
-        ArchiveError: if the folder cannot be written to.
+        ArchiveError: if the folder cannot be written to, or the archive is of another model.
         DataError: if too many records are to validate.
     """
     import torch
 
     from easyedit_dualedit.method.editor import DualEditor
+    from easyedit_dualedit.plugin.archives import TrainedAdapters
     from easyedit_dualedit.train.checkpoint import began_without_validation
     from easyedit_dualedit.train.curves import Curves
     from easyedit_dualedit.train.recipe import keep_recipe
@@ -130,6 +135,7 @@ def train_and_save(
     from easyedit_dualedit.train.watch import Watching
 
     require_writable(output)
+    adapters = None if hparams.archive is None else TrainedAdapters.read(hparams.archive)
     checkpoint = output / "training.pt"
     count = validation_count(hparams.validation_records, len(records))
     if hparams.validation_records is None and began_without_validation(checkpoint):
@@ -146,7 +152,10 @@ def train_and_save(
     )
     with _model(hparams) as (model, processor, processes):
         torch.manual_seed(config.seed)
-        editor = DualEditor(model, processor, hparams.dualedit_config())
+        if adapters is None:
+            editor = DualEditor(model, processor, hparams.dualedit_config())
+        else:
+            editor = adapters.editor(model, processor, hparams)
         gates = train(editor, split.training, config, checkpoint=checkpoint, watching=watching)
     if not processes.is_first:
         return  # all have the same adapters, and one saves them
@@ -181,24 +190,28 @@ def remake_gate_and_save(
     """Make the gate of the hyperparameters' archive anew, save it with the adapters, and print it.
 
     Args:
-        hparams: of the training.
-        records: training records.
+        hparams: of the training; they say how many of the records validate, which teach nothing.
+        records: of the training.
         output: folder of the adapters with the new gate, which may be the archive itself.
         steps: of the training, which say how many records teach the gate unless `gate_records`
             does.
 
     Raises:
         ArchiveError: if there are no adapters, or the folder cannot be written to.
+        DataError: if too many records are to validate.
     """
     from easyedit_dualedit.plugin.archives import TrainedAdapters
     from easyedit_dualedit.train.trainer import remake_gate
+    from easyedit_dualedit.train.validation_split import validation_count, validation_split
 
     require_writable(output)
-    config = _config(hparams, records, steps)
+    count = validation_count(hparams.validation_records, len(records))
+    taught = validation_split(records, count).training
+    config = _config(hparams, taught, steps)
     adapters = TrainedAdapters.read(hparams.archive)
     with _model(hparams) as (model, processor, processes):
         editor = adapters.editor(model, processor, hparams)
-        gates = remake_gate(editor, records, config)
+        gates = remake_gate(editor, taught, config)
     if processes.is_first:
         editor.save(output)
         _show(gates, output)

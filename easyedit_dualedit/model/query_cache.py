@@ -195,6 +195,9 @@ class TensorCache:
         self.stays = stays
         self.size = 0
         """Bytes of tensors held."""
+        self.is_closed = False
+        """Whether nothing more is held: one that `stays` takes nothing more after the first value
+        that did not fit."""
         self._held: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable) -> Any:
@@ -205,10 +208,11 @@ class TensorCache:
 
     def put(self, key: Hashable, value: Any) -> None:
         """Hold a copy of a value, if it fits at all; a key that is held already stays as it is."""
-        size = size_of(value)
-        if size > self.budget or key in self._held:
+        if self.is_closed or key in self._held:
             return
-        if self.stays and self.size + size > self.budget:
+        size = size_of(value)
+        self.is_closed = self.stays and self.size + size > self.budget
+        if self.is_closed or size > self.budget:
             return
         while self.size + size > self.budget:
             self.size -= size_of(self._held.popitem(last=False)[1])

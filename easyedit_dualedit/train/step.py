@@ -12,7 +12,6 @@ before the text depends on adapters, so nothing is kept there for a gradient.
 
 import logging
 from collections.abc import Hashable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -121,14 +120,21 @@ class TrainingStep:
         with precision(input_device(self._editor.backbone.model).type, config.autocast):
             return self._answers(records, config, is_edited=is_edited)
 
-    def read_again(self, records: Sequence[Record], config: TrainingConfig) -> None:
+    def read_again(self, records: Sequence[Record], config: TrainingConfig) -> bool:
         """Keep of a batch what `losses` would keep, so that a continued training goes on alike.
 
         States differ in the last bits with the rows that they are computed beside.
+
+        Returns:
+            Whether anything of a further batch may be kept.
         """
         casts = precision(input_device(self._editor.backbone.model).type, config.autocast)
-        with casts, suppress(UnsupportedModelError, UnknownFeaturesError):  # `answers` tells them
-            self._groups(records, metrics_read(config), config)
+        try:
+            with casts:
+                self._groups(records, metrics_read(config), config)
+        except (UnsupportedModelError, UnknownFeaturesError):  # `answers` tells them
+            return False
+        return not (self.frozen.states.is_closed and self.frozen.pictures.cache.is_closed)
 
     def forget(self) -> None:
         """Keep nothing in memory of the steps so far."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from easyedit_dualedit.data.record_lengths import require_fit
 from easyedit_dualedit.data.records import Record
@@ -119,11 +120,10 @@ def train(
         indices = batch_indices(place, len(records), config)
         return processes.share([records[i] for i in indices])
 
-    start = first - first % FORGET_EVERY
     each = config.accumulate
     ahead = PicturesAhead(
         batch_of,
-        range(start * each, config.steps * each),
+        range(first * each, config.steps * each),
         editor.encoder.opened,
         config.picture_workers,
     )
@@ -140,9 +140,10 @@ def train(
     ):
         if gate.run(progress=progress) and processes.is_first:
             state.store(first)
-        for step in range(start, first):
-            for batch in batches(step):
-                training_step.read_again(batch, config)
+        places = range((first - first % FORGET_EVERY) * each, first * each)
+        for place in tqdm(places, "reading again", disable=not progress, leave=False):
+            if not training_step.read_again(batch_of(place), config):
+                break
         bar = TrainingProgress(
             first,
             config.steps,

@@ -42,6 +42,34 @@ def test_a_gate_is_made_again_and_the_adapters_stay(work: Workplace, call: Any):
     assert is_equal(parts(again)[1], adapters)
 
 
+def test_records_that_validate_teach_no_gate(work: Workplace, call: Any):
+    changes = {"gate": {"kind": "learned"}, "gate_steps": 3, "val_interval": 2}
+    assert call(work.train("--validation", 2, **changes)).code == 0
+    again = work.folder / "again"
+    options = ["--gate-only", "--archive", work.adapters, "--output", again]
+    assert call(work.train(*options, "--validation", 2, **changes)).code == 0
+    assert is_equal(parts(again)[0], parts(work.adapters)[0])
+    assert call(work.train(*options, "--validation", 0, **changes)).code == 0
+    assert not is_equal(parts(again)[0], parts(work.adapters)[0])
+    error = call(work.train(*options, "--log", "tensorboard", **changes)).error
+    assert "--log goes with a training" in error
+
+
+def test_adapters_of_an_archive_are_trained_further(work: Workplace, call: Any):
+    assert call(work.train(gate_steps=0)).code == 0
+    further = work.folder / "further"
+    options = ["--archive", work.adapters, "--output", further]
+    assert call(work.train(*options, gate_steps=0, lr=1e-12)).code == 0
+    before, after = parts(work.adapters)[1], parts(further)[1]
+    assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
+    assert call(work.train(*options, gate_steps=0)).code == 0
+    assert not is_equal(parts(further)[1], parts(work.adapters)[1])
+    error = call(work.train(*options, gate_steps=0, text_layer=0, vision_layer=1)).error
+    assert "in the archive and 0 in the hyperparameters" in error
+    gone = call(work.train("--archive", work.folder / "nothing", "--output", further)).error
+    assert "but there is nothing" in gone
+
+
 def test_a_training_keeps_to_the_memory_that_it_is_given(work: Workplace, call: Any):
     free = call(work.train(gate_steps=3))
     assert free.code == 0 and "training: records at once: 4" in free.err

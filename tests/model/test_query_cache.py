@@ -194,3 +194,16 @@ def test_what_came_last_is_kept_by_default():
     for key in range(3):
         cache.put(key, torch.zeros(1))
     assert cache.get(0) is None and cache.get(2) is not None
+
+
+def test_one_that_stays_takes_nothing_more_once_something_did_not_fit():
+    cache = TensorCache(40, stays=True)
+    cache.put("first", torch.zeros(8))
+    assert not cache.is_closed
+    cache.put("large", torch.zeros(4))
+    assert cache.is_closed
+    cache.put("small", torch.zeros(1))
+    assert len(cache) == 1 and cache.get("small") is None
+    other = TensorCache(40)
+    other.put("large", torch.zeros(20))
+    assert not other.is_closed

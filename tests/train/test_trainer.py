@@ -290,11 +290,18 @@ def test_one_seed_gives_one_result(llava: TinyModel, records: list[Record]):
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
 
 
+@pytest.mark.parametrize(("kept", "read"), [(2**30, 2), (2**12, 1), (0, 1)])
 def test_an_interrupted_run_continues_as_if_unbroken(
-    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: int,
+    read: int,
+    llava: TinyModel,
+    records: list[Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 2)
-    config = fast(steps=4, schedule="one-cycle", gate_steps=2)
+    caches = {"feature_cache_bytes": kept, "state_cache_bytes": kept}
+    config = fast(steps=4, schedule="one-cycle", gate_steps=2, **caches)
     torch.manual_seed(5)
     whole = editor_of(llava)
     start = {k: v.clone() for k, v in whole.state_dict().items()}
@@ -318,9 +325,24 @@ def test_an_interrupted_run_continues_as_if_unbroken(
     monkeypatch.setattr(BatchGradient, "add", real)
     assert checkpoint.is_file()
     continued = editor_of(llava)
+    again = counted(monkeypatch, TrainingStep, "read_again")
     train(continued, records, config, checkpoint=checkpoint, progress=False)
     assert checkpoint.is_file(), "it stays until the adapters are saved"
     assert all(torch.equal(v, continued.state_dict()[k]) for k, v in whole.state_dict().items())
+    assert len(again) == read, "no batch is read again of which nothing would be kept"
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[str]:
+    """Return a list to which each call of a method adds its name."""
+    calls: list[str] = []
+    real = getattr(owner, name)
+
+    def call(*arguments: object) -> object:
+        calls.append(name)
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, call)
+    return calls
 
 
 def test_a_checkpoint_of_another_run_is_refused(
