@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from easyedit_dualedit.commands.arguments import add_run_folder, count
+from easyedit_dualedit.errors import ConfigError
 
 HELP = "edit the bundled testbed model (the default)"
 DESCRIPTION = (
@@ -27,9 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Edit the testbed model through EasyEdit and print the table of gates and presets."""
+    """Edit the testbed model through EasyEdit and print the table of gates and presets.
+
+    Raises:
+        ConfigError: if --steps is given without --train.
+    """
     from easyedit_dualedit.commands.runs import alone_in
 
+    if arguments.steps is not None and not arguments.train:
+        raise ConfigError("--steps goes with --train; the bundled adapters are trained already")
     folder: Path = arguments.output / arguments.name
     with alone_in(folder):
         _run(arguments, folder)

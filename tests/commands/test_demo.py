@@ -130,3 +130,9 @@ def test_the_shipped_adapters_belong_to_the_shipped_model(
     editor = DualEditor.load(*model_and_processor, testbed.adapters_folder(preset))
     assert editor.gate.config.reads_label == (preset == "published")
     assert -1.0 < editor.gate.threshold < 1.0
+
+
+def test_steps_without_a_training_are_refused(tmp_path: Path, call: Any):
+    refused = call(["demo", "--steps", "3", "--output", str(tmp_path / "new")])
+    assert refused.code == 2 and "--steps goes with --train" in refused.error
+    assert not (tmp_path / "new").exists()
