@@ -170,6 +170,14 @@ def _benchmark(
         budget = Budget(arguments.tune, validation)
         data = dataclasses.replace(data, training=rest)
     protocols = _protocols(data.evaluated, arguments.protocols)
+    # Before anything is loaded or tried, so that a mistake in a file is told at once.
+    leaks = data.audit()
+    split = split_of(
+        data.evaluated,
+        archive=adapters_of(hparams),
+        file=arguments.training_records,
+        training=data.training,
+    )
     pictures = PictureFiles.opened([*data.evaluated, *data.training])
 
     def load() -> tuple[Any, Any]:
@@ -183,6 +191,7 @@ def _benchmark(
         "data": records_digest(data.evaluated),
         "records": len(data.evaluated),
         "trained_on": records_digest(data.training) if data.training else None,
+        "training_pictures": pictures.digest_of(data.training) if data.training else None,
         "protocols": protocols,
         "questions": digest_of_some(data.evaluated, protocols),
         "backbone": dataclasses.asdict(backbone) if backbone is not None else None,
@@ -200,10 +209,15 @@ def _benchmark(
     with alone_in(folder, part=f"{place}-of-{parts}" if parts > 1 else None):
         with processes.first_alone(), in_turn(folder):
             if arguments.fresh:
-                clear_measured(folder, arguments.shard)
+                # Of processes started together, the first comes before any other begins.
+                whole = processes.is_first and parts == processes.count
+                clear_measured(folder, arguments.shard, whole=whole)
             Run(folder, common, fresh=arguments.fresh)
             keep_background(folder, adapters_of(hparams), arguments.studies)
-        close = data.close_queries(load, backbone, folder) if "specificity" in protocols else {}
+        close = {}
+        if "specificity" in protocols:
+            told = {name: common[name] for name in ("model", "dtype", "quantization", "backbone")}
+            close = data.close_queries(load, backbone, folder, pictures=pictures, model=told)
         plan = Plan(
             hparams.model_name,
             load,
@@ -221,14 +235,7 @@ def _benchmark(
         )
         tuning = None
         if budget is not None:
-            plan, contenders, tuning = tuned(plan, contenders, budget, folder)
-        leaks = data.audit()
-        split = split_of(
-            data.evaluated,
-            archive=adapters_of(hparams),
-            file=arguments.training_records,
-            training=data.training,
-        )
+            plan, contenders, tuning = tuned(plan, contenders, budget, folder, decided_by=common)
         given = {name: dict(value) for name, value in settings.items()}
         about = {
             "title": arguments.title or f"{data.name}, {Path(hparams.model_name).name}",

@@ -1,25 +1,26 @@
 """The records that a benchmark measures and trains on, and what is told about them."""
 
 import argparse
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.commands.records import name_of, own_records, require_no_template
 from easyedit_dualedit.data.leak_audit import Audit, audit
-from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.data.picture_files import PictureFiles
+from easyedit_dualedit.data.records import Record, load_records, problems_of
 from easyedit_dualedit.data.stand_ins import draw_stand_ins, picture_names
 from easyedit_dualedit.errors import ConfigError
-from easyedit_dualedit.files import read_json
-from easyedit_dualedit.measure.close_queries import CloseQueries, close_queries, queries_of
+from easyedit_dualedit.measure.close_queries import CloseQueries, close_queries
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.families import BackboneConfig
 from easyedit_dualedit.train.checkpoint import records_digest
 
-_EARLIER_FILE = "specificity.json"
-"""Queries of specificity of runs that were begun before shards drew them together."""
+logger = logging.getLogger(__name__)
 
 _OWN_COUNT = 200
 
@@ -54,20 +55,32 @@ class BenchmarkData:
     def audit(self) -> Audit | None:
         """Return the leak audit of the whole files, however few of their records are used.
 
+        Bad records, which are among those that are not used, are left out.
+
         None if nothing is trained on.
         """
         if not self.training:
             return None
         if self.evaluated_file is None or self.training_file is None:
             return audit(self.evaluated, self.training)
-        evaluated, training = (
-            load_records(path, self.images, check_pictures=False, allow_outside=True)
-            for path in (self.evaluated_file, self.training_file)
+        return audit(*map(self._whole, (self.evaluated_file, self.training_file)))
+
+    def _whole(self, path: Path) -> list[Record]:
+        problems = problems_of(path, self.images, check_pictures=False)
+        if problems:
+            logger.warning("the leak audit leaves out bad records of %s: %s", path, problems[0])
+        return load_records(
+            path, self.images, check_pictures=False, allow_outside=True, leave_out_bad=True
         )
-        return audit(evaluated, training)
 
     def close_queries(
-        self, load: Any, backbone: BackboneConfig | None, folder: Path
+        self,
+        load: Any,
+        backbone: BackboneConfig | None,
+        folder: Path,
+        *,
+        pictures: PictureFiles,
+        model: Mapping[str, Any],
     ) -> CloseQueries:
         """Return the queries of specificity by the index of their record.
 
@@ -78,12 +91,15 @@ class BenchmarkData:
             load: returns a fresh model and its processor.
             backbone: what a user said of the model.
             folder: of the run.
+            pictures: of the records, opened.
+            model: plain values that tell the model from others.
         """
         others = self.training or self.evaluated
-        drawn_from = [records_digest(part) for part in (self.evaluated, others)]
-        stored = read_json(folder / _EARLIER_FILE)
-        if stored is not None and stored.get("drawn_from") == drawn_from:
-            return queries_of(stored["queries"])
+        drawn_from = [
+            *(records_digest(part) for part in (self.evaluated, others)),
+            *(pictures.digest_of(part) for part in (self.evaluated, others)),
+            json.dumps(model, sort_keys=True),
+        ]
 
         def encoder() -> Encoder:
             model, processor = load()

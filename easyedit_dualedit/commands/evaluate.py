@@ -1,6 +1,7 @@
 """The command `evaluate`: each record of a file is edited alone, and all its queries are asked."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -99,7 +100,8 @@ def _evaluate(
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
     from easyedit_dualedit.measure.close_queries import close_queries
     from easyedit_dualedit.measure.questions import digest_of_some, require_questions
-    from easyedit_dualedit.measure.run import Run
+    from easyedit_dualedit.measure.run import Run, clear_queries
+    from easyedit_dualedit.method.fingerprint import ModelFingerprint
     from easyedit_dualedit.train.checkpoint import records_digest
 
     folder: Path = arguments.output / arguments.name
@@ -131,9 +133,17 @@ def _evaluate(
     with alone_in(folder, part=part_of(processes)):
         # Before anything is drawn: other settings are told at once.
         with processes.first_alone():
-            Run(folder, settings, fresh=arguments.fresh and processes.is_first)
+            fresh = arguments.fresh and processes.is_first
+            if fresh:
+                clear_queries(folder)
+            Run(folder, settings, fresh=fresh)
         if arguments.specificity:
-            drawn_from = [records_digest(part) for part in (records, others)]
+            fingerprint = ModelFingerprint.of(editor.backbone).to_dict()
+            drawn_from = [
+                *(records_digest(part) for part in (records, others)),
+                *(pictures.digest_of(part) for part in (records, others)),
+                json.dumps([given, fingerprint], sort_keys=True),
+            ]
             further = close_queries(
                 records, others, folder, lambda: editor.encoder, drawn_from=drawn_from
             )

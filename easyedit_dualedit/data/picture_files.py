@@ -75,6 +75,14 @@ class PictureFiles:
             return dict.fromkeys(own, every)
         return {index: self._digest(queries) for index, queries in own.items()}
 
+    def digest_of(self, records: Iterable[Record]) -> str:
+        """Return a digest of all pictures that records show, in their order.
+
+        Args:
+            records: whose pictures were opened.
+        """
+        return self._digest([query for record in records for query in _asked(record)])
+
     def _digest(self, queries: Sequence[Query]) -> str:
         held = [self.digests.get(path, "") for path in _paths(queries)]
         return hashlib.sha256(" ".join(held).encode()).hexdigest()[:16]

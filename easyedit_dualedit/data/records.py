@@ -120,6 +120,7 @@ def load_records(
     limit: int | None = None,
     check_pictures: bool = True,
     allow_outside: bool = False,
+    leave_out_bad: bool = False,
 ) -> list[Record]:
     """Return the records of a file, the first `limit` of them if given.
 
@@ -138,6 +139,7 @@ def load_records(
             what their texts and names say, as an audit does; asking a model about a picture that
             is not there raises DataError then.
         allow_outside: whether names of pictures may be absolute, or lead out of `images`.
+        leave_out_bad: whether records that are not as they must be are left out.
 
     Raises:
         DataError: naming the bad records by index and field, the first few and the number of the
@@ -147,7 +149,10 @@ def load_records(
         raise DataError(f"template = {template!r} has no {{}} to put the question in; add one")
     every = read_items(path)
     items = _numbered(every, limit)
-    problems = _problems_in(items, images if check_pictures else None)
+    looked_in = images if check_pictures else None
+    if leave_out_bad:
+        items = [each for each in items if not _problems(*each, looked_in)]
+    problems = _problems_in(items, looked_in)
     right = _right_samples(path, every)
     if not allow_outside:
         # What is shown of others, beside the records themselves.

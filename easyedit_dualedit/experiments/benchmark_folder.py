@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from easyedit_dualedit.files import read_json, write_json
-from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE
+from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE, clear_queries
 from easyedit_dualedit.storage.folder_lock import locked
 
 UNEDITED = "unedited"
@@ -31,7 +31,9 @@ def method_folder(folder: Path, name: str) -> Path:
     return folder / METHODS_FOLDER / slug(name)
 
 
-def clear_measured(folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
+def clear_measured(
+    folder: Path, shard: tuple[int, int] = (0, 1), *, whole: bool | None = None
+) -> None:
     """Remove what was measured in a run, so that it is measured anew.
 
     What was trained stays: it says by itself on what, and how.
@@ -39,11 +41,14 @@ def clear_measured(folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
     Args:
         folder: of the run; one that holds none is left alone.
         shard: which of how many parts of the records; the cases of others stay.
+        whole: whether no other part is at work yet, so that everything goes; None says so of a
+            shard that has all records.
     """
     if not (folder / SETTINGS_FILE).is_file():
         return
     place, parts = shard
-    if parts == 1:
+    if parts == 1 if whole is None else whole:
+        clear_queries(folder)
         for name in (METHODS_FOLDER, TUNING_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
     for path in (folder / METHODS_FOLDER).glob(f"*/{CASES_FOLDER}/*.json"):

@@ -1,5 +1,6 @@
 """DualEdit as a row of the benchmark: with each of its gates, as published, and in part."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE, Archive
 from easyedit_dualedit.method.config import PUBLISHED_THRESHOLD, DualEditConfig, GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.train.checkpoint import records_digest
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.trainer import train
 
@@ -153,14 +155,23 @@ def _loaded(bench: Bench, model: Any, processor: Any, folder: Path) -> DualEdito
 
 
 def _trained(bench: Bench, model: Any, processor: Any, recipe: Recipe, name: str) -> Path:
-    """Return the folder of adapters, trained now if they are not there."""
+    """Return the folder of adapters, trained now unless they are there, and trained just so."""
     if not bench.training:
         raise ConfigError(
             "there are no trained adapters and no records to train on; give an archive, or --train"
         )
     folder = bench.folder / name
-    settings = {"config": recipe.config.to_dict(), "training": asdict(recipe.training)}
-    Run(folder, {**settings, "model": bench.model, "records": len(bench.training)})
+    settings = {
+        "config": recipe.config.to_dict(),
+        "training": asdict(recipe.training),
+        "model": bench.model,
+        "dtype": str(model.dtype),
+        "records": records_digest(bench.training, with_pictures=True),
+    }
+    if folder.exists() and not Run.holds(folder, settings):
+        # Trained otherwise, in a run that --fresh has replaced since.
+        shutil.rmtree(folder)
+    Run(folder, settings)
     archive, checkpoint = folder / "adapters", folder / "training.pt"
     if not all((archive / file).is_file() for file in (WEIGHTS_FILE, CONFIG_FILE)):
         torch.manual_seed(recipe.training.seed)

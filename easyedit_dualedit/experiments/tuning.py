@@ -5,7 +5,9 @@ nothing is trained on and none of which is measured afterwards. The first trial 
 comes, so a choice is never worse on them; the others are drawn from its `space`.
 """
 
+import hashlib
 import itertools
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,17 +91,20 @@ def tuned(
     budget: Budget,
     folder: Path,
     *,
+    decided_by: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[Plan, list[Contender], dict[str, Any]]:
     """Try settings of every method, and return the plan and the methods with the best.
 
-    Trials that are in the folder are not made again. What a chosen trial trained is used again.
+    Trials that are in the folder are not made again, if the same decided them. What a chosen trial
+    trained is used again.
 
     Args:
         plan: what is measured afterwards; its training records hold no validation records.
         contenders: the methods.
         budget: of each.
         folder: of the run; trials are kept in a folder in it.
+        decided_by: plain values that decide the trials besides what their methods are.
         progress: whether to show bars.
 
     Returns:
@@ -108,7 +113,8 @@ def tuned(
         `average` (mean, low, high and n in percent, None if it failed) and `error`, and `chosen`,
         the place of the best, None if all failed.
     """
-    place = folder / TUNING_FOLDER
+    decisive = json.dumps(dict(decided_by or {}), sort_keys=True)
+    place = folder / TUNING_FOLDER / hashlib.sha256(decisive.encode()).hexdigest()[:12]
     settings = {name: dict(values) for name, values in plan.settings.items()}
     chosen: list[Contender] = []
     told: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.files import read_json, write_bytes, write_json
+from easyedit_dualedit.measure.run import QUERIES_FOLDER
 from easyedit_dualedit.measure.sample_features import (
     SampleFeatures,
     distinct_pictures,
@@ -24,9 +25,6 @@ from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.model.videos import Video
 from easyedit_dualedit.storage.made_once import made_once
-
-FOLDER = "specificity"
-"""Of a run: the queries drawn for it, a file for every few edits."""
 
 _PICTURES = 256
 """Pictures whose features share a file."""
@@ -56,7 +54,7 @@ def close_queries(
         others: samples to draw from.
         folder: of the run.
         encoder: returns what encodes for the unedited model; called only if something is missing.
-        drawn_from: what tells these records, samples and model from others.
+        drawn_from: what tells these records, their pictures, samples and model from others.
         progress: whether to show bars.
 
     Raises:
@@ -65,7 +63,7 @@ def close_queries(
     """
     require_drawable(records, others)
     digest = hashlib.blake2b("\n".join(drawn_from).encode(), digest_size=6).hexdigest()
-    place = folder / FOLDER / digest
+    place = folder / QUERIES_FOLDER / digest
     chunks = [records[start : start + TOGETHER] for start in range(0, len(records), TOGETHER)]
     paths = [place / f"{chunk[0].index:05d}.json" for chunk in chunks]
     work = _Work(others, place / "pictures", encoder, progress)
@@ -128,14 +126,9 @@ def _write(path: Path, records: Sequence[Record], draws: Draws) -> None:
 
 
 def _read(path: Path) -> CloseQueries:
-    return queries_of(read_json(path) or {})
-
-
-def queries_of(stored: Mapping[str, Any]) -> CloseQueries:
-    """Return the queries by record that a JSON object holds."""
     return {
         int(index): {kind: _query_of(values) for kind, values in queries.items()}
-        for index, queries in stored.items()
+        for index, queries in (read_json(path) or {}).items()
     }
 
 

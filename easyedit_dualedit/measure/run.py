@@ -18,7 +18,20 @@ from easyedit_dualedit.measure.target_split import TargetSplit, told
 SETTINGS_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 CASES_FOLDER = "cases"
+QUERIES_FOLDER = "specificity"
+"""Of a run: the queries drawn for it, a file for every few edits."""
+
 _SHOWN = "pictures"
+
+
+def clear_queries(folder: Path) -> None:
+    """Remove the queries that were drawn for a run, so that they are drawn anew.
+
+    Args:
+        folder: of the run; one that holds none is left alone.
+    """
+    if (folder / SETTINGS_FILE).is_file():
+        shutil.rmtree(folder / QUERIES_FOLDER, ignore_errors=True)
 
 
 class Run:

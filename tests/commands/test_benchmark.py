@@ -353,15 +353,30 @@ def test_binding_is_measured_for_every_method_where_the_data_has_it(work: Workpl
     assert "picture: old answer" in page and BOUND["beside_q"] in page
 
 
-def test_hyperparameters_are_chosen_before_anything_is_measured(work: Workplace, call: Any):
-    options = ("--tune", 2, "--validation", 2, "--protocols", "generate", "visedit")
-    # Records 0 to 3 are in the file, and all are evaluated: nothing can be set aside.
-    assert "give more of them (--train)" in call(benchmark(work, *options)).error
+def with_training(work: Workplace) -> Path:
+    """Return a file of six records whose pictures are beside those of the workplace."""
     train = write_data(work.images / "train", 6)
     items = json.loads(train.read_text(encoding="utf-8"))
     for item in items:
         item.update({name: f"train/{item[name]}" for name in ("image", "image_rephrase", "m_loc")})
     train.write_text(json.dumps(items), encoding="utf-8")
+    return train
+
+
+def test_mistakes_in_files_are_told_before_anything_is_tried(work: Workplace, call: Any):
+    wrong = work.folder / "wrong.json"
+    wrong.write_text('[{"src": "no more"}]')
+    options = ("--train", with_training(work), "--tune", 2, "--validation", 2)
+    command = benchmark(work, *options, "--training-records", wrong, methods=METHODS[2:])
+    assert "record 0 has no field" in call(command).error
+    assert not (run_of(work) / "tuning").exists()
+
+
+def test_hyperparameters_are_chosen_before_anything_is_measured(work: Workplace, call: Any):
+    options = ("--tune", 2, "--validation", 2, "--protocols", "generate", "visedit")
+    # Records 0 to 3 are in the file, and all are evaluated: nothing can be set aside.
+    assert "give more of them (--train)" in call(benchmark(work, *options)).error
+    train = with_training(work)
     command = benchmark(work, "--train", train, *options, methods=("dualedit", "ft-last-layer"))
     called = call(command)
     assert called.code == 0, called.err

@@ -1,13 +1,15 @@
 """The command `evaluate`: what only some records are asked, and what is said where none is."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tiny_data import BOUND, PORTED
 from workplace import Workplace
 
 from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
-from easyedit_dualedit.measure.run import METRICS_FILE
+from easyedit_dualedit.measure.run import METRICS_FILE, QUERIES_FOLDER
 
 
 def bound(items: list[Any]) -> None:
@@ -48,6 +50,27 @@ def test_binding_and_portability_are_measured_of_the_records_that_have_them(
         in call(work.evaluate("--limit", 3, "--protocols", "binding", "portability")).error
     )
     assert "other settings" in call(work.evaluate("--limit", 3)).error
+
+
+def test_close_queries_are_drawn_again_where_a_picture_changed_and_when_fresh(
+    work: Workplace, call: Any
+):
+    command = work.evaluate("--limit", 2, "--specificity")
+    drawn = work.folder / "outputs" / "evaluate" / QUERIES_FOLDER
+
+    def files() -> dict[Path, int]:
+        assert call(command).code == 0
+        return {path: path.stat().st_mtime_ns for path in drawn.rglob("*.json")}
+
+    first = files()
+    assert first and files() == first
+    picture = work.images / json.loads(work.data.read_text())[0]["image"]
+    Image.new("RGB", (32, 32), "black").save(picture)
+    second = files()
+    assert len(second) == 2 * len(first)
+    command.append("--fresh")
+    third = files()
+    assert len(third) == len(first) and not third.items() & second.items()
 
 
 def test_records_without_the_questions_are_one_clear_error(work: Workplace, call: Any):

@@ -39,10 +39,15 @@ def test_what_is_measured_anew_leaves_what_was_trained_and_other_shards(plan: Pl
     clear_measured(tmp_path, (1, 2))
     kept = [case["index"] for case in cases_of(tmp_path, "Shaken", range(5))]
     assert kept == [0, 2, 4]
-    (tmp_path / "tuning").mkdir()
-    clear_measured(tmp_path)
-    assert trained.is_dir()
-    assert not (tmp_path / "methods").exists() and not (tmp_path / "tuning").exists()
+    gone = [tmp_path / name for name in ("methods", "tuning", "specificity")]
+    for shard, whole in (((0, 1), None), ((0, 2), True)):
+        for each in gone:
+            each.mkdir(exist_ok=True)
+        clear_measured(tmp_path, (1, 2))
+        clear_measured(tmp_path, (0, 1), whole=False)
+        assert all(each.is_dir() for each in gone), "other parts may be at work with them"
+        clear_measured(tmp_path, shard, whole=whole)
+        assert trained.is_dir() and not any(each.exists() for each in gone)
 
 
 def test_costs_are_counted(plan: Plan, tmp_path: Path):

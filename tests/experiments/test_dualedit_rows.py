@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_data import write_data
 from tiny_editors import shared, tiny_config
 from tiny_models import TinyModel, tiny_llava
@@ -28,6 +29,7 @@ from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.trainer import train
 
 TRAINING = TrainingConfig(steps=2, batch_size=2, gate_steps=2)
 
@@ -85,6 +87,28 @@ def test_gates_share_adapters_that_are_trained_once(records: list[Record], tmp_p
         model(**batch.inputs, layout=batch.layout)
         assert decisions and all(bool(routing.is_open.all()) for routing in decisions)
     assert first.trained_parameters > others["DualEdit, no gate"].trained_parameters > 0
+
+
+def test_what_was_trained_on_other_records_pictures_or_in_other_steps_is_trained_anew(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained: list[tuple[int, int]] = []
+
+    def training(editor: Any, records: Any, config: TrainingConfig, **more: Any) -> None:
+        trained.append((records[0].index, config.steps))
+        train(editor, records, config, **more)
+
+    monkeypatch.setattr("easyedit_dualedit.experiments.dualedit_rows.train", training)
+    bench = bench_of(tmp_path / "trained", records[:4])
+    others = replace(bench, training=records[4:])  # as many
+    for each in (bench, bench, others, replace(others, settings={"steps": 1})):
+        rows()[VISION_ONLY].make(each)
+    assert trained == [(0, 2), (4, 2), (4, 1)]
+    picture = records[4].request.files[0]
+    assert isinstance(picture, Path)
+    Image.new("RGB", (32, 32), "red").save(picture)
+    rows()[VISION_ONLY].make(replace(others, settings={"steps": 1}))
+    assert trained[3:] == [(4, 1)], "the picture of the same name is another"
 
 
 def test_an_interrupted_training_continues(

@@ -114,6 +114,25 @@ def test_the_best_trial_is_chosen_and_told(noisy: Contender, records: list[Recor
     assert again[2] == told and len(Noisy.made) == made, "nothing is tried twice"
 
 
+def test_trials_that_something_else_decided_are_not_used_again(
+    noisy: Contender, records: list[Record], tmp_path: Path
+):
+    plan = plan_of(records[:2], tmp_path, training=records[2:5])
+    made = []
+    for model in ("one", "one", "other"):
+        tuned(
+            plan,
+            [noisy],
+            Budget(2, records[6:]),
+            tmp_path / "run",
+            decided_by={"model": model},
+            progress=False,
+        )
+        made.append(len(Noisy.made))
+    assert made == [2, 2, 4]
+    assert len({folder for folder, _ in Noisy.made}) == 4
+
+
 def test_a_trial_that_fails_is_a_trial_and_all_that_fail_leave_the_method_as_it_comes(
     noisy: Contender, records: list[Record], tmp_path: Path
 ):

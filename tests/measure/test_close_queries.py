@@ -12,6 +12,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure import close_queries as stored
 from easyedit_dualedit.measure import sample_features, specificity
 from easyedit_dualedit.measure.close_queries import close_queries
+from easyedit_dualedit.measure.run import QUERIES_FOLDER
 from easyedit_dualedit.measure.specificity import KINDS, specificity_queries
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Encoder
@@ -43,11 +44,11 @@ def test_what_is_stored_is_what_is_drawn_and_needs_no_model_again(
     assert list(drawn[0]) == list(KINDS)
     assert asked(tmp_path / "run", lambda: pytest.fail("needs a model")) == drawn
     # A file that is missing is made again, to the same effect, and leaves nothing beside it.
-    files = sorted((tmp_path / "run" / stored.FOLDER).rglob("*.*"))
+    files = sorted((tmp_path / "run" / QUERIES_FOLDER).rglob("*.*"))
     assert len(files) == 3
     files[1].unlink()
     assert asked(tmp_path / "run", lambda: encoder) == drawn
-    assert sorted((tmp_path / "run" / stored.FOLDER).rglob("*.*")) == files
+    assert sorted((tmp_path / "run" / QUERIES_FOLDER).rglob("*.*")) == files
 
 
 def test_other_samples_are_drawn_from_anew(encoder: Encoder, records: list[Record], tmp_path: Path):

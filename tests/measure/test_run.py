@@ -13,7 +13,13 @@ from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.files import write_json
 from easyedit_dualedit.measure.metrics import summary
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
-from easyedit_dualedit.measure.run import METRICS_FILE, SETTINGS_FILE, Run
+from easyedit_dualedit.measure.run import (
+    METRICS_FILE,
+    QUERIES_FOLDER,
+    SETTINGS_FILE,
+    Run,
+    clear_queries,
+)
 from easyedit_dualedit.measure.target_split import TargetSplit
 
 SETTINGS = {"records": 3, "methods": ["unedited"], "nested": {"gate": None, "lr": 1e-4}}
@@ -98,6 +104,15 @@ def test_fresh_removes_the_results_of_a_run_and_nothing_else(tmp_path: Path):
     assert json.loads((tmp_path / SETTINGS_FILE).read_text()) == {"records": 9}
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "adapters").is_dir()
+
+
+def test_queries_of_a_run_are_removed_and_none_of_another_folder(tmp_path: Path):
+    (tmp_path / QUERIES_FOLDER / "some").mkdir(parents=True)
+    clear_queries(tmp_path)
+    assert (tmp_path / QUERIES_FOLDER / "some").is_dir()
+    Run(tmp_path, SETTINGS)
+    clear_queries(tmp_path)
+    assert not (tmp_path / QUERIES_FOLDER).exists()
 
 
 def test_fresh_leaves_folders_alone_that_hold_no_run(tmp_path: Path):
