@@ -166,7 +166,7 @@ OPTIONS = (
     ),
     Rows(
         SAME,
-        "drafts may be of any model, edited or not: edited forwards check them",
+        "drafts may be of any model that is not edited: edited forwards check them",
         "assistant_model assistant_confidence_threshold assistant_early_exit"
         " assistant_ensemble_weight assistant_lookbehind is_assistant max_matching_ngram_size"
         " num_assistant_tokens num_assistant_tokens_schedule prompt_lookup_num_tokens"

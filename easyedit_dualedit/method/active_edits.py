@@ -270,6 +270,8 @@ class Decision:
     """Answer tokens that were read with the prompt, of each row, long [b]."""
     cached: int
     """Tokens that the cache held after it."""
+    prompt_tokens: int
+    """Tokens of the prompt, padding included."""
 
     def repeated(self, rows: int) -> Mapping[int, int]:
         """Return the open rows where rows were repeated in place, as many as given in all."""

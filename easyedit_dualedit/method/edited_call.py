@@ -90,12 +90,13 @@ class EditedCall:
                 with eager(self._backbone.path, self._backbone.layers):
                     output = module(*args, **kwargs)
         if self._answered is not None and self._open_rows:
-            cache = cache_of(output) if isinstance(output, Mapping) else self._given
+            cache = cache_in(output) or self._given
             # EasyEdit's ports give a tuple, new at each step, which nothing can be remembered by.
             if cache is not None and not isinstance(cache, tuple):
                 mark, held = DecisionMark(), cached_tokens(cache)
                 setattr(cache, _MARK, mark)
-                self._decisions[mark] = Decision(self._open_rows, self._answered, held)
+                prompt = held - int(self._answered.amax())
+                self._decisions[mark] = Decision(self._open_rows, self._answered, held, prompt)
         return output
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -155,8 +156,16 @@ class EditedCall:
         if decision is None or not adapters.changes_answers:
             return
         rows, width = rows_and_width(inputs)
+        held = cached_tokens(cache)
+        if held < decision.prompt_tokens or rows % len(decision.answered):
+            raise ChunkedPrefillError(
+                f"the cache (past_key_values) has {held} tokens, and the step {rows} rows, but an"
+                f" edit concerns a prompt of {decision.prompt_tokens} tokens that filled it with"
+                f" {len(decision.answered)} rows: tokens of the prompt, or rows, were taken out of"
+                " it; give the whole prompt anew"
+            )
         self._open_rows = decision.repeated(rows)
-        layout = decision.continued(rows, width, cached_tokens(cache))
+        layout = decision.continued(rows, width, held)
         self._attach((adapters.layer_of["text"],), layout)
 
     def _start(self, layout: TokenLayout, routing: Routing | None) -> None:
@@ -214,8 +223,11 @@ def layout_of_call(
     if isinstance(labels, Tensor) and labels.shape == ids.shape:
         answer = labels != IGNORED
         first = answer.to(torch.uint8).argmax(1)
-        start = mask.bool().to(torch.uint8).argmax(1)
-        # Labels that cover the prompt as well say nothing of where it ends.
+        said = mask.bool() & ~encoder.vision_positions(ids)
+        special = torch.tensor(encoder.tokenizer.all_special_ids, device=ids.device)
+        start = (said & ~torch.isin(ids, special)).to(torch.uint8).argmax(1)
+        # Labels that cover the prompt as well say nothing of where it ends, also where they leave
+        # out its image tokens and special ones.
         if bool(answer.any(1).all()) and bool((first > start).all()):
             gate = first - 1
     return encoder.layout(ids, mask, gate=gate)
@@ -292,6 +304,14 @@ def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tens
 def cache_of(inputs: Mapping[str, Any]) -> Any:
     """Return the cache among a model's inputs, or in its output; None without one."""
     return next((inputs[name] for name in CACHE_NAMES if inputs.get(name) is not None), None)
+
+
+def cache_in(output: Any) -> Any:
+    """Return the cache in a model's output, a tuple or not; None without one."""
+    if isinstance(output, Mapping):
+        return cache_of(output)
+    parts = output if isinstance(output, tuple) else ()
+    return next((part for part in parts if hasattr(part, "get_seq_length")), None)
 
 
 def cached_tokens(cache: Any) -> int:

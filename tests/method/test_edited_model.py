@@ -15,6 +15,7 @@ from transformers import DynamicCache, StaticCache
 
 from easyedit_dualedit.errors import (
     CalibrationError,
+    ChunkedPrefillError,
     DataError,
     PromptEndError,
 )
@@ -135,6 +136,19 @@ def test_the_layout_is_found_at_the_marker_at_the_labels_or_given(tiny: TinyMode
     )
     by_hand = logits(edited, **batch.inputs, layout=given)
     assert not torch.equal(by_hand, logits(edited, **batch.inputs))
+
+
+def test_labels_without_padding_images_and_special_tokens_leave_it_to_the_marker(
+    every: TinyModel,
+):
+    editor, edited = edited_of(every)
+    batch = editor.encoder.encode([request_of()])
+    ids = batch.inputs["input_ids"]
+    labels = ids.masked_fill(editor.encoder.vision_positions(ids), -100)
+    special = torch.tensor(editor.encoder.tokenizer.all_special_ids)
+    for given in (labels, labels.masked_fill(torch.isin(ids, special), -100)):
+        found = layout_of_call(edited, batch.inputs | {"labels": given})
+        assert torch.equal(found.gate, batch.layout.gate)
 
 
 def test_labels_that_say_nothing_of_the_prompt_leave_it_to_the_marker(tiny: TinyModel):
@@ -307,6 +321,55 @@ def test_steps_whose_output_is_a_tuple_go_on_as_others_do(llava: TinyModel):
         assert torch.equal(mine, other)
     step = llava.model(**inputs, use_cache=True)
     assert not torch.equal(step.logits, found[True][0])
+
+
+def test_a_tuple_holds_a_cache_that_is_marked(llava: TinyModel):
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    mask = torch.cat([inputs["attention_mask"], inputs["attention_mask"][:, -1:]], 1)
+    step = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": mask}
+    with torch.no_grad():
+        named = edited(**inputs, use_cache=True)
+        output = edited(**inputs, use_cache=True, return_dict=False)
+        (cache,) = (part for part in output if hasattr(part, "get_seq_length"))
+        mine = edited(**step, past_key_values=cache)
+        expected = edited(**step, past_key_values=named.past_key_values)
+    assert torch.equal(mine.logits, expected.logits)
+
+
+def test_a_cache_out_of_which_rows_or_tokens_were_taken_is_refused(llava: TinyModel):
+    editor, edited = edited_of(llava)
+    queries = [request_of(), OTHER, request_of()]
+    batch = editor.encoder.encode([each for each in queries], with_target=False)
+    mask = batch.inputs["attention_mask"]
+
+    def filled() -> DynamicCache:
+        cache = DynamicCache()
+        edited(**batch.inputs, past_key_values=cache, use_cache=True)
+        return cache
+
+    def step(cache: DynamicCache, rows: list[int]) -> Any:
+        columns = cache.get_seq_length()
+        real = torch.cat([mask[rows, :columns], mask[rows, -1:]], 1)
+        ids = batch.inputs["input_ids"][rows, -1:]
+        return edited(input_ids=ids, attention_mask=real, past_key_values=cache)
+
+    with torch.no_grad():
+        for rows in ([1, 2], [0]):
+            cache = filled()
+            cache.batch_select_indices(torch.tensor(rows))
+            with pytest.raises(ChunkedPrefillError, match="that filled it with 3 rows"):
+                step(cache, rows)
+        cache = filled()
+        cache.crop(-3)
+        with pytest.raises(ChunkedPrefillError, match=r"has \d+ tokens, .* taken out of it"):
+            step(cache, [0, 1, 2])
+        # The answer's tokens may be taken back.
+        cache = filled()
+        expected = step(copy.deepcopy(cache), [0, 1, 2]).logits
+        step(cache, [0, 1, 2])
+        cache.crop(-1)
+        torch.testing.assert_close(step(cache, [0, 1, 2]).logits, expected)
 
 
 @ORDERS
