@@ -18,7 +18,8 @@ from easyedit_dualedit.measure.target_split import TargetSplit, told
 SETTINGS_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 CASES_FOLDER = "cases"
-_SHOWN = "pictures"
+PICTURES = "pictures"
+"""Key of a case: digest of the pictures that it was made with."""
 
 
 class Run:
@@ -91,16 +92,16 @@ class Run:
         case = read_json(path)
         if case is None:
             return None
-        if case.get("index", index) != index or not case.keys() - {_SHOWN}:
+        if case.get("index", index) != index or not case.keys() - {PICTURES}:
             raise DataError(
                 f"{path} is damaged (it holds no case); remove it to have it made again"
             )
-        shown = case.pop(_SHOWN, None)
+        shown = case.pop(PICTURES, None)
         return case if shown in (None, self._shown.get(index, shown)) else None
 
     def store(self, index: int, case: Mapping[str, Any]) -> None:
         """Write one case."""
-        shown = {_SHOWN: self._shown[index]} if index in self._shown else {}
+        shown = {PICTURES: self._shown[index]} if index in self._shown else {}
         write_json(self._case_path(index), {**case, **shown})
 
     def finish(
