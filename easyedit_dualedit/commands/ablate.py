@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams
     from easyedit_dualedit.commands.records import own_records, records_of
-    from easyedit_dualedit.commands.runs import alone_in, settings_of
+    from easyedit_dualedit.commands.runs import alone_in, loaded_as, settings_of
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.records import load_records
@@ -99,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         {},
         {},
         model=hparams.model_name,
+        **loaded_as(hparams),
         trained_on=records_digest(records),
     )
     split = split_of(measured, archive=None, training=records)

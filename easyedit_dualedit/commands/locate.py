@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.hparams import read_hparams, values_of
     from easyedit_dualedit.commands.records import records_of
-    from easyedit_dualedit.commands.runs import alone_in, settings_of
+    from easyedit_dualedit.commands.runs import alone_in, loaded_as, settings_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.layer_probe import LocateConfig
     from easyedit_dualedit.experiments.locate import locate, write_hparams
@@ -77,10 +77,19 @@ def run(arguments: argparse.Namespace) -> None:
         records = records[:_OWN_RECORDS]
     pictures = PictureFiles.opened(records)
     model, processor = load_model(hparams.model_name, **hparams.placement)
-    encoder = Encoder(Backbone.of(model, BackboneConfig.read(hparams.backbone)), processor)
+    backbone = BackboneConfig.read(hparams.backbone)
+    encoder = Encoder(Backbone.of(model, backbone), processor)
     config.chosen(len(encoder.backbone.layers))
     probing = {key: value for key, value in dataclasses.asdict(config).items() if key != "share"}
-    settings = settings_of(records, {}, {}, model=hparams.model_name, probing=probing)
+    settings = settings_of(
+        records,
+        {},
+        {},
+        model=hparams.model_name,
+        **loaded_as(hparams),
+        backbone=dataclasses.asdict(backbone),
+        probing=probing,
+    )
     with alone_in(folder):
         shown_by = pictures.shown_by(records)
         stored = Run(folder, settings, fresh=arguments.fresh, shown=shown_by)

@@ -1,6 +1,7 @@
 """The command `many`: many edits in one model are measured, and reported with plots."""
 
 import argparse
+import dataclasses
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def _many(
     from easyedit_dualedit.commands.many_methods import measure, methods_of, sized_methods
     from easyedit_dualedit.commands.many_report import GATE_FILE, write_reports
     from easyedit_dualedit.commands.records import is_testbed
-    from easyedit_dualedit.commands.runs import alone_in, part_of
+    from easyedit_dualedit.commands.runs import alone_in, loaded_as, part_of
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
@@ -106,7 +107,10 @@ def _many(
     settings = {
         "version": __version__,
         "model": hparams.model_name,
+        **loaded_as(hparams),
         "archive": digest_of(Path(str(hparams.archive))) if hparams.archive else None,
+        # All else that the hyperparameters say of the method agrees with the archive.
+        "gate": dataclasses.asdict(editor.config.gate),
         "data": records_digest(records),
         "records": len(records),
         "precision": DEFAULT_PRECISION,

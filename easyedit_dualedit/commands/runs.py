@@ -20,6 +20,7 @@ from easyedit_dualedit.measure.run import METRICS_FILE, Run
 from easyedit_dualedit.measure.target_split import TargetSplit
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.report.evaluation import print_report
 from easyedit_dualedit.storage.folder_lock import (
@@ -105,6 +106,15 @@ def settings_of(
         "archives": digests,
         **more,
     }
+
+
+def loaded_as(hparams: DualEditMultimodalHparams) -> dict[str, Any]:
+    """Return, as plain values, how a model was loaded, as far as that decides its numbers.
+
+    The device is none of it: a run may go on on another one.
+    """
+    dtype = str(hparams.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "quantization": hparams.quantization}
 
 
 def measure_and_print(

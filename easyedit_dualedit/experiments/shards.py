@@ -10,13 +10,19 @@ from easyedit_dualedit.experiments.benchmark_folder import (
     FAILURE_FILE,
     MAKING_FILE,
     METHODS_FOLDER,
+    UNEDITED,
+    method_folder,
 )
-from easyedit_dualedit.files import read_json
-from easyedit_dualedit.measure.run import CASES_FOLDER, SETTINGS_FILE, Run
+from easyedit_dualedit.files import read_json, write_json
+from easyedit_dualedit.measure.run import CASES_FOLDER, PICTURES, SETTINGS_FILE, Run
 
 
 def merge(folders: Sequence[Path], output: Path) -> None:
     """Put the cases of several folders of one run into one folder.
+
+    It can be done again with the same folders, or with one in which a method was mended: cases that
+    are there already are left as they are, and a method counts as failed only as long as one of the
+    folders says so and cases are missing.
 
     Args:
         folders: shards of one run, or parts of its methods.
@@ -43,18 +49,47 @@ def merge(folders: Sequence[Path], output: Path) -> None:
             run = Run(target, read_json(source / SETTINGS_FILE) or {})
             for path in sorted((source / CASES_FOLDER).glob("*.json")):
                 case, index = read_json(path) or {}, int(path.stem)
-                present = run.case(index)
-                if present is not None and _timeless(present) != _timeless(case):
+                # `Run.case` leaves out what the source's file holds, the digest of its pictures.
+                there = run.case(index) is not None
+                present = read_json(target / CASES_FOLDER / path.name) if there else None
+                if present is not None and _differ(present, case):
                     raise DataError(
                         f"{path} differs from the case of the same record in {target}; the two were"
                         " made on different machines or data: merge only one of them"
                     )
                 if present is None:
                     run.store(index, case)
-            for name in (MAKING_FILE, FAILURE_FILE):
-                if (source / name).is_file() and not (target / name).is_file():
-                    shutil.copyfile(source / name, target / name)
+            if (source / MAKING_FILE).is_file() and not (target / MAKING_FILE).is_file():
+                shutil.copyfile(source / MAKING_FILE, target / MAKING_FILE)
+    _note_failures(folders, output)
 
 
-def _timeless(case: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in case.items() if key != "seconds"}
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two cases of a record differ in anything but time.
+
+    Digests of pictures are compared where both have them: an older version wrote none.
+    """
+    ignored = {"seconds"} if PICTURES in one and PICTURES in other else {"seconds", PICTURES}
+    keys = (one.keys() | other.keys()) - ignored
+    absent = object()
+    return any(one.get(key, absent) != other.get(key, absent) for key in keys)
+
+
+def _note_failures(folders: Sequence[Path], output: Path) -> None:
+    """Write why methods of the folders failed that lack cases; remove what no longer holds."""
+    asked = _names_of_cases(method_folder(output, UNEDITED))
+    for target in sorted((output / METHODS_FOLDER).glob("*")):
+        sources = [folder / METHODS_FOLDER / target.name for folder in folders]
+        if not any(source.exists() for source in sources):
+            continue
+        found = (read_json(source / FAILURE_FILE) for source in sources)
+        failures = [failure for failure in found if failure is not None]
+        is_whole = bool(asked) and asked <= _names_of_cases(target)
+        if failures and not is_whole:
+            write_json(target / FAILURE_FILE, failures[0])
+        else:
+            (target / FAILURE_FILE).unlink(missing_ok=True)
+
+
+def _names_of_cases(folder: Path) -> set[str]:
+    return {path.name for path in (folder / CASES_FOLDER).glob("*.json")}

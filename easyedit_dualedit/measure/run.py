@@ -20,8 +20,8 @@ METRICS_FILE = "metrics.json"
 CASES_FOLDER = "cases"
 QUERIES_FOLDER = "specificity"
 """Of a run: the queries drawn for it, a file for every few edits."""
-
-_SHOWN = "pictures"
+PICTURES = "pictures"
+"""Key of a case: digest of the pictures that it was made with."""
 
 
 def clear_queries(folder: Path) -> None:
@@ -104,16 +104,16 @@ class Run:
         case = read_json(path)
         if case is None:
             return None
-        if case.get("index", index) != index or not case.keys() - {_SHOWN}:
+        if case.get("index", index) != index or not case.keys() - {PICTURES}:
             raise DataError(
                 f"{path} is damaged (it holds no case); remove it to have it made again"
             )
-        shown = case.pop(_SHOWN, None)
+        shown = case.pop(PICTURES, None)
         return case if shown in (None, self._shown.get(index, shown)) else None
 
     def store(self, index: int, case: Mapping[str, Any]) -> None:
         """Write one case."""
-        shown = {_SHOWN: self._shown[index]} if index in self._shown else {}
+        shown = {PICTURES: self._shown[index]} if index in self._shown else {}
         write_json(self._case_path(index), {**case, **shown})
 
     def finish(

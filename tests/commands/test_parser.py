@@ -733,6 +733,9 @@ def test_locate_proposes_layers_that_training_accepts(work: Workplace, call: Any
     # Another share is another proposal from the same samples, other noise is another run.
     assert call(work.locate("--limit", 3, "--share", 1)).code == 0
     assert "other settings" in call(work.locate("--limit", 3, "--noise", 1)).error
+    for key, value in (("dtype", "bfloat16"), ("backbone", {"answer_prefix": "so: "})):
+        other = work.hparams(**SHORT | {key: value})
+        assert f"other settings: {key} was" in call(work.locate("--limit", 3, hparams=other)).error
 
 
 def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any):
@@ -757,6 +760,10 @@ def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any
     command = work.ablate("--variants", "both adapters", hparams=slower)
     assert "other settings" in call(command).error
     assert call([*command, "--fresh"]).code == 0
+    rounded = work.hparams(**SHORT | {"lr": 0.001, "dtype": "bfloat16"})
+    command = work.ablate("--variants", "both adapters", hparams=rounded)
+    told = "other settings: dtype was 'float32' and is 'bfloat16'"
+    assert told in call(command).error
 
 
 @pytest.mark.parametrize(

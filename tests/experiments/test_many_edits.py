@@ -205,6 +205,21 @@ def test_the_command_writes_a_report_and_continues(work: Workplace, call: Any):
     assert "stale" not in case.read_text(), "a fresh run measures again"
 
 
+def test_a_run_goes_on_only_with_the_gate_and_the_precision_that_it_was_begun_with(
+    work: Workplace, call: Any
+):
+    assert call(command(work)).code == 0
+    metrics = work.folder / "out" / "many" / "metrics.json"
+    before = metrics.read_bytes()
+    given = {"archive": str(work.adapters), "gate": {"kind": "cosine", "threshold": 0.9999}}
+    for key, value in (("gate", {"kind": "open"}), ("dtype", "bfloat16")):
+        other = call([*command(work), "--hparams", str(work.hparams(**given | {key: value}))])
+        assert f"other settings: {key} was" in other.error
+    same = work.hparams(**given, batch_size=3, results_dir="elsewhere")
+    assert call([*command(work), "--hparams", str(same)]).code == 0
+    assert metrics.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,7 +1,9 @@
 """Shards: put together they are the whole run, and what does not belong together is refused."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_benchmark import contender, contents, plan_of
@@ -10,7 +12,7 @@ from tiny_data import write_data
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.experiments.benchmark import run_benchmark
-from easyedit_dualedit.experiments.benchmark_folder import method_folder
+from easyedit_dualedit.experiments.benchmark_folder import failure, method_folder
 from easyedit_dualedit.experiments.plan import Plan
 from easyedit_dualedit.experiments.shards import merge
 
@@ -63,3 +65,49 @@ def test_what_does_not_belong_together_is_not_merged(plan: Plan, tmp_path: Path)
     path.write_text(json.dumps(case))
     with pytest.raises(DataError, match="differs from the case"):
         merge([tmp_path / "a", tmp_path / "c"], tmp_path / "merged")
+
+
+def shard(records: list[Record], folder: Path, place: int, **options: Any) -> Path:
+    """Return the folder of one of two shards, whose cases know the pictures that they show."""
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text('{"version": 1}')
+    shown = {record.index: f"digest {record.index}" for record in records}
+    plan = plan_of(records, folder.parent, shard=(place, 2), shown=shown)
+    run_benchmark(plan, [contender("Shaken", **options)], folder)
+    return folder
+
+
+def test_merging_again_changes_nothing(records: list[Record], tmp_path: Path):
+    shards = [shard(records, tmp_path / name, place) for place, name in enumerate("ab")]
+    whole = tmp_path / "whole"
+    merge(shards, whole)
+    first = {path: path.read_bytes() for path in whole.rglob("*.json")}
+    assert json.loads((method_folder(whole, "Shaken") / "cases" / "00000.json").read_text())[
+        "pictures"
+    ]
+    merge([*shards, whole], whole)
+    assert {path: path.read_bytes() for path in whole.rglob("*.json")} == first
+    # Made by a version that wrote no digest.
+    path = method_folder(tmp_path / "a", "Shaken") / "cases" / "00000.json"
+    case = json.loads(path.read_text())
+    path.write_text(json.dumps({key: case[key] for key in case if key != "pictures"}))
+    merge(shards, whole)
+    path.write_text(json.dumps({**case, "pictures": "of other pictures"}))
+    with pytest.raises(DataError, match="differs from the case"):
+        merge(shards, whole)
+
+
+def test_a_method_that_was_mended_is_not_left_failed(records: list[Record], tmp_path: Path):
+    whole, first = tmp_path / "whole", shard(records, tmp_path / "a", 0, fails_at=2)
+    second = shard(records, tmp_path / "b", 1)
+    merge([first, second], whole)
+    assert failure(whole, "Shaken") == "ValueError: cannot be edited"
+    merge([second], whole)
+    assert failure(whole, "Shaken") is None, "of the folders named, none says that it failed"
+    merge([first, second], whole)
+    before = tmp_path / "before"
+    shutil.copytree(first, before)
+    shard(records, first, 0)
+    merge([before, first, second], whole)
+    assert failure(whole, "Shaken") is None
+    assert len(contents(whole)) == 6
