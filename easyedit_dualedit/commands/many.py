@@ -102,7 +102,7 @@ def _many(
         )
     if is_testbed(hparams.model_name):
         torch.set_num_threads(1)  # it is too small to gain from a second one
-    pictures = PictureFiles.opened(records)
+    pictures = PictureFiles.opened(records, nearest=False)
     editor = editor_of(hparams)
     settings = {
         "version": __version__,
