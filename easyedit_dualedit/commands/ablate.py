@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
             allow_outside=arguments.allow_outside,
             limit=arguments.count,
         )
-    pictures = PictureFiles.opened([*records, *measured])
+    pictures = PictureFiles.opened([*records, *measured], nearest=False)
     model, processor = load_model(hparams.model_name, **hparams.placement)
     settings = settings_of(
         measured,

@@ -237,7 +237,7 @@ def _requests(arguments: argparse.Namespace) -> "list[Query]":
             limit=arguments.limit,
             allow_outside=arguments.allow_outside,
         )
-        PictureFiles.opened(records)
+        PictureFiles.opened(records, nearest=False)
         return [record.request for record in records]
     if any(value is None for value in one):
         raise ConfigError("give --prompt and --target, or --data and --images")

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     records = [record for record in every if record.request.shown] or every
     if arguments.data is None and arguments.limit is None:
         records = records[:_OWN_RECORDS]
-    pictures = PictureFiles.opened(records)
+    pictures = PictureFiles.opened(records, nearest=False)
     model, processor = load_model(hparams.model_name, **hparams.placement)
     backbone = BackboneConfig.read(hparams.backbone)
     encoder = Encoder(Backbone.of(model, backbone), processor)

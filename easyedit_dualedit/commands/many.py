@@ -102,7 +102,7 @@ def _many(
         )
     if is_testbed(hparams.model_name):
         torch.set_num_threads(1)  # it is too small to gain from a second one
-    pictures = PictureFiles.opened(records)
+    pictures = PictureFiles.opened(records, nearest=False)
     editor = editor_of(hparams)
     settings = {
         "version": __version__,
@@ -145,7 +145,10 @@ def _many(
         (shown,) = set(pictures.shown_by(records, together=True).values())
         if gate.get("pictures", shown) != shown:
             gate = {}
-        gate["pictures"] = shown
+        if gate.get("counts") != counts:
+            # What routing costs depends on other counts.
+            gate = {key: value for key, value in gate.items() if key not in ("rates", "untouched")}
+        gate |= {"pictures": shown, "counts": counts}
         if "rates" not in gate:
             gate["rates"] = routing_rates(editor, records, [n for n in counts if n <= len(records)])
             write_json(cases / GATE_FILE, gate)

@@ -85,8 +85,8 @@ def nearest_of(
 ) -> Nearest | None:
     """Return the samples nearest to a record, or None if it names none.
 
-    A place that is not in a file, or holds no question with a picture below `images` and an answer,
-    is passed by.
+    A place that is not in a file, or holds no question with the name of a picture below `images`
+    and an answer, is passed by. Whether that picture is there is for `PictureFiles` to say.
 
     Args:
         item: the record.

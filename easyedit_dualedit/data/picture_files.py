@@ -10,6 +10,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from easyedit_dualedit.data.comprehend_edit import NEAREST_RIGHT, NEAREST_WRONG
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.inputs import Query, open_image
@@ -25,15 +26,26 @@ class PictureFiles:
     """Pictures that were opened, with a digest of each one's file."""
 
     digests: Mapping[Path, str]
+    nearest: bool = True
+    """Whether the samples nearest to an edit are among what its record shows."""
 
     @classmethod
-    def opened(cls, records: Iterable[Record], *, progress: bool = True) -> Self:
+    def opened(
+        cls, records: Iterable[Record], *, nearest: bool = True, progress: bool = True
+    ) -> Self:
         """Open every picture that records show, several at a time.
+
+        Args:
+            records: that show them.
+            nearest: whether the samples nearest to an edit may be asked, too.
+            progress: whether to show a bar.
 
         Raises:
             DataError: naming those that cannot be read, the first few and the number of the others.
         """
-        paths = sorted({path for record in records for path in _paths(_asked(record))})
+        records = list(records)
+        paths = sorted({path for record in records for path in _paths(_asked(record, nearest))})
+        named = _fields_of_nearest(records) if nearest else {}
         digests: dict[Path, str] = {}
         problems: list[str] = []
         with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
@@ -42,7 +54,7 @@ class PictureFiles:
             bar = tqdm(read, "checking pictures", len(paths), delay=2.0, disable=not progress)
             for path, outcome in zip(paths, bar, strict=True):
                 if isinstance(outcome, DataError):
-                    problems.append(str(outcome))
+                    problems.append(f"{named[path]}: {outcome}" if path in named else str(outcome))
                 else:
                     digests[path] = outcome
         if problems:
@@ -50,7 +62,7 @@ class PictureFiles:
             raise DataError(
                 f"{'; '.join(problems[:_SHOWN])}{more}; once mended, the same command goes on"
             )
-        return cls(digests)
+        return cls(digests, nearest)
 
     def shown_by(
         self,
@@ -67,7 +79,10 @@ class PictureFiles:
             together: whether a case depends on the pictures of all these records.
         """
         own = {
-            record.index: [*_asked(record), *(further or {}).get(record.index, {}).values()]
+            record.index: [
+                *_asked(record, self.nearest),
+                *(further or {}).get(record.index, {}).values(),
+            ]
             for record in records
         }
         if together:
@@ -88,8 +103,26 @@ class PictureFiles:
         return hashlib.sha256(" ".join(held).encode()).hexdigest()[:16]
 
 
-def _asked(record: Record) -> list[Query]:
-    return [*record.queries, *record.portability]
+def _asked(record: Record, nearest: bool) -> list[Query]:
+    asked = [*record.queries, *record.portability]
+    if nearest and record.nearest is not None:
+        asked += [*record.nearest.wrong, *record.nearest.right]
+    return asked
+
+
+def _fields_of_nearest(records: Iterable[Record]) -> dict[Path, str]:
+    """Return which record and fields name a picture of a sample nearest to an edit."""
+    named: dict[Path, str] = {}
+    for record in records:
+        if record.nearest is None:
+            continue
+        for fields, queries in (
+            (NEAREST_WRONG, record.nearest.wrong),
+            (NEAREST_RIGHT, record.nearest.right),
+        ):
+            for path in _paths(queries):
+                named.setdefault(path, f"record {record.index}, field {' or '.join(fields)}")
+    return named
 
 
 def _paths(queries: Iterable[Query]) -> list[Path]:

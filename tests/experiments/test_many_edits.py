@@ -13,7 +13,10 @@ from tiny_models import TinyModel
 from tqdm import tqdm
 from workplace import Workplace
 
+from easyedit_dualedit.commands import many
 from easyedit_dualedit.data.records import METRICS, Record, load_records
+from easyedit_dualedit.experiments import gate_rates as routing
+from easyedit_dualedit.experiments import many_edits as module
 from easyedit_dualedit.experiments.many_edits import (
     Group,
     SharedMemory,
@@ -218,6 +221,47 @@ def test_a_run_goes_on_only_with_the_gate_and_the_precision_that_it_was_begun_wi
     same = work.hparams(**given, batch_size=3, results_dir="elsewhere")
     assert call([*command(work), "--hparams", str(same)]).code == 0
     assert metrics.read_bytes() == before
+
+
+def test_other_counts_make_anew_what_depends_on_them(
+    work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def measured_at(*counts: int) -> dict[str, Any]:
+        called = call(command(work, "--counts", *counts))
+        assert called.code == 0, called.err
+        found: dict[str, Any] = json.loads((work.folder / "out/many/metrics.json").read_text())
+        assert list(found["rates"]) == [str(count) for count in counts]
+        return found
+
+    first = measured_at(1)
+    monkeypatch.setattr(many, "_SIZES_AT", 2)
+    second = measured_at(1, 3)
+    assert second["costs"] == first["costs"]
+    assert second["untouched"]["after_removal"] == 0
+    # The number that sizes are compared at is none of the counts.
+    assert [(row["precision"], row["edits"]) for row in second["sizes"]] == [
+        ("float32", 2),
+        ("float16", 2),
+        ("int8", 2),
+    ]
+    assert [point["edits"] for point in second["points"]["DualEdit"]] == [1, 3]
+    monkeypatch.setattr(routing, "routing_rates", None)
+    assert measured_at(1, 3) == second, "what is there for these counts is kept"
+
+
+def test_bits_are_counted_anew_with_more_edits(
+    work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def noted(editor: DualEditor, records: Sequence[Record], *more: Any) -> Any:
+        asked.append(len(records))
+        return untouched(editor, records, *more)
+
+    monkeypatch.setattr(module, "untouched", noted)
+    for counts in ((1,), (1, 3), (1, 3)):
+        assert call(command(work, "--counts", *counts)).code == 0
+    assert asked == [1, 3]
 
 
 @pytest.mark.parametrize(
