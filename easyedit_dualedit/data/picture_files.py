@@ -96,7 +96,7 @@ class PictureFiles:
         Args:
             records: whose pictures were opened.
         """
-        return self._digest([query for record in records for query in _asked(record)])
+        return self._digest([query for record in records for query in _asked(record, self.nearest)])
 
     def _digest(self, queries: Sequence[Query]) -> str:
         held = [self.digests.get(path, "") for path in _paths(queries)]
