@@ -105,7 +105,7 @@ def test_weights_that_cannot_be_read_are_left_out():
     assert layer_of(large).values == (0.0,) * 16
 
 
-def test_a_part_that_is_quantised_in_one_of_them_is_not_compared(llava: TinyModel):
+def test_a_part_that_only_one_of_them_has_is_not_compared(llava: TinyModel):
     mine = of(llava.model)
     parts = {name: part for name, part in mine.parts.items() if name != "decoder layer 0"}
     fewer = ModelFingerprint(mine.architecture, parts, ())
@@ -122,6 +122,10 @@ DAMAGES: list[dict[str, Any]] = [
     {"parts": {"embeddings": {"dtype": "int8", "values": ""}}},
     {"parts": {"embeddings": {"dtype": "float32", "values": "AADAfw=="}}},  # NaN
     {"parts": {"embeddings": {"dtype": "float32", "values": "AAA="}}},
+    {"parts": {"embeddings": {"dtype": "float32", "values": "AACAPw=="}}},  # one number
+    {"parts": {"embeddings": {"dtype": "float32", "values": "", "missing": [1]}}},
+    {"parts": {"embeddings": {"dtype": "float32", "values": "", "missing": [1, 0]}}},
+    {"parts": {"embeddings": {"dtype": "float32", "values": "", "missing": 3}}},
     {"parts": 3},
     {"weights": [1.0, math.nan]},
     {"weights": ["a"]},
