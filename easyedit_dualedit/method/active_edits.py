@@ -188,7 +188,8 @@ class ActiveEdits:
             DataError: if the rows do not fit the assignment.
             CalibrationError: if the gate has no threshold.
         """
-        routing = self.gate.decide(hidden, layout, self.keys, self.assignment)
+        keys = self.keys.to(self.gate.mean.device)
+        routing = self.gate.decide(hidden, layout, keys, self.assignment)
         if self.newest is not None and self.assignment is None:
             # In half precision, keys of one question differ by what was read beside it.
             chosen = routing.edit_index
@@ -240,12 +241,21 @@ class ActiveEdits:
         for modality in self.adapters.modalities:
             if self.adapters.layer_of[modality] == layer:
                 positions = self.adapters.positions(modality, layout)
-                edit = self.projected[modality].select(chosen)
                 adapter, rows = self.adapters[modality], list(open_rows)
+                edit = _like(self.projected[modality].select(chosen), adapter.query.weight)
                 # A picture stands in the prompt, before any answer.
                 answered = layout.answered if modality == "text" else None
                 hidden = add_at(hidden, positions, adapter, edit, rows, answered)
         return hidden
+
+
+def _like(edit: ProjectedEdit, weight: Tensor) -> ProjectedEdit:
+    """Return an edit in the dtype and on the device of an adapter, which may be others by now."""
+    if (edit.keys.dtype, edit.keys.device) == (weight.dtype, weight.device):
+        return edit
+    words = None if edit.words is None else edit.words.to(weight)
+    keys, values, mask = edit.keys.to(weight), edit.values.to(weight), edit.mask.to(weight.device)
+    return replace(edit, keys=keys, values=values, mask=mask, words=words)
 
 
 def _newest(questions: Sequence[tuple[Any, ...] | None], device: torch.device) -> Tensor | None:

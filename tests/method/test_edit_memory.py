@@ -449,6 +449,25 @@ def test_what_inference_mode_has_unpacked_serves_gradients_too(llava: TinyModel)
     assert torch.equal(first, again)
 
 
+@pytest.mark.parametrize("word_path", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_edits_follow_the_dtype_of_their_editor(
+    llava: TinyModel, dtype: torch.dtype, word_path: bool
+):
+    editor = editor_of(llava, word_path=word_path)
+    asked = requests(2)
+    before = EditMemory(editor, precision="float32")
+    before.add(asked)
+    models = [before.model, editor.edited(editor.read(asked))]
+    expected = logits(models[0], editor, asked)
+    editor.to(dtype)
+    memory = EditMemory(editor, precision="float32")
+    memory.add(asked)
+    near = {"rtol": 0.05, "atol": 0.05 * float(expected.abs().max())}
+    for model in (*models, memory.model):
+        torch.testing.assert_close(logits(model, editor, asked), expected, **near)
+
+
 def test_an_edit_is_small_at_the_size_of_a_large_model():
     config = DualEditConfig(text_layer=16, vision_layer=19)
     adapter = CrossAttentionAdapter(4096, config.width, config.heads)
