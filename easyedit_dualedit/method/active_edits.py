@@ -188,7 +188,8 @@ class ActiveEdits:
             DataError: if the rows do not fit the assignment.
             CalibrationError: if the gate has no threshold.
         """
-        keys = self.keys.to(self.gate.mean.device)
+        keys, device = self.keys, self.gate.mean.device
+        keys = keys if keys.device == device else keys.to(device)
         routing = self.gate.decide(hidden, layout, keys, self.assignment)
         if self.newest is not None and self.assignment is None:
             # In half precision, keys of one question differ by what was read beside it.
@@ -280,8 +281,11 @@ class Decision:
     """Answer tokens that were read with the prompt, of each row, long [b]."""
     cached: int
     """Tokens that the cache held after it."""
-    prompt_tokens: int
-    """Tokens of the prompt, padding included."""
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, padding included."""
+        return self.cached - int(self.answered.amax())
 
     def repeated(self, rows: int) -> Mapping[int, int]:
         """Return the open rows where rows were repeated in place, as many as given in all."""

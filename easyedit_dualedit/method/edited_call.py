@@ -95,8 +95,7 @@ class EditedCall:
             if cache is not None and not isinstance(cache, tuple):
                 mark, held = DecisionMark(), cached_tokens(cache)
                 setattr(cache, _MARK, mark)
-                prompt = held - int(self._answered.amax())
-                self._decisions[mark] = Decision(self._open_rows, self._answered, held, prompt)
+                self._decisions[mark] = Decision(self._open_rows, self._answered, held)
         return output
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
