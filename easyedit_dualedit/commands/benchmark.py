@@ -178,7 +178,8 @@ def _benchmark(
         file=arguments.training_records,
         training=data.training,
     )
-    pictures = PictureFiles.opened([*data.evaluated, *data.training])
+    nearest = "comprehendedit" in protocols
+    pictures = PictureFiles.opened([*data.evaluated, *data.training], nearest=nearest)
 
     def load() -> tuple[Any, Any]:
         model, _ = load_model(hparams.model_name, **hparams.placement)

@@ -108,7 +108,8 @@ def _evaluate(
     with processes.first_alone():
         records, others = _read(arguments, hparams.model_name, folder / "data")
     # Before the model is loaded, so that a mistake in a file is told at once.
-    pictures = PictureFiles.opened([*records, *others])
+    nearest = "comprehendedit" in arguments.protocols
+    pictures = PictureFiles.opened([*records, *others], nearest=nearest)
     require_questions(records, arguments.protocols)
     protocols = [protocol for protocol in OF_SOME_RECORDS if protocol in arguments.protocols]
     split = split_of(records, archive=hparams.archive, file=arguments.training_records)

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Beside the adapters, which are all that their folder is to hold.
     drawn = arguments.output.with_name(f"{arguments.output.name}-data")
     records = records_of(arguments, hparams.model_name, drawn, "train")
-    PictureFiles.opened(records)
+    PictureFiles.opened(records, nearest=False)
     # Processes of one group train into one folder; the first is the one that writes.
     is_first = rank() == 0
     with alone_in(arguments.output) if is_first else nullcontext():

@@ -73,3 +73,16 @@ def test_records_without_neighbours_are_refused_under_the_protocol(
     data = folder / "ComprehendEdit_train.json"
     refused = call(command(work, "evaluate", data, folder, "--protocols", "comprehendedit"))
     assert "none of the 3 records has the field img_topk" in refused.error
+
+
+def test_pictures_of_neighbours_matter_under_the_protocol_alone(
+    work: Workplace, folder: Path, call: Any
+) -> None:
+    # Record 0 shows 0 and 2; 1 and 3 are near it.
+    (folder / "GQA" / "images" / "3.jpg").unlink()
+    data = folder / "ComprehendEdit_test.json"
+    given = command(work, "evaluate", data, folder, "--limit", 1)
+    refused = call([*given, "--protocols", "comprehendedit"])
+    assert refused.code == 2 and "record 0, field img_topk or txt_topk" in refused.error
+    called = call(given)
+    assert called.code == 0, called.err
