@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from easyedit_dualedit.errors import BackboneError
 from easyedit_dualedit.model.compiled import ModuleForward, uncompiled
 
 LayerEdit = Callable[[Tensor], Tensor | None]
@@ -286,6 +287,11 @@ def _reading(
 def _hidden(output: Any) -> Tensor:
     # Decoder layers return a tensor in transformers 5 and a tuple in older ones.
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    if hidden.dim() != 3:
+        raise BackboneError(
+            f"a decoder layer of this model gives states of shape {list(hidden.shape)}, but an edit"
+            " needs one state for each token, [rows, tokens, hidden size]: it cannot be edited"
+        )
     return hidden
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from easyedit_dualedit.errors import BackboneError
 from easyedit_dualedit.model.hooks import attach, before_call, record, replaced
 
 
@@ -279,3 +280,17 @@ def test_overlapping_blocks_of_two_threads_do_not_meet(first_to_end: str):
     assert found[first_to_end] == [inside[first_to_end], 1]
     assert found[other] == [inside[other]] * 2
     assert module(0) == 1 and "forward" not in vars(module)
+
+
+def test_a_layer_with_several_states_for_a_token_is_refused():
+    class Several(nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.stack([hidden, hidden])
+
+    layers = nn.ModuleList([Several()])
+    with (
+        pytest.raises(BackboneError, match=r"shape \[2, 1, 3, 4\], but an edit needs one state"),
+        record(layers, [0]),
+    ):
+        layers[0](torch.zeros(1, 3, 4))
+    assert not layers[0]._forward_hooks
