@@ -9,17 +9,14 @@ from torch.utils.data import Dataset
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Query, open_image
+from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.plugin.host import Host
-from easyedit_dualedit.plugin.patching import Patches
 
 Convert = Callable[[Any], Any]
 
-_PICTURES = ("image", "image_rephrase", "multimodal_locality_image")
-
 
 class TrainingRecords(Dataset[Any]):
-    """EasyEdit's dataset, which opens its pictures only when they are needed.
+    """EasyEdit's dataset of records, its answers without the space that it puts before them.
 
     It is as long as the training, since EasyEdit's trainer counts in rounded passes.
     """
@@ -43,13 +40,7 @@ class TrainingRecords(Dataset[Any]):
             length: of the training; records come again as often as it takes.
             convert: turns each part of a batch, such as `edit_inner`, into something else.
         """
-        patches = Patches()
-        reader = host.module("dataset.processor.llavaov_processors").LLaVAOneVisionProcessor
-        patches.replace(reader, "__call__", lambda _self, file, file_type: file)  # noqa: ARG005
-        try:
-            self.records: Any = host.package.VQADataset(str(path), config=config)
-        finally:
-            patches.undo()
+        self.records: Any = host.package.VQADataset(str(path), config=config)
         self.records.tok = processor
         self._length = max(length, len(self.records))
         self._convert = convert
@@ -61,8 +52,6 @@ class TrainingRecords(Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return an item as EasyEdit's dataset would hold it."""
         item = dict(self.records[index % len(self.records)])
-        for name in _PICTURES:
-            item[name] = open_image(Path(item[name]))
         for name in ("target", "locality_ground_truth", "multimodal_locality_ground_truth"):
             item[name] = _Unspaced(item[name])
         return item
