@@ -51,8 +51,14 @@ class EditSignal:
 
     @cached_property
     def question(self) -> tuple[Any, ...] | None:
-        """What two edits of one question have in common; None where it is not known."""
-        return None if self.request is None else question_of(self.request)
+        """What two edits of one question have in common; None where it is not known.
+
+        A picture that has gone since it was read says no longer which question it was.
+        """
+        try:
+            return None if self.request is None else question_of(self.request)
+        except DataError:
+            return None
 
 
 class Projections(Protocol):

@@ -72,7 +72,7 @@ class TrainerHparams:
     """Records that teach the gate; None means as many as the adapters are trained on, at least 500.
     """
     schedule: str = "constant"
-    """Of the learning rate: constant or one-cycle; EasyEdit's trainers keep it constant."""
+    """Of the learning rate: constant or one-cycle; EasyEdit's own trainer keeps it constant."""
     autocast: str = "none"
     """bfloat16: the frozen model computes in it; EasyEdit's own trainer takes no notice."""
     checkpoint_activations: bool = False

@@ -246,6 +246,15 @@ def test_the_newest_edit_of_a_request_wins_where_states_differ_by_rounding(llava
     assert chosen([older, other, unknown]) == [0, 1]
 
 
+def test_edits_stay_when_the_files_of_their_pictures_go(llava: TinyModel, tmp_path: Path):
+    editor = trained_editor(llava)
+    path = tmp_path / "red.png"
+    picture("red").save(path)
+    signals = editor.read([Query("Where is the star?", path, answer) for answer in ("a", "b")])
+    path.unlink()
+    assert len(editor.edited(signals).edits) == 2
+
+
 def test_an_edit_keeps_nothing_of_other_tokens(llava: TinyModel):
     (signal,) = trained_editor(llava).read([request_of()])
     vectors = (signal.gate_state, signal.last_state, signal.vision_state, *signal.states.values())
