@@ -23,7 +23,7 @@ from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections, question_of
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.hooks import record, undisturbed
+from easyedit_dualedit.model.hooks import lasting_tensors, record, undisturbed
 from easyedit_dualedit.model.inputs import CACHE_NAMES, NO_WORD, Query, TokenLayout
 
 _NOT_FOR_ROUTING = (*CACHE_NAMES, "use_cache", "labels", "logits_to_keep", "cache_position")
@@ -88,6 +88,7 @@ class ActiveEdits:
     """Is told each decision."""
 
     @classmethod
+    @lasting_tensors()
     def of(
         cls,
         signals: Sequence[EditSignal],
@@ -118,6 +119,7 @@ class ActiveEdits:
         return cls(adapters, gate, tuple(signals), keys, projected, assignment, newest)
 
     @classmethod
+    @lasting_tensors()
     def of_stored(
         cls,
         stored: Sequence[StoredEdit],
@@ -327,6 +329,7 @@ Decisions = MutableMapping[DecisionMark, Decision]
 """What was decided for a prompt, for as long as a cache has its mark."""
 
 
+@lasting_tensors()
 def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:
     """Return what a gate compares queries with, [n, k]."""
     reads_label = gate.config.kind == "last-token"

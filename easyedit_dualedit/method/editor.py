@@ -28,7 +28,7 @@ from easyedit_dualedit.method.model_card import (
 from easyedit_dualedit.method.shared_folder import adapters_folder
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.hooks import record, undisturbed
+from easyedit_dualedit.model.hooks import lasting_tensors, record, undisturbed
 from easyedit_dualedit.model.inputs import Batch, Query, ShownLike, input_device
 from easyedit_dualedit.model.video_frames import by_length
 
@@ -135,6 +135,7 @@ class DualEditor(
             backbone.model(**batch.inputs, use_cache=False)
         return self.signals_of(states, batch, requests)
 
+    @lasting_tensors()
     def signals_of(
         self, states: Mapping[int, Tensor], batch: Batch, requests: Sequence[Query] = ()
     ) -> list[EditSignal]:

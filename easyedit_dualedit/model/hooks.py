@@ -133,14 +133,6 @@ def attach(layers: Sequence[nn.Module], edits: Mapping[int, LayerEdit]) -> Itera
         yield
 
 
-@contextmanager
-def before_call(model: nn.Module, observe: CallObserver) -> Iterator[None]:
-    """Show the arguments of every call of `model` inside the block to `observe`."""
-    with Hooks() as hooks:
-        hooks.before(model, observe)
-        yield
-
-
 def named_arguments(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     """Return positional arguments of a model's forward by their names."""
     if not args:
@@ -241,6 +233,15 @@ def in_own_precision(device: torch.device) -> AbstractContextManager[object]:
     # Where there is none to turn off, to do so still takes as long as several operations.
     is_on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
+
+
+@contextmanager
+def lasting_tensors() -> Iterator[None]:
+    """Make tensors inside the block that a backward may keep, even in inference mode."""
+    records = torch.is_grad_enabled()
+    # To leave inference mode turns gradients on.
+    with torch.inference_mode(False), torch.set_grad_enabled(records):
+        yield
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.hooks import before_call, named_arguments, record
+from easyedit_dualedit.model.hooks import Hooks, named_arguments, record
 from easyedit_dualedit.model.inputs import Batch, Query, input_device
 from easyedit_dualedit.model.picture_features import (
     Features,
@@ -297,7 +297,7 @@ class FrozenPart:
             if features:
                 inputs[pixels] = torch.empty(0, device=input_device(backbone.model))
                 stack.enter_context(given_features(backbone.model, features, pixels))
-            stack.enter_context(before_call(backbone.decoder, observe))
+            stack.enter_context(Hooks()).before(backbone.decoder, observe)
             backbone.model(**inputs, use_cache=False)
         if not calls or calls[0].get("inputs_embeds") is None:
             raise UnsupportedModelError("the decoder is not called with embeddings")

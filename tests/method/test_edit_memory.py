@@ -468,6 +468,39 @@ def test_edits_follow_the_dtype_of_their_editor(
         torch.testing.assert_close(logits(model, editor, asked), expected, **near)
 
 
+@pytest.mark.parametrize("word_path", [True, False])
+@pytest.mark.parametrize("gate", ["cosine", "learned"])
+def test_what_is_made_in_inference_mode_is_called_outside_it(
+    llava: TinyModel, gate: str, word_path: bool
+):
+    editor = trained_editor(llava, gate={"kind": gate, "threshold": 0.99}, word_path=word_path)
+    if gate == "learned":
+        editor.gate.projection.thresholds.fill_(0.99)
+    asked = requests(2)
+    outside = EditMemory(editor, precision="float32")
+    outside.add(asked)
+    expected = logits(outside.model, editor, asked)
+    with torch.inference_mode():
+        inside = EditMemory(editor, precision="float32")
+        inside.add(asked)
+        alone = editor.edit(asked[0].image, asked[0].prompt, asked[0].target or "")
+        models = [
+            inside.model,
+            editor.edited(editor.read(asked)),
+            editor.edited(editor.read(asked), gate=editor.open_gate()).with_gate(editor.gate),
+        ]
+    models.append(EditedModel.side_by_side([alone, alone], 1).of_rows([0]))
+    batch = editor.encoder.encode(asked, with_target=False)
+    for model in models[:3]:
+        assert torch.equal(logits(model, editor, asked), expected)
+        model(layout=batch.layout, **batch.inputs).logits.sum().backward()
+    one = editor.encoder.encode(asked[:1], with_target=False)
+    for model in (alone, models[3]):
+        model(layout=one.layout, **one.inputs).logits.sum().backward()
+    llava.model.zero_grad(set_to_none=True)
+    assert editor.adapters["text"].query.weight.grad is not None
+
+
 def test_an_edit_is_small_at_the_size_of_a_large_model():
     config = DualEditConfig(text_layer=16, vision_layer=19)
     adapter = CrossAttentionAdapter(4096, config.width, config.heads)

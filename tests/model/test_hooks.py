@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError
-from easyedit_dualedit.model.hooks import attach, before_call, record, replaced
+from easyedit_dualedit.model.hooks import Hooks, attach, lasting_tensors, record, replaced
 
 
 class Layer(nn.Module):
@@ -95,9 +95,11 @@ def test_an_exception_in_the_block_leaves_nothing_and_passes(stack: Stack, opene
         "attach": lambda: attach(stack.layers, {0: lambda h: h}),
         "record": lambda: record(stack.layers, [0, 1]),
         "record-stop": lambda: record(stack.layers, [0, 1], stop=True),
-        "before": lambda: before_call(stack, lambda *_: None),
+        "before": Hooks,
     }[opener]
-    with pytest.raises(KeyError, match="mine"), block():
+    with pytest.raises(KeyError, match="mine"), block() as opened:
+        if isinstance(opened, Hooks):
+            opened.before(stack, lambda *_: None)
         assert hooks_on(stack) > 0
         raise KeyError("mine")
     assert hooks_on(stack) == 0
@@ -170,7 +172,8 @@ def test_arguments_of_a_call_are_seen_before_it_runs(stack: Stack):
     def observe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append((args, kwargs, stack.layers[0].calls))
 
-    with before_call(stack, observe):
+    with Hooks() as hooks:
+        hooks.before(stack, observe)
         assert torch.equal(stack(ZERO, scale=2.0), ZERO + 222)
     stack(ZERO)
     assert len(seen) == 1
@@ -186,9 +189,10 @@ def test_other_threads_are_untouched(stack: Stack):
 
     with (
         attach(stack.layers, {0: lambda h: h * 0 - 1}),
-        before_call(stack, lambda *call: seen.append(call)),
+        Hooks() as hooks,
         record(stack.layers, [1], stop=True) as states,
     ):
+        hooks.before(stack, lambda *call: seen.append(call))
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
@@ -294,3 +298,24 @@ def test_a_layer_with_several_states_for_a_token_is_refused():
     ):
         layers[0](torch.zeros(1, 3, 4))
     assert not layers[0]._forward_hooks
+
+
+def test_tensors_made_in_inference_mode_serve_gradients_later():
+    weight = torch.ones(2, requires_grad=True)
+    with torch.inference_mode():
+        fleeting = torch.ones(2)
+        with lasting_tensors():
+            made, copied = weight * 2, fleeting.clone()
+        assert torch.is_inference_mode_enabled() and (weight * 2).is_inference()
+    assert not made.requires_grad
+    (weight * made * copied).sum().backward()
+    assert weight.grad is not None and torch.equal(weight.grad, torch.full((2,), 2.0))
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_gradients_are_recorded_as_they_were(records: bool):
+    weight = torch.ones(2, requires_grad=True)
+    with torch.set_grad_enabled(records):
+        with lasting_tensors():
+            assert (weight * 2).requires_grad is records
+        assert torch.is_grad_enabled() is records
