@@ -15,7 +15,7 @@ from easyedit_dualedit.commands.arguments import (
     count,
 )
 from easyedit_dualedit.commands.launchers import launched, rank, with_precision
-from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.errors import ArchiveError, ConfigError
 from easyedit_dualedit.files import require_writable
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 HELP = "train adapters for a model"
 CURVES_FOLDER = "curves"
 """In the folder of the adapters: what was measured during their training."""
+CHECKPOINT_FILE = "training.pt"
+"""In the folder of the adapters until they are done: what a stopped training goes on from."""
 
 DESCRIPTION = "Train the adapters of a model on edit records and calibrate the gate."
 
@@ -55,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_memory(parser)
     parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start anew, where --output holds adapters or a training that was stopped",
+    )
+    parser.add_argument(
         "--gate-only",
         action="store_true",
         help="train no adapters, but make the gate of those in --archive anew",
@@ -75,8 +82,12 @@ def run(arguments: argparse.Namespace) -> None:
     require_writable(arguments.output)
     if arguments.gate_only and arguments.log:
         raise ConfigError("--log goes with a training, and --gate-only has none; leave one out")
+    if arguments.gate_only and arguments.fresh:
+        raise ConfigError("--fresh goes with a training, and --gate-only has none; leave one out")
     if arguments.gate_only or hparams.archive is not None:
         TrainedAdapters.read(hparams.archive)
+    if not (arguments.gate_only or arguments.fresh):
+        require_unfinished(arguments.output, hparams.archive)
     if arguments.validation is not None:
         hparams.validation_records = arguments.validation
     # Beside the adapters, which are all that their folder is to hold.
@@ -89,6 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.gate_only:
             remake_gate_and_save(hparams, records, arguments.output, arguments.steps)
             return
+        if arguments.fresh and is_first:
+            (arguments.output / CHECKPOINT_FILE).unlink(missing_ok=True)
         listeners = listeners_of(arguments.output / CURVES_FOLDER, arguments.log)
         train_and_save(
             hparams,
@@ -136,7 +149,7 @@ def train_and_save(
 
     require_writable(output)
     adapters = None if hparams.archive is None else TrainedAdapters.read(hparams.archive)
-    checkpoint = output / "training.pt"
+    checkpoint = output / CHECKPOINT_FILE
     count = validation_count(hparams.validation_records, len(records))
     if hparams.validation_records is None and began_without_validation(checkpoint):
         count = 0
@@ -163,6 +176,23 @@ def train_and_save(
     keep_recipe(output / CURVES_FOLDER, hparams.model_name, config, split.training, count)
     checkpoint.unlink(missing_ok=True)
     _show(gates, output)
+
+
+def require_unfinished(output: Path, archive: str | Path | None) -> None:
+    """Check that a training into a folder replaces no adapters but those that it trains further.
+
+    Raises:
+        ArchiveError: if it would.
+    """
+    from easyedit_dualedit.method.archive import WEIGHTS_FILE
+
+    is_done = (output / WEIGHTS_FILE).exists() and not (output / CHECKPOINT_FILE).exists()
+    is_further = archive is not None and Path(archive).resolve() == output.resolve()
+    if is_done and not is_further:
+        raise ArchiveError(
+            f"{output} holds trained adapters already; choose another --output, give --fresh to"
+            f" train anew in their place, or --archive {output} to train them further"
+        )
 
 
 def listeners_of(folder: Path, log: str | None) -> "list[Listener]":

@@ -127,7 +127,8 @@ class Checkpoint:
         if differing:
             raise ArchiveError(
                 f"the checkpoint {self._path} belongs to a run with another configuration"
-                f" ({', '.join(differing)}); remove it to start anew, or restore what it was"
+                f" ({', '.join(differing)}); remove it to start anew (train --fresh does),"
+                " or restore what it was"
             )
         before, now = run["training"].get(_PRECISION), self._run["training"][_PRECISION]
         if before != now:

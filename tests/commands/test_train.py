@@ -62,12 +62,30 @@ def test_adapters_of_an_archive_are_trained_further(work: Workplace, call: Any):
     assert call(work.train(*options, gate_steps=0, lr=1e-12)).code == 0
     before, after = parts(work.adapters)[1], parts(further)[1]
     assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
-    assert call(work.train(*options, gate_steps=0)).code == 0
+    assert call(work.train(*options, "--fresh", gate_steps=0)).code == 0
     assert not is_equal(parts(further)[1], parts(work.adapters)[1])
     error = call(work.train(*options, gate_steps=0, text_layer=0, vision_layer=1)).error
     assert "in the archive and 0 in the hyperparameters" in error
     gone = call(work.train("--archive", work.folder / "nothing", "--output", further)).error
     assert "but there is nothing" in gone
+
+
+def test_trained_adapters_are_replaced_only_where_somebody_says_so(work: Workplace, call: Any):
+    assert call(work.train(gate_steps=0)).code == 0
+    first = parts(work.adapters)[1]
+    error = call(work.train(gate_steps=0, lr=1e-2)).error
+    assert "holds trained adapters already" in error and "--fresh" in error
+    assert is_equal(parts(work.adapters)[1], first)
+    # What a stopped training left goes on, or is forgotten.
+    (work.adapters / "training.pt").write_bytes(b"of another training")
+    assert "training.pt" in call(work.train(gate_steps=0, lr=1e-2)).error
+    assert call(work.train("--fresh", gate_steps=0, lr=1e-2)).code == 0
+    second = parts(work.adapters)[1]
+    assert not is_equal(second, first)
+    assert call(work.train("--archive", work.adapters, gate_steps=0)).code == 0
+    assert not is_equal(parts(work.adapters)[1], second)
+    options = ["--gate-only", "--archive", work.adapters, "--fresh"]
+    assert "--fresh goes with a training" in call(work.train(*options)).error
 
 
 def test_a_training_keeps_to_the_memory_that_it_is_given(work: Workplace, call: Any):
