@@ -173,6 +173,8 @@ def _read(
         raise ConfigError(
             "--others needs --data and --images; without them a model of ours has its own"
         )
+    if arguments.others is not None and not arguments.specificity:
+        raise ConfigError("--others is what --specificity draws from; give both, or neither")
     records = records_of(arguments, model, folder, "eval")
     if arguments.data is None:
         return records, own_records(model, folder, "train") if arguments.specificity else []

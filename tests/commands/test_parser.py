@@ -698,6 +698,7 @@ def test_specificity_draws_from_the_records_it_is_given(work: Workplace, call: A
     others = work.images / "others.json"
     items = json.loads(work.data.read_text())[6:]
     others.write_text(json.dumps(items))
+    assert "--specificity" in call(work.evaluate("--limit", 2, "--others", others)).error
     done = call(work.evaluate("--limit", 2, "--specificity", "--others", others))
     assert done.code == 0, done.err
     prompts = {item["src"] for item in items}
