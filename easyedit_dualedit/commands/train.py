@@ -263,7 +263,8 @@ def _config(
 ) -> "TrainingConfig":
     config = with_precision(hparams.training_config())
     if steps is None and hparams.max_iters is None:
-        steps = max(1, (hparams.max_epochs or 1) * (len(records) // config.batch_size))
+        batches = (hparams.max_epochs or 1) * (len(records) // config.batch_size)
+        steps = max(1, batches // config.accumulate)
     return config if steps is None else dataclasses.replace(config, steps=steps)
 
 

@@ -3,7 +3,7 @@
 Records share batches but nothing else: each is answered by its own edited model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -46,8 +46,8 @@ def evaluate(
         encoder: encodes for the model that is edited.
         makers: what makes each method's edits, by its name, in the order of the table.
         run: where cases are stored.
-        further: more queries of each record, by its index, and by what they measure: the same
-            kinds for each. All are compared with the unedited model, as locality is.
+        further: more queries of each record, by its index, and by what they measure. All are
+            compared with the unedited model, as locality is.
         protocols: measured beside `EVALUATION_PROTOCOLS`, of `OF_SOME_RECORDS`.
         batch_size: records that are asked about together; each still sees its own edit alone.
         panel: asks, within a budget of tokens; None lets the device's memory choose the budget.
@@ -113,18 +113,33 @@ def evaluate_together(
     # Record by record: methods that share the reading of an edit keep that of one record.
     made = [{name: make(record) for name, make in makers.items()} for record in records]
     edits = {name: [models[name] for models in made] for name in makers}
-    cases = [
-        {"index": record.index, **case}
-        for record, case in zip(
-            records, _cases(own, encoder, edits, EVALUATION_PROTOCOLS, panel), strict=True
-        )
-    ]
+    cases: list[dict[str, Any]] = [{"index": record.index} for record in records]
+    for place, case in _cases(own, encoder, edits, EVALUATION_PROTOCOLS, panel):
+        cases[place].update(case)
     for protocol in protocols:
         _add_protocol(cases, records, encoder, edits, protocol, panel)
     return cases
 
 
 def _cases(
+    questions: Sequence[Questions],
+    encoder: Encoder,
+    edits: Mapping[str, Sequence[EditedModel | None]],
+    protocols: Sequence[ProtocolName],
+    panel: Panel,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each record that has questions, by its place, with what its models say to them.
+
+    Rows are dealt out evenly, so records share a batch with those that are asked as much.
+    """
+    for count in sorted({len(asked.every) for asked in questions} - {0}):
+        places = [place for place, asked in enumerate(questions) if len(asked.every) == count]
+        chosen = {name: [models[place] for place in places] for name, models in edits.items()}
+        made = _even_cases([questions[p] for p in places], encoder, chosen, protocols, panel)
+        yield from zip(places, made, strict=True)
+
+
+def _even_cases(
     questions: Sequence[Questions],
     encoder: Encoder,
     edits: Mapping[str, Sequence[EditedModel | None]],
@@ -160,19 +175,11 @@ def _add_protocol(
     protocol: ProtocolName,
     panel: Panel,
 ) -> None:
-    """Add to the cases of records what those of them say that have a protocol's questions.
-
-    Rows are dealt out evenly, so records share a batch with those that are asked as much.
-    """
+    """Add to the cases of records what those of them say that have a protocol's questions."""
     every = [Questions.of_some(record, (protocol,)) for record in records]
-    for count in sorted({len(questions.every) for questions in every} - {0}):
-        places = [place for place, asked in enumerate(every) if len(asked.every) == count]
-        chosen = {name: [models[place] for place in places] for name, models in edits.items()}
-        asked = [every[place] for place in places]
-        made = _cases(asked, encoder, chosen, (protocol,), panel)
-        for place, more in zip(places, made, strict=True):
-            for part in ("queries", "before"):
-                cases[place][part].update(more[part])
-            for name, outcome in more["methods"].items():
-                for part, values in outcome.items():
-                    cases[place]["methods"][name][part].update(values)
+    for place, more in _cases(every, encoder, edits, (protocol,), panel):
+        for part in ("queries", "before"):
+            cases[place][part].update(more[part])
+        for name, outcome in more["methods"].items():
+            for part, values in outcome.items():
+                cases[place]["methods"][name][part].update(values)

@@ -81,8 +81,8 @@ def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
 
     Args:
         cases: for each case the value of every one of `METRICS`, 0 to 1; and of the kinds of
-            `specificity.FAMILIES` if RI, NI and CI are wanted, each of which is the mean of its
-            kinds and no part of the average.
+            `specificity.FAMILIES` if RI, NI and CI are wanted, each of which is the mean of those
+            of its kinds that a case has, and no part of the average.
 
     Raises:
         DataError: if there are no cases.
@@ -90,10 +90,12 @@ def summary(cases: Sequence[Mapping[str, float]]) -> dict[str, Interval]:
     intervals = {metric: interval([case[metric] for case in cases]) for metric in METRICS}
     intervals[AVERAGE] = interval([average(case) for case in cases])
     for name, kinds in FAMILIES.items():
-        if cases and all(kind in cases[0] for kind in kinds):
-            family = [sum(case[kind] for kind in kinds) / len(kinds) for case in cases]
+        values = {kind: [case[kind] for case in cases if kind in case] for kind in kinds}
+        asked = [[case[kind] for kind in kinds if kind in case] for case in cases]
+        family = [sum(each) / len(each) for each in asked if each]
+        if family:
             intervals[name] = interval(family)
-            intervals |= {kind: interval([case[kind] for case in cases]) for kind in kinds}
+            intervals |= {kind: interval(each) for kind, each in values.items() if each}
     return intervals
 
 

@@ -60,7 +60,8 @@ def specificity_queries(
     """Return the query of every one of `KINDS` for each record.
 
     A random question that the unedited model begins to answer like the edit's own, on the edit's
-    picture, may be the same question in other words; another is drawn, up to eight times.
+    picture, may be the same question in other words; another is drawn, up to eight times. Where
+    `others` ask nothing but what the edit asks (captions), it has no random question.
 
     Args:
         records: edits that are measured.
@@ -118,7 +119,7 @@ class Draws:
     batch_size: int = 32
 
     def of(self, records: Sequence[Record]) -> list[dict[str, Query]]:
-        """Return the query of every one of `KINDS` for each of some records."""
+        """Return the queries of each of some records, of all `KINDS` that it has."""
         requests = [replace(record.request, target=None) for record in records]
         pool = [replace(other.request, target=None) for other in self.others]
         allowed = [_others_of(record, self.others) for record in records]
@@ -128,7 +129,7 @@ class Draws:
             pool[source.choice(places)] for source, places in zip(sources, allowed, strict=True)
         ]
         questions = _Questions(self.encoder, requests, self.batch_size)
-        chosen: dict[str, list[Query]] = {
+        chosen: dict[str, Sequence[Query | None]] = {
             OTHER_IMAGE: [
                 replace(own, image=other.image)
                 for own, other in zip(requests, pictures, strict=True)
@@ -145,7 +146,10 @@ class Draws:
         ):
             rows = zip(similarity, allowed, sources, strict=True)
             chosen[kind] = [pool[_best(*row)] for row in rows]
-        return self._answered([{k: chosen[k][n] for k in KINDS} for n in range(len(records))])
+        drawn = [{kind: chosen[kind][place] for kind in KINDS} for place in range(len(records))]
+        return self._answered(
+            [{kind: query for kind, query in row.items() if query is not None} for row in drawn]
+        )
 
     def _answered(self, drawn: Sequence[Mapping[str, Query]]) -> list[dict[str, Query]]:
         """Return the queries with the unedited model's answers, those with pictures apart."""
@@ -187,7 +191,7 @@ class _Questions:
 
     def drawn(
         self, prompts: Sequence[Sequence[str]], sources: Sequence[random.Random]
-    ) -> list[Query]:
+    ) -> list[Query | None]:
         own = [request.prompt for request in self._requests]
         open_places = list(range(len(own)))
         drawn = list(own)
@@ -203,16 +207,26 @@ class _Questions:
             ]
             if not open_places:
                 break
-        if open_places:
-            logger.warning(
-                "%d of %d random questions are answered like the edit's own",
-                len(open_places),
-                len(own),
-            )
-        return [
-            replace(request, prompt=prompt)
+        for place in open_places:
+            if drawn[place] == own[place]:
+                others = [prompt for prompt in prompts[place] if prompt != own[place]]
+                drawn[place] = sources[place].choice(others) if others else own[place]
+        found = [
+            None if prompt == request.prompt else replace(request, prompt=prompt)
             for request, prompt in zip(self._requests, drawn, strict=True)
         ]
+        alike = sum(found[place] is not None for place in open_places)
+        if alike:
+            logger.warning(
+                "%d of %d random questions are answered like the edit's own", alike, len(own)
+            )
+        if None in found:
+            logger.warning(
+                "%d of %d edits have no random question: all samples ask what the edit asks",
+                found.count(None),
+                len(own),
+            )
+        return found
 
     def _ask(self, questions: Sequence[tuple[int, str]]) -> None:
         new = [one for one in questions if one not in self._first]

@@ -166,6 +166,40 @@ def test_a_question_that_is_answered_like_the_edits_own_is_drawn_again(
     assert {queries[OTHER_QUESTION].prompt for queries in found} == {different}
 
 
+def test_a_random_question_is_never_the_edits_own(
+    llava: TinyModel, records: list[Record], caplog: pytest.LogCaptureFixture
+):
+    """Most samples of a data set of captions ask what the edit asks, or all of them do."""
+    encoder = editor_of(llava).encoder
+
+    def asking(prompt: str) -> list[Record]:
+        return [replace(one, request=replace(one.request, prompt=prompt)) for one in records]
+
+    alike = asking("a photo of")
+    one_asks_otherwise = [*alike[:-1], records[-1]]
+    found = specificity_queries(alike[:4], one_asks_otherwise, encoder, progress=False)
+    assert {q[OTHER_QUESTION].prompt for q in found} == {records[-1].request.prompt}
+    found = specificity_queries(alike[:2], alike, encoder, progress=False)
+    assert [tuple(queries) for queries in found] == [
+        tuple(kind for kind in KINDS if kind != OTHER_QUESTION)
+    ] * 2
+    assert "2 of 2 edits have no random question" in caplog.text
+    assert "are answered like the edit's own" not in caplog.text
+    editor = trained_editor(llava, gate="open")
+    makers = {"edited": lambda record: editor.edited(editor.read([record.request]))}
+    further = {
+        alike[0].index: found[0],
+        records[1].index: specificity_queries(records[1:2], records, encoder, progress=False)[0],
+    }
+    cases = evaluate_together([alike[0], records[1]], encoder, makers, further=further)
+    values = [case["methods"]["edited"]["values"]["generate"] for case in cases]
+    assert OTHER_QUESTION not in values[0] and OTHER_QUESTION in values[1]
+    told = summary(values)
+    assert told[OTHER_QUESTION].n == 1 and told[OTHER_IMAGE].n == told["RI"].n == 2
+    halves = [values[0][OTHER_IMAGE], (values[1][OTHER_IMAGE] + values[1][OTHER_QUESTION]) / 2]
+    assert told["RI"].mean == pytest.approx(50 * sum(halves))
+
+
 def test_nothing_to_compare_with_is_one_clear_line(llava: TinyModel, records: list[Record]):
     encoder = editor_of(llava).encoder
     with pytest.raises(DataError, match="give more records"):
