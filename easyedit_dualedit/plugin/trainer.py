@@ -81,7 +81,9 @@ class DualEditTrainer(_MultimodalTrainer):  # type: ignore[misc]  # EasyEdit is 
     def _follow_recipe(self, config: DualEditMultimodalHparams) -> None:
         """Draw targets and let the learning rate follow its schedule, as the command `train`."""
         length = TrainingLength.of(find_host(), config, len(self.train_set))
-        self.weights = replace(self.weights, steps=max(1, length.iterations))
+        # EasyEdit counts batches, a configuration steps.
+        count = max(1, length.iterations // config.accumulate_bs)
+        self.weights = replace(self.weights, steps=count)
         loader = self.train_loader
         self.train_loader = DataLoader(
             DrawnItems(self.train_set, self.drawn),

@@ -292,10 +292,11 @@ def test_epochs_say_how_many_records_teach_the_gate(
     for name, changes in {
         "epochs": {"max_iters": None, "max_epochs": 1, "val_interval": 2},
         "both": {"max_iters": 3, "max_epochs": 5, "val_interval": 2},
+        "accumulated": {"max_iters": 3, "accumulate_bs": 3, "val_interval": 2},
     }.items():
         settings = {"final_eval": False, "gate_records": None, **changes}
         trainer_of(workplace, tmp_path / name, "DualEditTrainer", **settings).run()
-    assert taught == [(4, 4), (3, 3)]
+    assert taught == [(4, 4), (3, 3), (3, 1)]
 
 
 @needs_master
