@@ -173,7 +173,9 @@ def train_and_save(
     if not processes.is_first:
         return  # all have the same adapters, and one saves them
     editor.save(output)
-    keep_recipe(output / CURVES_FOLDER, hparams.model_name, config, split.training, count)
+    keep_recipe(
+        output / CURVES_FOLDER, hparams.model_name, config, split.training, len(split.validation)
+    )
     checkpoint.unlink(missing_ok=True)
     _show(gates, output)
 
@@ -262,9 +264,11 @@ def _config(
     hparams: "DualEditMultimodalTrainingHparams", records: "Sequence[Record]", steps: int | None
 ) -> "TrainingConfig":
     config = with_precision(hparams.training_config())
-    if steps is None and hparams.max_iters is None:
+    if steps is None and (hparams.max_iters is None or hparams.max_epochs is not None):
         batches = (hparams.max_epochs or 1) * (len(records) // config.batch_size)
-        steps = max(1, batches // config.accumulate)
+        epochs = max(1, batches // config.accumulate)
+        # Of both, as in EasyEdit, the one that ends first.
+        steps = epochs if hparams.max_iters is None else min(epochs, config.steps)
     return config if steps is None else dataclasses.replace(config, steps=steps)
 
 

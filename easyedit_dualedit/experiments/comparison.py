@@ -11,11 +11,15 @@ from easyedit_dualedit.experiments.stored_run import Place, StoredCase, StoredRu
 from easyedit_dualedit.measure.binding import ASKED, SHARES
 from easyedit_dualedit.measure.intervals import Interval, paired_difference
 from easyedit_dualedit.measure.metrics import AVERAGE, average
+from easyedit_dualedit.measure.nearest import GENERALISATION, PRESERVATION, RIGHT, WRONG
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS, PROTOCOLS
 from easyedit_dualedit.measure.specificity import FAMILIES
 
 _QUERIES_OF = {**FAMILIES, **{metric: (question,) for metric, question in ASKED.items()}}
 """Metric -> the questions that it is about, where they have other names."""
+_BEGIN_OF = {GENERALISATION: WRONG, PRESERVATION: RIGHT}
+"""Metric -> what the names of the questions begin with that it is a mean of; the protocol's name
+where it is not here."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,8 @@ def _questions_of(metric: str, protocol: str, pair: tuple[StoredCase, StoredCase
     if metric in one:
         return [metric]
     asked = [name for name in _QUERIES_OF.get(metric, ()) if name in one]
-    asked = asked or [name for name in one if name.startswith(f"{protocol}_")]
+    begin = _BEGIN_OF.get(metric, protocol)
+    asked = asked or [name for name in one if name.startswith(f"{begin}_")]
     return [name for name in asked if one[name] != two.get(name)]
 
 

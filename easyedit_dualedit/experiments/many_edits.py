@@ -75,7 +75,7 @@ def groups_of(records: Sequence[Record], counts: Sequence[int]) -> list[Group]:
     """Return for each number of edits the groups that it is measured on, smallest first."""
     groups = []
     for count in sorted(counts):
-        for place in range(max(1, FEWEST_ASKED // count)):
+        for place in range(-(-FEWEST_ASKED // count)):
             part = tuple(records[place * count : (place + 1) * count])
             if len(part) == count:
                 groups.append(Group(count, place, part))

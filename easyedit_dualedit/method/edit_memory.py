@@ -2,17 +2,17 @@
 
 import hashlib
 import logging
-import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal, keys_of
+from easyedit_dualedit.method.active_edits import ActiveEdits
+from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.edit_check import EditCheck
 from easyedit_dualedit.method.edit_file import EditFile, EditsOwner
 from easyedit_dualedit.method.edited_model import EditedModel
@@ -21,9 +21,8 @@ from easyedit_dualedit.method.edits_fit import require_fit
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
-from easyedit_dualedit.method.reading import read_some_at_a_time
+from easyedit_dualedit.method.reading import read_to_store
 from easyedit_dualedit.method.stored_edit import (
-    PackedProjection,
     Provenance,
     StoredEdit,
     picture_hashes,
@@ -36,14 +35,16 @@ DEFAULT_PRECISION: Precision = "int8"
 
 logger = logging.getLogger(__name__)
 
-_ID_BYTES = 6
+_CHANGES = threading.RLock()
+"""Held while what a memory holds changes; one for all, so that a memory can be copied."""
 
 
 class EditMemory:
     """Holds edits and gives the model with all of them applied; the model itself never changes.
 
     Each query is compared with every edit; the best one at or above the gate's threshold applies,
-    the newest of equals. Where none does, the model answers as unedited, bit for bit.
+    the newest of equals. Where none does, the model answers as unedited, bit for bit. Threads may
+    share a memory.
 
         >>> memory = EditMemory(editor)
         >>> kite, who = memory.add(
@@ -59,7 +60,7 @@ class EditMemory:
         self,
         editor: DualEditor,
         *,
-        gate: Gate | None = None,
+        gate: Gate | GateConfig | None = None,
         precision: Precision = DEFAULT_PRECISION,
     ):
         """Hold no edits yet.
@@ -75,13 +76,19 @@ class EditMemory:
         """
         Packed.of(torch.zeros(1, 1), precision)
         self._editor = editor
+        if isinstance(gate, GateConfig):
+            gate = editor.gate.with_config(gate)
         self._gate = editor.gate if gate is None else gate
         _ = self._gate.threshold
         self.precision: Precision = precision
         self._edits: list[StoredEdit] = []
-        self._newest: dict[Any, int] = {}
-        """Place of the newest edit of each question, and of each question with its target."""
-        self._model: EditedModel | None = None
+        """Oldest first. A change makes another list, so that whoever has this one may go on."""
+        self._newest: dict[Any, StoredEdit] = {}
+        """The newest edit of each question, and of each question with its target."""
+        self._owner: EditsOwner | None = None
+        """What the edits belonged to when the first of them was made."""
+        self._model: tuple[list[StoredEdit], EditedModel] | None = None
+        """The model, and the edits that it has."""
         self._saved: dict[Path, frozenset[str]] = {}
         """Ids of the edits that a folder held when it was last loaded or saved."""
 
@@ -92,35 +99,24 @@ class EditMemory:
         says so.
 
         Raises:
-            DataError: if a request has no target, or a picture cannot be read; nothing is added.
+            DataError: if a request has no target, a picture cannot be read, or the model's
+                activations are not finite; nothing is added.
         """
         batch = [requests] if isinstance(requests, Query) else list(requests)
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        made: list[StoredEdit] = []
-        for chosen, signals in read_some_at_a_time(self._editor, batch):
-            with torch.no_grad():
-                active = ActiveEdits.of(signals, self._editor.adapters, self._gate)
-            made += [
-                self._stored(place, signal, request, active, time)
-                for place, (signal, request) in enumerate(zip(signals, chosen, strict=True))
-            ]
-        for edit in made:
-            older = self._at(edit.provenance.question)
-            if older is not None:
-                answers = (edit.provenance.target, older.provenance.target)
-                said = "both say %r" if len({*answers}) == 1 else "%r, the newer one, wins over %r"
-                logger.warning(
-                    f"edit %s asks what edit %s asks (%r): {said}",
-                    edit.id,
-                    older.id,
-                    edit.provenance.prompt,
-                    *dict.fromkeys(answers),
-                )
-                self._edits = unanswered(self._edits, {edit.provenance.question})
-            # Nothing here depends on how many there are already.
-            self._note(edit, len(self._edits))
-            self._edits.append(edit)
-        self._model = None
+        owner = self._owner or self.owner
+        made = read_to_store(self._editor, batch, self._gate, self.precision)
+        with _CHANGES:
+            self._owner = self._owner or owner
+            edits = self._edits[:]
+            for edit in made:
+                older = self._newest.get(edit.provenance.question)
+                if older is not None:
+                    _warn_of_two(edit, older)
+                    edits = unanswered(edits, {edit.provenance.question})
+                edits.append(edit)
+                about = edit.provenance
+                self._newest[about.question] = self._newest[_asked(about)] = edit
+            self._edits = edits
         return [edit.id for edit in made]
 
     def find(self, request: Query, *, any_target: bool = False) -> StoredEdit | None:
@@ -134,7 +130,7 @@ class EditMemory:
             DataError: if a picture cannot be read.
         """
         about = _about(request)
-        return self._at(about.question if any_target else _asked(about))
+        return self._newest.get(about.question if any_target else _asked(about))
 
     def check(self, requests: Query | Sequence[Query]) -> list[EditCheck]:
         """Return whether the edits of requests take, with every edit of the memory in force.
@@ -146,36 +142,46 @@ class EditMemory:
             DataError: if a request has no target or no edit, or a picture cannot be read.
         """
         batch = [requests] if isinstance(requests, Query) else list(requests)
-        places = [self._newest.get(_asked(_about(request)), -1) for request in batch]
-        if -1 in places:
-            request = batch[places.index(-1)]
-            raise DataError(
-                f"no edit of {request.prompt!r} -> {request.target!r} is held; add it first"
-            )
+        asked: list[str] = []
+        for request in batch:
+            edit = self.find(request)
+            if edit is None:
+                raise DataError(
+                    f"no edit of {request.prompt!r} -> {request.target!r} is held; add it first"
+                )
+            asked.append(edit.id)
         checks = self.model.check(batch)
-        edits = [*self._edits]
-        for place, check in zip(places, checks, strict=True):
-            about = replace(edits[place].provenance, answer=check.answer)
-            edits[place] = replace(edits[place], provenance=about)
-        self._hold(edits)
+        answers = {id_: check.answer for id_, check in zip(asked, checks, strict=True)}
+        with _CHANGES:  # others may have added or removed edits meanwhile
+            self._hold(
+                [
+                    replace(edit, provenance=replace(edit.provenance, answer=answers[edit.id]))
+                    if edit.id in answers
+                    else edit
+                    for edit in self._edits
+                ]
+            )
         return checks
 
-    def remove(self, *ids: str | Sequence[str]) -> None:
-        """Forget edits, by their ids or by what `add` has returned.
+    def remove(self, *ids: str | StoredEdit | Sequence[str | StoredEdit]) -> None:
+        """Forget edits, given themselves, by their ids or by what `add` has returned.
 
         Raises:
             DataError: if there is no edit of an id; none is removed then.
         """
-        chosen = {each for given in ids for each in ([given] if isinstance(given, str) else given)}
-        held = {edit.id for edit in self._edits}
-        unknown = sorted(chosen - held)
-        if unknown:
-            raise DataError(f"no edits {unknown} among the {len(held)} held; list them first")
-        self._hold(without(self._edits, chosen))
+        given = [[each] if isinstance(each, str | StoredEdit) else each for each in ids]
+        chosen = {_id_of(each) for several in given for each in several}
+        with _CHANGES:
+            held = {edit.id for edit in self._edits}
+            unknown = sorted(chosen - held)
+            if unknown:
+                raise DataError(f"no edits {unknown} among the {len(held)} held; list them first")
+            self._hold(without(self._edits, chosen))
 
     def clear(self) -> None:
         """Forget all edits."""
-        self._hold([])
+        with _CHANGES:
+            self._hold([])
 
     def merge(self, other: "EditMemory") -> None:
         """Add the edits of another memory, those with ids that are held already left out.
@@ -183,20 +189,24 @@ class EditMemory:
         Raises:
             ArchiveError: if they belong to another model, other adapters or another gate.
         """
-        self.owner.require(other.owner, "the other memory")
-        held = {edit.id for edit in self._edits}
-        come = [edit for edit in other if edit.id not in held]
-        both = {edit.provenance.question for edit in come}
-        both &= {edit.provenance.question for edit in self._edits}
-        self._hold(unanswered([*self._edits, *come], both))
+        owner = self._owner or self.owner
+        owner.require(other._owner or other.owner, "the other memory")
+        with _CHANGES:
+            self._owner = self._owner or owner
+            held = {edit.id for edit in self._edits}
+            come = [edit for edit in other if edit.id not in held]
+            both = {edit.provenance.question for edit in come}
+            both &= {edit.provenance.question for edit in self._edits}
+            self._hold(unanswered([*self._edits, *come], both))
 
     @property
     def model(self) -> EditedModel:
         """The model with the edits of this moment applied; later changes need it asked for anew."""
-        if self._model is None:
-            active = ActiveEdits.of_stored(self._edits, self._editor.adapters, self._gate)
-            self._model = EditedModel(self._editor.encoder, active)
-        return self._model
+        edits, made = self._edits, self._model
+        if made is None or made[0] is not edits:
+            active = ActiveEdits.of_stored(edits, self._editor.adapters, self._gate)
+            self._model = made = edits, EditedModel(self._editor.encoder, active)
+        return made[1]
 
     @property
     def stored_bytes(self) -> int:
@@ -205,7 +215,7 @@ class EditMemory:
 
     @property
     def owner(self) -> EditsOwner:
-        """What the edits belong to: model, adapters, gate and precision."""
+        """What edits that are made now belong to: model, adapters, gate and precision."""
         return EditsOwner(
             ModelFingerprint.of(self._editor.backbone),
             _digest_of(self._editor),
@@ -223,12 +233,15 @@ class EditMemory:
         this memory knows nothing of are replaced.
 
         Raises:
-            ArchiveError: if the folder cannot be written, or holds edits that are damaged.
+            ArchiveError: if the folder cannot be written or holds edits that are damaged, or model
+                or adapters have changed since the edits were made.
             LockError: if another process keeps the folder locked.
         """
         folder = Path(folder)
-        place = folder.absolute()
+        place = folder.resolve()
         mine = EditFile(self.owner, tuple(self._edits))
+        if self._owner is not None:
+            mine.owner.require(self._owner, "this memory")
 
         def joined(there: EditFile | None) -> EditFile:
             return mine if there is None else mine.beside(there, self._saved[place], folder)
@@ -238,7 +251,7 @@ class EditMemory:
             held = EditFile.change(folder, joined)
         else:
             mine.save(folder)
-        self._saved[place] = frozenset(edit.id for edit in self._edits)
+        self._saved[place] = frozenset(edit.id for edit in mine.edits)
         return len(held.edits)
 
     @classmethod
@@ -247,7 +260,7 @@ class EditMemory:
         editor: DualEditor,
         folder: Path | str,
         *,
-        gate: Gate | None = None,
+        gate: Gate | GateConfig | None = None,
         may_be_new: bool = False,
     ) -> "EditMemory":
         """Return the memory saved in a folder.
@@ -263,7 +276,7 @@ class EditMemory:
             ArchiveError: if the files are missing or damaged, or belong to another model, other
                 adapters or another gate.
         """
-        place = Path(folder).absolute()
+        place = Path(folder).resolve()
         if may_be_new and not EditFile.exists(place):
             memory = cls(editor, gate=gate)
             memory._saved[place] = frozenset()
@@ -273,6 +286,7 @@ class EditMemory:
         memory.owner.require(saved.owner, str(folder))
         require_fit(saved.edits, editor, memory._gate, folder)
         memory._hold(saved.edits)
+        memory._owner = saved.owner
         memory._saved[place] = frozenset(edit.id for edit in saved.edits)
         return memory
 
@@ -280,43 +294,38 @@ class EditMemory:
         """Return the number of edits."""
         return len(self._edits)
 
+    def __contains__(self, edit: object) -> bool:
+        """Return whether an edit is held, given itself or its id."""
+        id_ = edit.id if isinstance(edit, StoredEdit) else edit
+        return any(held.id == id_ for held in self._edits)
+
     def __iter__(self) -> Iterator[StoredEdit]:
         """Return the edits, oldest first."""
         return iter(self._edits)
 
     def _hold(self, edits: Sequence[StoredEdit]) -> None:
+        abouts = [(edit, edit.provenance) for edit in edits]
+        newest = {about.question: edit for edit, about in abouts}
+        self._newest = newest | {_asked(about): edit for edit, about in abouts}
         self._edits = list(edits)
-        self._newest = {}
-        for place, edit in enumerate(self._edits):
-            self._note(edit, place)
-        self._model = None
+        if not edits:
+            self._owner = None
 
-    def _note(self, edit: StoredEdit, place: int) -> None:
-        self._newest[edit.provenance.question] = self._newest[_asked(edit.provenance)] = place
 
-    def _at(self, asked: tuple[Any, ...]) -> StoredEdit | None:
-        place = self._newest.get(asked)
-        return None if place is None else self._edits[place]
+def _warn_of_two(edit: StoredEdit, older: StoredEdit) -> None:
+    answers = (edit.provenance.target, older.provenance.target)
+    said = "both say %r" if len({*answers}) == 1 else "%r, the newer one, wins over %r"
+    logger.warning(
+        f"edit %s asks what edit %s asks (%r): {said}",
+        edit.id,
+        older.id,
+        edit.provenance.prompt,
+        *dict.fromkeys(answers),
+    )
 
-    def _stored(
-        self, place: int, signal: EditSignal, request: Query, active: ActiveEdits, time: str
-    ) -> StoredEdit:
-        row = torch.tensor([place], device=active.keys.device)
-        projected = {}
-        for modality, projections in active.projected.items():
-            one = projections.select(row)
-            real = one.mask[0]
-            projected[modality] = PackedProjection(
-                Packed.of(one.keys[0][:, real].cpu(), self.precision),
-                Packed.of(one.values[0][:, real].cpu(), self.precision),
-            )
-        return StoredEdit(
-            secrets.token_hex(_ID_BYTES),
-            replace(_about(request), time=time),
-            keys_of([signal], self._gate)[0].float().cpu(),
-            projected,
-            tuple(signal.words.tolist()) if active.adapters.has_words else (),
-        )
+
+def _id_of(edit: str | StoredEdit) -> str:
+    return edit.id if isinstance(edit, StoredEdit) else edit
 
 
 def _about(request: Query) -> Provenance:

@@ -1,4 +1,4 @@
-"""Which records teach a gate, and which choose its thresholds: never both, nor their queries.
+"""Which records teach a gate, and which choose its thresholds: never both, nor their edits.
 
 Records of one data set share pictures and questions: on E-VQA's 6,345, the last 1,000 of the first
 6,000 share 955 image-locality questions and 638 of their pictures with the others. A threshold
@@ -33,7 +33,7 @@ class Division:
 
 
 def divided(records: Sequence[Record], count: int, *, seed: int = 0) -> Division:
-    """Return records of which `count` or a few more are held out, by groups that share a picture.
+    """Return records of which about `count` are held out, by whole groups that share a picture.
 
     Records whose pictures the unedited model answers alike belong together as well, where the
     answer is a rare one: they show the same thing. Groups are drawn at random, those of more than

@@ -111,7 +111,8 @@ def train(
     progress = progress and processes.is_first
     # Before anything is saved in the middle of a training.
     known = editor.training_targets or ()
-    editor.training_targets = tuple(sorted({*known, *targets_of(records)}))
+    trained_on = records_of_steps(records, config)
+    editor.training_targets = tuple(sorted({*known, *targets_of(trained_on)}))
     training_step = TrainingStep.within(editor, config)
     gradient = BatchGradient(editor, training_step, config)
 
@@ -222,6 +223,17 @@ def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
     return order[place * config.batch_size : (place + 1) * config.batch_size].tolist()
+
+
+def records_of_steps(records: Sequence[Record], config: TrainingConfig) -> Sequence[Record]:
+    """Return the records that steps draw: all, unless they end within the first epoch."""
+    batches = config.steps * config.accumulate
+    if batches >= len(records) // config.batch_size:
+        return records
+    places = [
+        place for step in range(batches) for place in batch_indices(step, len(records), config)
+    ]
+    return [records[place] for place in sorted(places)]
 
 
 def _require_numbers(values: Iterable[float], what: str, config: TrainingConfig) -> None:

@@ -64,6 +64,7 @@ class Validation:
         training: Sequence[Record],
         config: TrainingConfig,
         *,
+        targets: Sequence[str] | None = None,
         progress: bool = False,
     ):
         """Ask the gate of the editor, and the unedited model, once.
@@ -73,6 +74,7 @@ class Validation:
             records: to validate on, at least one.
             training: records that are trained on.
             config: of the training; here all metrics have a weight.
+            targets: of the records that steps draw; None is those of `training`.
             progress: whether to show bars.
         """
         self._editor, self._progress = editor, progress
@@ -83,7 +85,7 @@ class Validation:
         self._steps = TrainingStep(editor, budget=0, state_budget=0)
         self._budget = RowBudget.of(editor.backbone)
         self._counts = _counting(records, training)
-        known = TrainingTargets.of(targets_of(training))
+        known = TrainingTargets.of(targets_of(training) if targets is None else targets)
         seen = torch.tensor([known.has(record.request.target or "") for record in records])
         self._members = dict(zip(GROUPS, (torch.ones_like(seen), seen, ~seen), strict=True))
         self._opens = _decisions(editor, records, config.autocast, progress)

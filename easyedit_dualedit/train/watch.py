@@ -105,7 +105,12 @@ class Watch:
             return False
         start = time.monotonic()
         self._validation = Validation(
-            self._editor, plan.validation, records, self._config, progress=progress.is_shown
+            self._editor,
+            plan.validation,
+            records,
+            self._config,
+            targets=self._editor.training_targets,
+            progress=progress.is_shown,
         )
         progress.leave_out(time.monotonic() - start)
         if step == 0 and self._validated < 0:

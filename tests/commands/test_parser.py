@@ -525,21 +525,34 @@ def test_a_model_of_the_command_line_is_enough(work: Workplace, call: Any):
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(
+    ("accumulated", "most", "batches"), [(1, None, 4), (2, None, 4), (1, 1000, 4), (1, 3, 3)]
+)
 def test_epochs_are_passes_over_the_records(
-    work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch, accumulated: int
+    work: Workplace,
+    call: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    accumulated: int,
+    most: int | None,
+    batches: int,
 ):
     hparams = work.folder / "epochs.yaml"
-    given = {"batch_size": 4, "max_epochs": 2, "gate_steps": 10, "accumulate_bs": accumulated}
+    given = {
+        "batch_size": 4,
+        "max_epochs": 2,
+        "gate_steps": 10,
+        "accumulate_bs": accumulated,
+        "val_interval": 2,
+    }
     values = yaml.safe_load(work.hparams(**given).read_text())
-    hparams.write_text(yaml.safe_dump(values | {"max_iters": None}))
+    hparams.write_text(yaml.safe_dump(values | {"max_iters": most}))
     steps = []
     real = BatchGradient.add
     monkeypatch.setattr(BatchGradient, "add", lambda *a: steps.append(1) or real(*a))
     arguments = work.train("--output", work.folder / "new", hparams=hparams)
     place = arguments.index("--steps")
     done = call(arguments[:place] + arguments[place + 2 :])
-    assert done.code == 0 and len(steps) == 4, done.err
+    assert done.code == 0 and len(steps) == batches, done.err
 
 
 def test_answers_that_look_like_markup_are_shown(work: Workplace, call: Any):

@@ -1,5 +1,6 @@
 """The command `train`: the gate of trained adapters can be made again without training them."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,28 +65,41 @@ def test_adapters_of_an_archive_are_trained_further(work: Workplace, call: Any):
     assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
     assert call(work.train(*options, "--fresh", gate_steps=0)).code == 0
     assert not is_equal(parts(further)[1], parts(work.adapters)[1])
-    error = call(work.train(*options, gate_steps=0, text_layer=0, vision_layer=1)).error
+    error = call(work.train(*options, "--fresh", gate_steps=0, text_layer=0, vision_layer=1)).error
     assert "in the archive and 0 in the hyperparameters" in error
-    gone = call(work.train("--archive", work.folder / "nothing", "--output", further)).error
+    gone = call(
+        work.train("--archive", work.folder / "nothing", "--output", further, "--fresh")
+    ).error
     assert "but there is nothing" in gone
 
 
 def test_trained_adapters_are_replaced_only_where_somebody_says_so(work: Workplace, call: Any):
     assert call(work.train(gate_steps=0)).code == 0
     first = parts(work.adapters)[1]
-    error = call(work.train(gate_steps=0, lr=1e-2)).error
+    error = call(work.train(gate_steps=0, lr=3e-3)).error
     assert "holds trained adapters already" in error and "--fresh" in error
     assert is_equal(parts(work.adapters)[1], first)
     # What a stopped training left goes on, or is forgotten.
     (work.adapters / "training.pt").write_bytes(b"of another training")
-    assert "training.pt" in call(work.train(gate_steps=0, lr=1e-2)).error
-    assert call(work.train("--fresh", gate_steps=0, lr=1e-2)).code == 0
+    assert "training.pt" in call(work.train(gate_steps=0, lr=3e-3)).error
+    assert call(work.train("--fresh", gate_steps=0, lr=3e-3)).code == 0
     second = parts(work.adapters)[1]
     assert not is_equal(second, first)
     assert call(work.train("--archive", work.adapters, gate_steps=0)).code == 0
     assert not is_equal(parts(work.adapters)[1], second)
     options = ["--gate-only", "--archive", work.adapters, "--fresh"]
     assert "--fresh goes with a training" in call(work.train(*options)).error
+
+
+def test_the_recipe_tells_how_many_records_did_validate(work: Workplace, call: Any):
+    def same_picture(items: list[dict[str, Any]]) -> None:
+        for item in items:
+            item["image"] = item["image_rephrase"] = items[0]["image"]
+
+    work.rewrite(same_picture)
+    assert call(work.train("--validation", 2, gate_steps=0)).code == 0
+    recipe = json.loads((work.adapters / "curves" / "recipe.json").read_text())
+    assert recipe["validation_records"] == 0, "one group of records cannot be divided"
 
 
 def test_a_training_keeps_to_the_memory_that_it_is_given(work: Workplace, call: Any):
@@ -136,7 +150,7 @@ def test_few_records_are_all_trained_on(work: Workplace, call: Any):
     assert call(work.train("--output", out)).code == 0
     names = sorted(path.name for path in out.iterdir())
     assert names == ["adapters.safetensors", "config.json", "curves"]
-    too_many = call(work.train("--output", out, "--validation", 5)).error
+    too_many = call(work.train("--output", out, "--fresh", "--validation", 5)).error
     assert "5 validation records are more than half of the 8 records" in too_many
     assert "no curves in" in call(["curves", str(work.folder)]).error
 

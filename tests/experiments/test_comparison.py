@@ -1,5 +1,6 @@
 """Two runs compared: what got better and worse, over which cases, and what is no comparison."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,25 @@ def test_an_unedited_model_that_answers_otherwise_is_told(tmp_path: Path):
     assert compared(first, second).unedited == (1, 20)
     write(second / "cases" / "00002.json", {"index": 2, "queries": queries_of(2), "methods": {}})
     assert compared(first, second).alone == (1, 0)
+
+
+def test_answers_that_a_mean_is_made_of_are_told(tmp_path: Path):
+    """ComprehendEdit's two numbers are means over the samples that lie nearest."""
+    folders = []
+    for name, answer, value in (("first", "yes", 1.0), ("second", "no", 0.0)):
+        asked = ("nearest_wrong_0", "nearest_right_0", "portability_0")
+        values = {
+            "comprehendedit": {"knowledge_generalisation": value, "knowledge_preservation": value},
+            "portability": {"exact_match": value},
+        }
+        edited = {"values": values, "answers": dict.fromkeys(asked, answer), "gate": {}}
+        queries = {question: {"prompt": question, "target": "x"} for question in asked}
+        case = {"index": 0, "queries": queries, "before": {}, "methods": {"DualEdit": edited}}
+        folder = tmp_path / name
+        (folder / "cases").mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        (folder / "cases" / "00000.json").write_text(json.dumps(case))
+        folders.append(folder)
+    found = compared(*folders)
+    assert {case.question for case in found.changed} == set(asked)
+    assert all(case.is_worse and case.answers == ("yes", "no") for case in found.changed)

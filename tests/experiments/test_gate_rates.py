@@ -9,14 +9,15 @@ from tiny_data import write_data
 from tiny_editors import trained_editor
 from tiny_models import TinyModel
 
+from easyedit_dualedit.data import scope
 from easyedit_dualedit.data.records import METRICS, Record, load_records
-from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_QUESTION, SCOPE
+from easyedit_dualedit.data.scope import IN_SCOPE, NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION, SCOPE
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import EDIT_COUNTS, Routing
+from easyedit_dualedit.method.gate import EDIT_COUNTS, Gate, Routing
 from easyedit_dualedit.model.inputs import TokenLayout
 
 
@@ -53,6 +54,21 @@ def test_a_gate_that_never_or_always_opens_has_the_rates_of_one(
     assert set(never.values()) == {0.0}
     always = routing_rates(editor_of(llava, -1.0), records, (1,), progress=False)[1]
     assert all(always[kind] == 1.0 for kind in SCOPE if kind != OTHER_QUESTION)
+
+
+def test_the_edit_whose_picture_is_shown_does_not_count(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    """Its own text about another's picture: to open for that one's edit is no fault of locality."""
+    editor = editor_of(llava, -1.0)
+    partners = torch.tensor(scope.partners_of(len(records)))
+
+    def routed(_self: Gate, queries: torch.Tensor, *_: object, **__: object) -> Routing:
+        return Routing(torch.ones(len(queries)), partners)
+
+    monkeypatch.setattr(Gate, "route", routed)
+    rates = routing_rates(editor, records, (12,), progress=False)[12]
+    assert rates[OTHER_IMAGE] == 0.0 and rates[NO_IMAGE] == 1.0
 
 
 def easy_editor(tiny: TinyModel, kind: str) -> DualEditor:

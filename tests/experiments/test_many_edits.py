@@ -60,6 +60,8 @@ def test_few_edits_are_measured_in_groups_of_other_records(records: list[Record]
         assert places == list(range(max(1, 100 // count)))
         assert all(len(group.records) == count for group in groups if group.count == count)
     assert groups_of(records, (100,)) == []
+    for count in (30, 40, 60):
+        assert sum(len(group.records) for group in groups_of(records * 20, (count,))) >= 100
 
 
 def test_edits_are_asked_after_all_of_them_and_cases_are_kept(

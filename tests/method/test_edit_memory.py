@@ -15,9 +15,10 @@ from tiny_editors import picture, trained_editor
 from tiny_models import TinyModel, tiny_llava
 
 from easyedit_dualedit.errors import ArchiveError, ConfigError, DataError
+from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
-from easyedit_dualedit.method.config import DualEditConfig
-from easyedit_dualedit.method.edit_file import EDITS_FILE, NUMBERS_FILE
+from easyedit_dualedit.method.config import DualEditConfig, GateConfig
+from easyedit_dualedit.method.edit_file import EDITS_FILE, NUMBERS_FILE, EditFile
 from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION, EditMemory
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
@@ -346,12 +347,14 @@ def test_edits_of_another_model_or_other_adapters_are_refused(llava: TinyModel, 
     other = editor_of(rescaled)
     with pytest.raises(ArchiveError, match="another model"):
         EditMemory.load(other, tmp_path)
+    with pytest.raises(ArchiveError, match="other precision"):
+        EditMemory(editor, precision="float16").merge(memory)
     with torch.no_grad():
         next(iter(editor.adapters.parameters())).add_(1.0)
     with pytest.raises(ArchiveError, match="other adapters"):
         EditMemory.load(editor, tmp_path)
-    with pytest.raises(ArchiveError, match="other precision"):
-        EditMemory(editor, precision="float16").merge(memory)
+    with pytest.raises(ArchiveError, match="the other memory were made with other adapters"):
+        EditMemory(editor).merge(memory)
 
 
 def test_memories_merge_without_doubles(llava: TinyModel):
@@ -582,3 +585,120 @@ def test_edits_of_other_heads_are_refused(llava: TinyModel, tmp_path: Path):
     vouch(path)
     with pytest.raises(ArchiveError, match="does not fit the adapters: heads"):
         EditMemory.load(editor, tmp_path)
+
+
+def test_what_changes_while_a_memory_is_saved_is_saved_the_next_time(
+    llava: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    editor = editor_of(llava)
+    memory = EditMemory(editor)
+    gone, kept = memory.add(requests(2))
+    memory.save(tmp_path)
+    real = EditFile.save
+    added: list[str] = []
+
+    def slow(self: EditFile, folder: Path) -> None:
+        if not added:
+            memory.remove(gone)
+            added.extend(memory.add(requests(3)[2]))
+        real(self, folder)
+
+    monkeypatch.setattr(EditFile, "save", slow)
+    memory.save(tmp_path)
+    assert memory.save(tmp_path) == 2
+    assert [edit.id for edit in EditMemory.load(editor, tmp_path)] == [kept, *added]
+
+
+def test_a_folder_by_another_name_is_the_same_folder(llava: TinyModel, tmp_path: Path):
+    editor = editor_of(llava)
+    folder, current = tmp_path / "first", tmp_path / "current"
+    EditMemory(editor).save(folder)
+    current.symlink_to(folder)
+    memory, others = EditMemory.load(editor, current), EditMemory.load(editor, folder)
+    others.add(requests(1))
+    others.save(folder)
+    memory.add(requests(2)[1])
+    assert memory.save(tmp_path / "first" / ".." / "first") == 2
+
+
+def test_activations_that_are_no_numbers_are_not_kept(llava: TinyModel, tmp_path: Path):
+    editor = editor_of(llava)
+    memory = EditMemory(editor)
+    memory.add(requests(1))
+    layer = editor.backbone.layers[editor.config.text_layer]
+    with torch.no_grad():
+        handle = layer.register_forward_hook(lambda *call: call[2] * float("inf"))
+        try:
+            with pytest.raises(DataError, match="NaN or infinite there; load it in another dtype"):
+                memory.add(requests(2)[1])
+        finally:
+            handle.remove()
+    assert len(memory) == 1
+    memory.save(tmp_path)
+    assert len(EditMemory.load(editor, tmp_path)) == 1
+
+
+def test_a_model_of_old_edits_is_never_kept_for_new_ones(
+    llava: TinyModel, monkeypatch: pytest.MonkeyPatch
+):
+    memory = EditMemory(editor_of(llava))
+    first, _ = memory.add(requests(2))
+    real = ActiveEdits.of_stored
+
+    def slow(*given: Any) -> ActiveEdits:
+        made = real(*given)
+        if first in memory:
+            memory.remove(first)  # another thread, while the model is made
+        return made
+
+    monkeypatch.setattr(ActiveEdits, "of_stored", slow)
+    _ = memory.model
+    assert len(memory.model.edits) == 1
+
+
+def test_edits_belong_to_what_they_were_made_with(llava: TinyModel, tmp_path: Path):
+    editor = trained_editor(llava)
+    memory = EditMemory(editor)
+    memory.add(requests(1))
+    memory.save(tmp_path)
+    with torch.no_grad():
+        editor.adapters["text"].query.weight.add_(1.0)
+    with pytest.raises(ArchiveError, match="this memory were made with other adapters"):
+        memory.save(tmp_path)
+    memory.clear()
+    memory.add(requests(1))
+    assert memory.save(tmp_path / "anew") == 1
+
+
+def test_answers_find_their_edits_where_others_are_removed_meanwhile(
+    llava: TinyModel, monkeypatch: pytest.MonkeyPatch
+):
+    memory = EditMemory(editor_of(llava))
+    asked = requests(4)
+    ids = memory.add(asked)
+    real = EditedModel.check
+
+    def slow(self: EditedModel, chosen: Any) -> Any:
+        checks = real(self, chosen)
+        memory.remove(ids[0], ids[2])
+        return checks
+
+    monkeypatch.setattr(EditedModel, "check", slow)
+    checks = memory.check(asked[1:])
+    noted = [(edit.id, edit.provenance.answer) for edit in memory]
+    assert noted == [(ids[1], checks[0].answer), (ids[3], checks[2].answer)]
+
+
+def test_edits_are_found_and_removed_by_themselves_too(llava: TinyModel):
+    memory = EditMemory(editor_of(llava))
+    first, second = memory.add(requests(2))
+    one, other = memory
+    assert first in memory and other in memory and "nothing" not in memory
+    memory.remove(one)
+    assert first not in memory and one not in memory and second in memory
+
+
+def test_a_gate_may_be_given_by_its_configuration(llava: TinyModel):
+    memory = EditMemory(editor_of(llava), gate=GateConfig("cosine", threshold=0.5))
+    memory.add(requests(1))
+    assert memory._gate.threshold == 0.5 and memory.model.edits

@@ -88,6 +88,9 @@ def test_the_threshold_is_linear_in_the_logarithm_of_the_count():
         assert projection.threshold(count) == pytest.approx(float(projection.thresholds[place]))
     between = projection.threshold(round(math.sqrt(30)))
     assert projection.threshold(3) < between < projection.threshold(10)
+    low, high = (projection.threshold(count) for count in (30, 100))
+    share = math.log(50 / 30) / math.log(100 / 30)
+    assert projection.threshold(50) == pytest.approx(low + share * (high - low))
     assert projection.threshold(10**7) == pytest.approx(0.9)
     assert projection.threshold(0) == pytest.approx(0.5)
 

@@ -19,6 +19,7 @@ from easyedit_dualedit.model import compiled as compiled_layers
 from easyedit_dualedit.train import gate_stage, trainer
 from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.drawn_targets import answering
 from easyedit_dualedit.train.gate_trainer import calibrate
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.progress import TrainingProgress
@@ -50,8 +51,19 @@ def test_training_lowers_the_loss(llava: TinyModel, records: list[Record]):
 def test_what_adapters_were_trained_on_before_still_counts(llava: TinyModel, records: list[Record]):
     editor = editor_of(llava)
     editor.training_targets = ("zebra",)
-    train(editor, records, fast(steps=1, gate_steps=0), progress=False)
+    train(editor, records, fast(steps=len(records), gate_steps=0), progress=False)
     assert editor.training_targets == (*targets_of(records), "zebra")
+
+
+def test_targets_that_no_step_draws_are_none_of_the_training(
+    llava: TinyModel, records: list[Record]
+):
+    editor = editor_of(llava)
+    named = [answering(record, f"thing {place}") for place, record in enumerate(records)]
+    config = fast(steps=1, batch_size=2, gate_steps=0)
+    train(editor, named, config, progress=False)
+    drawn = [named[place] for place in batch_indices(0, len(named), config)]
+    assert editor.training_targets == targets_of(drawn) and len(drawn) == 2
 
 
 def test_training_changes_the_adapters_alone(every: TinyModel, records: list[Record]):

@@ -9,6 +9,7 @@ from tiny_models import TinyModel
 from easyedit_dualedit.data.records import METRICS, Record, load_records
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.train.drawn_targets import answering
 from easyedit_dualedit.train.gate_trainer import calibrate
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.step import TrainingStep
@@ -73,6 +74,21 @@ def test_it_measures_what_the_edited_model_does(editor: DualEditor, records: lis
     one = Validation(editor, held[:1], trained, CONFIG).measure().loss["all"]
     assert {metric: one[metric] for metric in own} == pytest.approx(own, rel=1e-4)
     assert set(one) == set(METRICS), "without a weight, too"
+
+
+def test_every_record_counts_alike_however_long_its_answer(
+    editor: DualEditor, records: list[Record]
+):
+    short, long = records[8], answering(records[9], "a small blue kite in the sky")
+    alone = [
+        Validation(editor, [one], records[:8], CONFIG).measure().loss["all"]
+        for one in (short, long)
+    ]
+    both = Validation(editor, [short, long], records[:8], CONFIG).measure().loss["all"]
+    for metric in IN_SCOPE:
+        mean = (alone[0][metric] + alone[1][metric]) / 2
+        assert both[metric] == pytest.approx(mean, rel=1e-4), metric
+        assert alone[0][metric] != pytest.approx(alone[1][metric], rel=0.01)
 
 
 def test_unseen_targets_are_told_apart(editor: DualEditor, records: list[Record]):

@@ -78,6 +78,28 @@ def test_curves_tell_of_every_part(whole: tuple[Path, DualEditor]):
     assert lines[1]["gradient_norm"] > 0 and lines[1]["learning_rate"] > 0
 
 
+def test_a_line_is_the_mean_of_the_steps_since_the_line_before(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    steps: list[StepLosses] = []
+    real = BatchGradient.add
+
+    def add(*arguments: Any) -> StepLosses:
+        steps.append(real(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(BatchGradient, "add", add)
+    trained(llava, records, tmp_path)
+    lines = [line for line in timeless(tmp_path) if line["part"] == "training"]
+    assert [line["step"] for line in lines] == [2, 4, 6, 7]
+    for line, part in zip(lines, (steps[:2], steps[2:4], steps[4:6], steps[6:]), strict=True):
+        for name, values in (("loss", "by_metric"), ("accuracy", "accuracy")):
+            for metric, value in getattr(part[0], values).items():
+                mean = sum(getattr(step, values)[metric] for step in part) / len(part)
+                assert line[name][metric] == pytest.approx(mean), (line["step"], metric)
+                assert part[0].by_metric.keys() == line["loss"].keys() - {"total"} and value >= 0
+
+
 def test_watching_changes_no_step(
     llava: TinyModel, records: list[Record], whole: tuple[Path, DualEditor]
 ):

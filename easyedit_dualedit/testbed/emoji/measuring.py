@@ -31,7 +31,9 @@ class Share:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
+    """A question about a picture, or about none, and its exact answer."""
+
     picture: Picture | None
     group: str
     prompt: str
@@ -64,15 +66,15 @@ def measure(
         for number in range(pictures)
         for each in _questions(number, {thing.name: thing for thing in things}, source)
     ]
-    said = _answers(model, processor, drawings, asked, _LONGEST)
+    said = answers(model, processor, drawings, asked, _LONGEST)
     groups: dict[str, list[bool]] = {}
     for each, answer in zip(asked, said, strict=True):
         groups.setdefault(each.group, []).append(answer.strip() == each.answer)
     if own_answers:
-        texts = [_Asked(None, TEXT, each.question, each.answer) for each in own_answers]
+        texts = [Asked(None, TEXT, each.question, each.answer) for each in own_answers]
         tokenizer = processor.tokenizer
         for each, answer in zip(
-            texts, _answers(model, processor, drawings, texts, _FIRST), strict=True
+            texts, answers(model, processor, drawings, texts, _FIRST), strict=True
         ):
             first = tokenizer(each.answer, add_special_tokens=False).input_ids[:_FIRST]
             again = tokenizer(answer, add_special_tokens=False).input_ids[:_FIRST]
@@ -80,7 +82,7 @@ def measure(
     return {name: Share(sum(each) / len(each), len(each)) for name, each in groups.items()}
 
 
-def _questions(number: int, things: Mapping[str, Thing], source: random.Random) -> list[_Asked]:
+def _questions(number: int, things: Mapping[str, Thing], source: random.Random) -> list[Asked]:
     names = list(things)
     if number % 2:
         left, right = source.choices(names, k=2)
@@ -91,7 +93,7 @@ def _questions(number: int, things: Mapping[str, Thing], source: random.Random) 
     chosen = source.sample(asked, min(3, len(asked)))
     groups = {"name": NAME, "left": PAIR, "right": PAIR}
     return [
-        _Asked(
+        Asked(
             picture,
             groups.get(each.family, each.family.split()[0]),
             word(each, source),
@@ -102,9 +104,10 @@ def _questions(number: int, things: Mapping[str, Thing], source: random.Random) 
 
 
 @torch.no_grad()
-def _answers(
-    model: Any, processor: Any, drawings: Drawings, asked: Sequence[_Asked], longest: int
+def answers(
+    model: Any, processor: Any, drawings: Drawings, asked: Sequence[Asked], longest: int
 ) -> list[str]:
+    """Return the greedy answers to questions, of so many tokens at most."""
     said: list[str] = []
     for start in range(0, len(asked), _BATCH):
         part = asked[start : start + _BATCH]
