@@ -123,6 +123,8 @@ def read_data(arguments: argparse.Namespace, model: str, folder: Path) -> Benchm
         evaluated = own_records(model, folder, "eval")[: arguments.limit or _OWN_COUNT]
         images = evaluated[0].folder or folder / "images"
         return BenchmarkData(evaluated, training, images, own=name_of(model) or "")
+    if arguments.train is None and arguments.train_limit is not None:
+        raise ConfigError("--train-limit goes with --train; give both, or leave it out")
     files = [path for path in (arguments.data, arguments.train) if path is not None]
     images = arguments.images
     if images is not None and arguments.stand_ins:

@@ -25,6 +25,8 @@ def records_of(
         raise ConfigError("--data and --images go together; give both, or neither for the testbed")
     if arguments.data is None:
         require_no_template(arguments)
+        if arguments.allow_outside:
+            raise ConfigError("--allow-outside goes with --data; leave it out")
         # Drawn whole and then cut, so that the same folder serves every --limit.
         return own_records(model, folder, split)[: arguments.limit]
     return load_records(

@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Beside the adapters, which are all that their folder is to hold.
     drawn = arguments.output.with_name(f"{arguments.output.name}-data")
     records = records_of(arguments, hparams.model_name, drawn, "train")
-    PictureFiles.opened(records, nearest=False)
+    pictures = PictureFiles.opened(records, nearest=False)
     # Processes of one group train into one folder; the first is the one that writes.
     is_first = rank() == 0
     with alone_in(arguments.output) if is_first else nullcontext():
@@ -109,6 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.output,
             arguments.steps,
             listeners=listeners if is_first else (),
+            pictures=pictures.digest_of(records),
         )
 
 
@@ -119,6 +120,7 @@ def train_and_save(
     steps: int | None,
     *,
     listeners: "Sequence[Listener]" = (),
+    pictures: str | None = None,
 ) -> None:
     """Train adapters, save them, and print what the gates do on the training records.
 
@@ -131,6 +133,7 @@ def train_and_save(
             in folders within it, and the best are the folder's own.
         steps: optimiser steps, instead of those of the hyperparameters.
         listeners: are told each line of the curves.
+        pictures: tells the files of the records' pictures from others.
 
     Raises:
         ArchiveError: if the folder cannot be written to, or the archive is of another model.
@@ -169,7 +172,14 @@ def train_and_save(
             editor = DualEditor(model, processor, hparams.dualedit_config())
         else:
             editor = adapters.editor(model, processor, hparams)
-        gates = train(editor, split.training, config, checkpoint=checkpoint, watching=watching)
+        gates = train(
+            editor,
+            split.training,
+            config,
+            checkpoint=checkpoint,
+            watching=watching,
+            pictures=pictures,
+        )
     if not processes.is_first:
         return  # all have the same adapters, and one saves them
     editor.save(output)

@@ -28,7 +28,7 @@ def split_of(
         DataError: if the file cannot be read, or a record in it is not as it must be.
     """
     if file is not None:
-        trained = load_records(file, Path(), check_pictures=False)
+        trained = load_records(file, Path(), check_pictures=False, allow_outside=True)
         return _split(records, targets_of(trained), f"known from {file.name}")
     told = None if archive is None else training_targets_in(archive)
     if archive is not None and told is not None:

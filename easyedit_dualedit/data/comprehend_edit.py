@@ -82,6 +82,8 @@ def nearest_of(
     right: Sequence[Any],
     images: Path,
     template: str,
+    *,
+    allow_outside: bool = False,
 ) -> Nearest | None:
     """Return the samples nearest to a record, or None if it names none.
 
@@ -94,9 +96,11 @@ def nearest_of(
         right: those of `RIGHT_FILE`; none if there is no such file.
         images: folder that names of pictures are relative to.
         template: what a question is put into.
+        allow_outside: whether a name may lead out of `images`.
     """
-    wrong = _queries(item, NEAREST_WRONG, same, images, template)
-    kept = _queries(item, NEAREST_RIGHT, right, images, template)
+    given = (images, template, allow_outside)
+    wrong = _queries(item, NEAREST_WRONG, same, *given)
+    kept = _queries(item, NEAREST_RIGHT, right, *given)
     return Nearest(wrong, kept) if wrong or kept else None
 
 
@@ -106,6 +110,7 @@ def _queries(
     samples: Sequence[Any],
     images: Path,
     template: str,
+    allow_outside: bool,
 ) -> tuple[Query, ...]:
     found = []
     for field in fields:
@@ -115,7 +120,8 @@ def _queries(
             parts = [sample.get(key) for key in ("question", "image", "answer")] if sample else []
             if parts and all(isinstance(part, str) and part.strip() for part in parts):
                 question, image, answer = parts
-                if Path(image).is_absolute() or ".." in Path(image).parts:
+                is_outside = Path(image).is_absolute() or ".." in Path(image).parts
+                if is_outside and not allow_outside:
                     continue
                 text = template.replace("{}", question.strip())
                 found.append(Query(text, images / image, answer))

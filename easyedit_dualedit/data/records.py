@@ -164,7 +164,7 @@ def load_records(
     return [
         replace(
             _record(index, item, images, template),
-            nearest=nearest_of(item, every, right, images, template),
+            nearest=nearest_of(item, every, right, images, template, allow_outside=allow_outside),
         )
         for index, item in items
     ]

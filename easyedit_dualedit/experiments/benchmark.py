@@ -31,11 +31,11 @@ from easyedit_dualedit.experiments.benchmark_folder import (
     slug,
 )
 from easyedit_dualedit.experiments.plan import Plan
-from easyedit_dualedit.files import write_json
+from easyedit_dualedit.files import read_json, write_json
 from easyedit_dualedit.measure.asking import Asker, Replies
 from easyedit_dualedit.measure.contender import Bench, Contender, Edited
 from easyedit_dualedit.measure.peak_memory import PeakMemory
-from easyedit_dualedit.measure.run import Run
+from easyedit_dualedit.measure.run import CASES_FOLDER, Run
 from easyedit_dualedit.measure.scores import score
 from easyedit_dualedit.model.encoder import Encoder
 
@@ -67,7 +67,10 @@ def run_benchmark(
     # All settings are compared before anything is measured.
     runs = {
         contender.name: Run(
-            method_folder(folder, contender.name), plan.settings_of(contender), shown=plan.shown
+            method_folder(folder, contender.name),
+            plan.settings_of(contender),
+            fresh=_was_refused(method_folder(folder, contender.name)),
+            shown=plan.shown,
         )
         for contender in contenders
     }
@@ -80,6 +83,13 @@ def run_benchmark(
         for contender in contenders:
             bar.set_description(contender.name)
             benchmark.measure(contender, runs[contender.name])
+
+
+def _was_refused(folder: Path) -> bool:
+    """Return whether a method's settings were wrong before it had a case: they may be mended."""
+    failed = read_json(folder / FAILURE_FILE) or {}
+    is_settings = str(failed.get("error", "")).startswith(ConfigError.__name__)
+    return is_settings and not any((folder / CASES_FOLDER).glob("*.json"))
 
 
 class UneditedModel:

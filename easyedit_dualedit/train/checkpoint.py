@@ -62,6 +62,7 @@ class Checkpoint:
         records: Sequence[Record],
         config: TrainingConfig,
         further: Mapping[str, Stateful] | None = None,
+        pictures: str | None = None,
     ):
         """Keep what is stored; without a path nothing is stored or restored.
 
@@ -73,6 +74,7 @@ class Checkpoint:
             records: that are trained on.
             config: of the training.
             further: what else has a state; a file from before it was there leaves it as it is.
+            pictures: tells the files of the records' pictures from others, if anything does.
         """
         self._path = path
         self._parts: dict[str, Stateful] = {
@@ -87,6 +89,9 @@ class Checkpoint:
             "training": asdict(config),
             "records": records_digest(records),
             "model": list(ModelFingerprint.of(editor.backbone).first_weights),
+            "pictures": pictures,
+            # Adapters of nobody are drawn by the seed; those of an archive are not.
+            "adapters": None if editor.training_targets is None else _digest(editor.adapters),
         }
 
     def store(self, step: int) -> None:
@@ -123,11 +128,13 @@ class Checkpoint:
             if not is_whole(step, 0):
                 raise ValueError(f"step = {step!r}")
         here = _decisive(self._run)
-        differing = sorted(key for key in here if there.get(key) != here[key])
+        # Files from before a key was there say nothing about it.
+        differing = sorted(key for key in here if key in there and there[key] != here[key])
         if differing:
+            told = ", ".join(_difference(key, there[key], here[key]) for key in differing)
             raise ArchiveError(
                 f"the checkpoint {self._path} belongs to a run with another configuration"
-                f" ({', '.join(differing)}); remove it to start anew (train --fresh does),"
+                f" ({told}); remove it to start anew (train --fresh does),"
                 " or restore what it was"
             )
         before, now = run["training"].get(_PRECISION), self._run["training"][_PRECISION]
@@ -168,6 +175,21 @@ def _require_numbers(adapters: nn.Module, optimiser: torch.optim.Optimizer) -> N
             wrong = Expected(tuple(shape)).problem(torch.as_tensor(value).detach())
             if wrong:
                 raise ValueError(f"{name}, {part} {wrong}")
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """Return what a run was begun with and is continued with, as far as it can be read."""
+    if not isinstance(there, Mapping) or not isinstance(here, Mapping):
+        return f"other {name}"
+    keys = [key for key in here if there.get(key) != here[key]]
+    return ", ".join(f"{key} was {there.get(key)!r} and is {here[key]!r}" for key in keys)
+
+
+def _digest(adapters: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in adapters.state_dict().values():
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _decisive(run: Mapping[str, Any]) -> dict[str, Any]:

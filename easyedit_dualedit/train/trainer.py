@@ -54,6 +54,7 @@ def train(
     checkpoint: Path | None = None,
     progress: bool = True,
     watching: Watching | None = None,
+    pictures: str | None = None,
 ) -> dict[GateKind, Calibration]:
     """Train the adapters of `editor` in place, calibrate its gate, and return how the gate does.
 
@@ -75,6 +76,8 @@ def train(
             saved. On one machine a continued training gives the bits of an unbroken one.
         progress: whether to show how far it is.
         watching: what is measured and written meanwhile; None means nothing.
+        pictures: tells the files of the records' pictures from others, so that a checkpoint is
+            continued with the same; None tells none.
 
     Raises:
         DataError: if there are fewer records than a batch takes, or a text is longer than the model
@@ -86,7 +89,7 @@ def train(
     if len(records) < config.batch_size:
         raise DataError(
             f"{len(records)} records are fewer than a batch of {config.batch_size}; give more"
-            " data or lower batch_size"
+            " data, or lower batch_size in the hparams"
         )
     processes = Processes.current()
     if config.batch_size < processes.count:
@@ -105,7 +108,7 @@ def train(
     gate = GateStage(editor, records, config)
     watch = Watch(watching or Watching(), editor, config)
     further: dict[str, Stateful] = {"gate": gate, WATCH: watch}
-    state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config, further)
+    state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config, further, pictures)
     first = state.restore()
     processes.agree(editor.adapters.parameters())
     progress = progress and processes.is_first

@@ -166,6 +166,8 @@ def test_data_options_that_do_not_fit_are_told(work: Workplace, call: Any):
     assert "give --data" in call(bare).error
     assert "need --data" in call([*bare, "--train", str(work.data)]).error
     assert "--stand-ins" in call([*bare, "--data", str(work.data)]).error
+    given = [*bare, "--data", str(work.data), "--images", str(work.images)]
+    assert "--train-limit goes with --train" in call([*given, "--train-limit", "3"]).error
 
 
 def test_a_method_that_fails_is_a_row(work: Workplace, call: Any):
@@ -175,6 +177,9 @@ def test_a_method_that_fails_is_a_row(work: Workplace, call: Any):
     failed = metrics_of(run_of(work))["methods"]["FT, last layer"]
     assert failed["status"] == "failed" and "nothing" in failed["error"]
     assert "FT, last layer; failed" in " ".join(called.out.split())
+    mended = call(benchmark(work, methods=METHODS[2:]))
+    assert mended.code == 0, mended.err
+    assert metrics_of(run_of(work))["methods"]["FT, last layer"]["status"] != "failed"
 
 
 def test_shards_merge_to_the_unsharded_run(whole: tuple[Workplace, str], call: Any):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny_data import write_data
 from tiny_editors import picture
 from tiny_models import tiny_llava
@@ -407,7 +408,25 @@ def test_a_checkpoint_of_other_settings_is_refused(
     allow = interrupt_at(monkeypatch, 1)
     assert call(work.train("--output", output)).code == 130
     allow()
-    assert "another configuration" in call(work.train("--output", output, lr=0.5)).error
+    error = call(work.train("--output", output, lr=0.5)).error
+    assert "another configuration (learning_rate was 0.01 and is 0.5)" in error
+
+
+def test_a_checkpoint_is_not_continued_with_other_adapters_or_pictures(
+    work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    output = work.folder / "new"
+    allow = interrupt_at(monkeypatch, 1)
+    assert call(work.train("--output", output)).code == 130
+    allow()
+    error = call(work.train("--output", output, "--archive", work.adapters)).error
+    assert "another configuration (other adapters)" in error
+    picture = sorted(work.images.glob("*.png"))[0]
+    held = picture.read_bytes()
+    Image.new("RGB", (20, 20), "purple").save(picture)
+    assert "another configuration (other pictures)" in call(work.train("--output", output)).error
+    picture.write_bytes(held)
+    assert call(work.train("--output", output)).code == 0
 
 
 def test_a_checkpoint_of_other_data_is_refused(
@@ -586,9 +605,7 @@ def test_every_command_has_a_help_text(call: Any, command: str):
     assert len(done.out.splitlines()) > 8
     options = re.findall(r"^  (--[a-z-]+)", done.out, re.M)
     groups = ("edits", "emoji")  # of commands, each with options of its own
-    assert ("--fresh" in options) == (
-        command not in ("train", "edit", "merge", "chat", "app", *groups)
-    )
+    assert ("--fresh" in options) == (command not in ("edit", "merge", "chat", "app", *groups))
     assert ("--hparams" in options) == (command not in ("demo", "merge", *groups))
     for line in re.split(r"\n(?=  -)", done.out)[1:]:
         assert re.search(r"\s{2,}\S+ ", line.strip()), f"no help for {line.strip()}"
@@ -714,6 +731,7 @@ def test_specificity_draws_from_the_records_it_is_given(work: Workplace, call: A
     items = json.loads(work.data.read_text())[6:]
     others.write_text(json.dumps(items))
     assert "--specificity" in call(work.evaluate("--limit", 2, "--others", others)).error
+    assert "--allow-outside goes with --data" in call(["evaluate", "--allow-outside"]).error
     done = call(work.evaluate("--limit", 2, "--specificity", "--others", others))
     assert done.code == 0, done.err
     prompts = {item["src"] for item in items}
@@ -818,6 +836,8 @@ def test_evaluate_splits_by_the_targets_of_a_file_of_training_records(
 ):
     items = json.loads(work.data.read_text(encoding="utf-8"))
     first = [item for item in items if item["alt"] == items[0]["alt"]]
+    # Its pictures are not opened, and may be anywhere.
+    first = [item | {"image": f"/elsewhere/{item['image']}"} for item in first]
     (tmp_path / "trained.json").write_text(json.dumps(first), encoding="utf-8")
     options = ["--training-records", tmp_path / "trained.json", "--limit", 4]
     done = call(work.evaluate(*options))

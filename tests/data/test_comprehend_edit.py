@@ -61,3 +61,14 @@ def test_problems_have_the_names_of_the_file(folder: Path) -> None:
     assert len(found) == 3 and "record 3, field image: no picture at" in found[2]
     with pytest.raises(DataError, match="record 1, field answer"):
         load_records(path, folder)
+
+
+def test_nearest_samples_may_lie_outside_where_that_is_allowed(folder: Path) -> None:
+    path = folder / "ComprehendEdit_test.json"
+    items = json.loads(path.read_text(encoding="utf-8"))
+    for item in items:
+        item["image"] = str(folder / item["image"])
+    path.write_text(json.dumps(items), encoding="utf-8")
+    near = load_records(path, folder, limit=1, allow_outside=True)[0].nearest
+    assert near is not None and len(near.wrong) == 4
+    assert all(query.image and Path(str(query.image)).is_file() for query in near.wrong)
