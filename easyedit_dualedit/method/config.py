@@ -114,6 +114,9 @@ class DualEditConfig:
     """What the model does not say of itself; seldom needed."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "gate", gate_from(self.gate))
+        if isinstance(self.modalities, list):
+            object.__setattr__(self, "modalities", tuple(self.modalities))
         raise_if(self.problems())
 
     @property

@@ -1,5 +1,6 @@
 """The editor: reads edits from a model and gives back the model with them applied."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +14,7 @@ from easyedit_dualedit.files import write_text
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.adapter import DualAdapters
 from easyedit_dualedit.method.archive import Archive
-from easyedit_dualedit.method.config import DualEditConfig, GateConfig
+from easyedit_dualedit.method.config import DualEditConfig, GateConfig, gate_from
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.gate import Gate, vision_mean
@@ -233,7 +234,7 @@ class DualEditor(
             model: the model that it was trained on, in any dtype.
             processor: the model's processor.
             folder: written by `save`; where there is none, a repository of the hub of this name.
-            gate: kind and threshold to use instead of the saved ones.
+            gate: to use instead of the saved one, all of it.
 
         Raises:
             ArchiveError: if the folder is missing or damaged, or belongs to another model.
@@ -243,7 +244,7 @@ class DualEditor(
         config = archive.config
         archive.require_model(Backbone.of(model, config.backbone), folder)
         if gate is not None:
-            config = config.with_gate(gate.kind, gate.threshold)
+            config = dataclasses.replace(config, gate=gate_from(gate))
         editor = cls(model, processor, config)
         editor.training_targets = archive.training_targets
         archive.fill(editor, folder)

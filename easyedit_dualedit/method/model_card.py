@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.storage.hub import names_repository
 
 LIBRARY = "easyedit-dualedit"
 TAGS = ("knowledge-editing", "vision-language")
@@ -129,8 +130,7 @@ def architecture_of(backbone: Backbone) -> dict[str, Any]:
 
 def hub_id_of(name: str) -> str:
     """Return a model's name if it is a hub id: a folder of one machine means nothing to others."""
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    return name if is_hub_id else ""
+    return name if names_repository(name) else ""
 
 
 def with_base_model(card: ModelCard, base_model: str) -> ModelCard:

@@ -1,6 +1,7 @@
 """Which frames of a video a model is shown, and how they are read."""
 
 import importlib.util
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,17 +94,25 @@ class Clips:
         self._video_processor = video_processor
         self._budget = budget
         self._held: OrderedDict[Hashable, Clip] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["Clips"], tuple[Any, int]]:
+        """Copy and pickle as one that has read nothing yet."""
+        return Clips, (self._video_processor, self._budget)
 
     def of(self, video: Video) -> Clip:
         """Return the frames of a video that the model is shown; see `read_clip`."""
         key = shown_key(video)
-        clip = self._held.get(key)
+        with self._lock:
+            clip = self._held.get(key)
         if clip is None:
             clip = read_clip(video, self._video_processor)
-        self._held[key] = clip
-        self._held.move_to_end(key)
-        while self._held and sum(each.pixels.nbytes for each in self._held.values()) > self._budget:
-            self._held.popitem(last=False)
+        with self._lock:
+            self._held[key] = clip
+            self._held.move_to_end(key)
+            size = sum(each.pixels.nbytes for each in self._held.values())
+            while size > self._budget:
+                size -= self._held.popitem(last=False)[1].pixels.nbytes
         return clip
 
 

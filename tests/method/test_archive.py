@@ -72,6 +72,9 @@ def test_calibration_comes_back(llava: TinyModel, tmp_path: Path):
     assert other.config == editor.config.with_gate("cosine")
     fixed = DualEditor.load(llava.model, llava.processor, tmp_path, gate=GateConfig("cosine", 0.1))
     assert fixed.gate.threshold == 0.1
+    chosen = GateConfig("cosine", 0.1, false_open_rate=0.02)
+    given = DualEditor.load(llava.model, llava.processor, tmp_path, gate=chosen)
+    assert given.config.gate == chosen
 
 
 def test_the_files_hold_tensors_and_plain_values(llava: TinyModel, tmp_path: Path):

@@ -344,3 +344,13 @@ def test_missing_yaml_is_named(tmp_path: Path):
         read_yaml(tmp_path / "absent.yaml")
     with pytest.raises(ConfigError, match="cannot read .*: Is a directory"):
         read_yaml(tmp_path)
+
+
+def test_a_gate_is_made_of_what_describes_one():
+    assert DualEditConfig(1, 2, gate="cosine").gate == GateConfig("cosine")  # type: ignore[arg-type]
+    mapping: Any = {"kind": "cosine", "threshold": 0.5}
+    assert DualEditConfig(1, 2, gate=mapping).gate == GateConfig("cosine", threshold=0.5)
+    with pytest.raises(ConfigError, match="gate = 3"):
+        DualEditConfig(1, 2, gate=3)  # type: ignore[arg-type]
+    listed: Any = ["text"]
+    assert DualEditConfig(1, 2, modalities=listed).modalities == ("text",)

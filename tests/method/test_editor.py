@@ -20,6 +20,7 @@ from easyedit_dualedit.errors import (
 from easyedit_dualedit.method.active_edits import EditSignal
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.model_card import hub_id_of
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.inputs import NO_WORD, Query
 
@@ -317,6 +318,15 @@ def test_a_model_card_says_what_the_adapters_belong_to(llava: TinyModel, tmp_pat
     (tmp_path / "README.md").write_text("my own")
     editor.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "my own"
+
+
+def test_a_folder_of_this_machine_is_no_model_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    assert hub_id_of("checkpoints/llava-final") == ""
+    assert hub_id_of("llava-hf/llava-1.5-7b-hf") == "llava-hf/llava-1.5-7b-hf"
 
 
 def test_a_hub_id_is_looked_up_with_the_mixins_arguments(

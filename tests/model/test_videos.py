@@ -1,3 +1,6 @@
+import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +152,21 @@ def test_clips_are_kept_within_their_budget():
     np.testing.assert_array_equal(again.pixels, read_clip(first, reader).pixels)
     nothing = Clips(reader, budget=10)
     assert nothing.of(first) is not nothing.of(first)
+
+
+def test_threads_may_share_clips():
+    reader = shared("llava-onevision").processor.video_processor
+    clips = Clips(reader, budget=3 * 40 * 40 * 3)
+    videos = [video_of("red", "blue"), video_of("blue", "red"), video_of("green", "blue")]
+    expected = [read_clip(video, reader).pixels for video in videos]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(60):
+                found = list(pool.map(clips.of, videos * 4))
+                for clip, pixels in zip(found, expected * 4, strict=True):
+                    assert np.array_equal(clip.pixels, pixels)
+    finally:
+        sys.setswitchinterval(interval)
+    assert np.array_equal(copy.deepcopy(clips).of(videos[0]).pixels, expected[0])
