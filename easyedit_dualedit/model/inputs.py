@@ -123,7 +123,7 @@ def shown_of(value: Any) -> Shown | tuple[Picture, ...] | None:
         return several[0] if len(several) == 1 else several or None
     if isinstance(value, str) and value and ":" not in value and "\0" not in value:
         value = Path(value)  # text that is neither an address nor a picture's own data
-    one = value if isinstance(value, Image.Image | Path) else picture_of(value)
+    one = value if isinstance(value, Path) else picture_of(value)
     if isinstance(one, Path) and one.suffix.lower() not in SUFFIXES and holds_video(one):
         return Video(one)
     return one

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import io
 from collections.abc import Mapping
 from importlib import import_module
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
@@ -37,7 +38,8 @@ def picture_of(value: PictureLike) -> Picture:
     """Return a picture in any form as a PIL picture, or as the path of the file that holds it.
 
     A path's file is read when the picture is needed; everything else is read now, so that a later
-    change of an array, or the end of a file that was open, changes nothing.
+    change of an array, or the end of a file that was open, changes nothing. A PIL picture is kept
+    itself: it is to stay as it is.
 
     Args:
         value: a path, also as text; a PIL picture; encoded bytes; a data URI; a URL, fetched as
@@ -47,7 +49,12 @@ def picture_of(value: PictureLike) -> Picture:
     Raises:
         DataError: if it is none of these, or cannot be read.
     """
-    if isinstance(value, Image.Image | Path):
+    if isinstance(value, Path):
+        return value
+    if isinstance(value, ImageFile.ImageFile):
+        with contextlib.suppress(OSError):  # whoever needs the picture says what is wrong with it
+            value.load()
+    if isinstance(value, Image.Image):
         return value
     if isinstance(value, str):
         return _of_text(value)

@@ -219,3 +219,12 @@ def test_every_mode_is_read_as_rgb(mode: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_image(Image.new(mode, (8, 8))).mode == "RGB"
+
+
+def test_a_picture_may_be_closed_once_it_is_given(tmp_path: Path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    with Image.open(tmp_path / "red.png") as opened:
+        query = Query("What is this?", opened)
+    (tmp_path / "red.png").unlink()
+    (kept,) = query.files
+    assert kept is opened and open_image(kept).getpixel((0, 0)) == (255, 0, 0)
