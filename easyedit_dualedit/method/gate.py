@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.method.config import GateConfig, GateKind
-from easyedit_dualedit.method.gate_loading import prepare_projection, warn_of_fallback
+from easyedit_dualedit.method.gate_loading import Thresholded, prepare_projection, warn_of_fallback
 from easyedit_dualedit.model.hooks import in_own_precision
 from easyedit_dualedit.model.inputs import TokenLayout
 
@@ -74,7 +74,7 @@ class Routing:
         return {row: edit for row, edit in enumerate(self.edit_index.tolist()) if edit >= 0}
 
 
-class Gate(nn.Module):
+class Gate(Thresholded):
     """Decides which edit applies to a query, by how similar their states are.
 
     One calibration serves every kind, so that a trained editor can be used with any of them.
@@ -87,7 +87,6 @@ class Gate(nn.Module):
     """
 
     mean: Tensor
-    thresholds: Tensor
 
     def __init__(self, hidden_size: int, config: GateConfig):
         """Build a gate over states of `hidden_size`, not calibrated yet."""
@@ -240,7 +239,7 @@ class Gate(nn.Module):
             return functional.normalize(states, dim=-1)
 
 
-class GateProjection(nn.Module):
+class GateProjection(Thresholded):
     """The trained part of a `learned` gate: it makes keys that tell a thousand edits apart.
 
     A key joins the state of the last prompt token, which knows what is asked, and the mean over the
@@ -252,8 +251,6 @@ class GateProjection(nn.Module):
     records that taught it nothing. At LLaVA-1.5-7B size there are 2.1 million parameters in two
     layers or in a pair, 6 % of the adapters', or 1.0 million in one layer.
     """
-
-    thresholds: Tensor
 
     def __init__(self, hidden_size: int, form: GateForm = "two-layer"):
         """Build an untrained projection of states of `hidden_size`."""

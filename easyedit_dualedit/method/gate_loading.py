@@ -1,11 +1,30 @@
-"""A gate whose weights are loaded: its projection takes the form that they have."""
+"""A gate whose weights are loaded or converted.
+
+Its projection takes the form of those that are loaded, and thresholds stay as exact as they are.
+"""
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+
+
+class Thresholded(nn.Module):
+    """A module with thresholds that stay float32 when the module takes another dtype."""
+
+    thresholds: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = self.thresholds
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.thresholds.dtype != torch.float32:
+            # In bfloat16 one of 0.9982 is 1.0, which the similarity of no other picture reaches.
+            self.thresholds = exact.to(self.thresholds.device, torch.float32)
+        return self
 
 
 def prepare_projection(gate: Any, tensors: dict[str, Tensor], prefix: str, *_rest: object) -> None:

@@ -1,6 +1,8 @@
 """The gate: similarity, routing, and which tokens of a forward it reads."""
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,6 +53,25 @@ def test_keys_are_float32_whatever_the_states_are(dtype: torch.dtype):
 
 def test_keys_are_float32_in_an_editor_of_half_precision():
     assert gate_of().to(torch.bfloat16).key(torch.randn(2, HIDDEN)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [Gate.half, Gate.bfloat16, Gate.double, lambda gate: gate.to("cpu", torch.bfloat16)],
+    ids=["half", "bfloat16", "double", "to"],
+)
+def test_thresholds_stay_exact_in_whatever_dtype_the_gate_is(convert: Callable[[Gate], Gate]):
+    gate = gate_of()
+    gate.thresholds.fill_(0.9982)
+    gate.projection.thresholds.fill_(0.9982)
+    sharing = gate.with_config(GateConfig("learned"))
+    exact = torch.tensor(0.9982).item()
+    assert convert(gate).mean.dtype != torch.float32
+    for each in (gate, copy.deepcopy(gate), sharing, gate.float()):
+        assert each.threshold == each.projection.threshold(30) == exact
+    assert gate.half().state_dict()["thresholds"].dtype == torch.float32
+    moved = gate.to("meta").to_empty(device="cpu")
+    assert moved.thresholds.device.type == moved.projection.thresholds.device.type == "cpu"
 
 
 @pytest.mark.parametrize("kind", ["cosine", "centred", "last-token"])
