@@ -44,7 +44,9 @@ def prepare_projection(gate: Any, tensors: dict[str, Tensor], prefix: str, *_res
         layers = {name.removeprefix(start): tensors[name] for name in names}
         form = projection.form_of(layers)
         if form != gate.projection.form:
-            gate.projection = projection(size, form).to(gate.mean.device)
+            before = next(gate.projection.parameters())
+            made = projection(size, form).to(before.device, before.dtype)
+            gate.projection = made.requires_grad_(before.requires_grad)
 
 
 def warn_of_fallback(gate: Any, _keys: object) -> None:

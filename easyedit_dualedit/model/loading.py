@@ -8,6 +8,7 @@ import torch
 
 from easyedit_dualedit.errors import ModelLoadError
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
+from easyedit_dualedit.settings import not_one_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ SPREAD = "auto"
 def load_model(
     path: str,
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     quantization: Quantization | None = None,
 ) -> tuple[Any, Any]:
@@ -36,12 +37,16 @@ def load_model(
         quantization: store the weights of linear layers in 4 or 8 bits, by bitsandbytes.
 
     Raises:
-        ModelLoadError: if there is no image-text-to-text model, or a file of it is damaged.
+        ModelLoadError: if there is no image-text-to-text model, a file of it is damaged, the device
+            cannot be used, or the quantisation is unknown or its library not installed.
     """
+    device = str(device)
+    placement = placement_of(device, dtype, quantization)
+    if device != SPREAD:
+        require_device(device)
     define_missing_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    placement = placement_of(device, dtype, quantization)
     try:
         processor: Any = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -74,6 +79,25 @@ def load_model(
     return model.eval(), processor
 
 
+def require_device(device: str) -> None:
+    """Check that numbers can be made and read on a device, before a model is read for it.
+
+    Args:
+        device: "cpu", "cuda:0", ...
+
+    Raises:
+        ModelLoadError: saying what PyTorch says of it.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # PyTorch raises assertions, too, and each backend its own errors
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelLoadError(
+            f"device = {device!r} cannot be used ({lines[0][:160]}); give cpu, cuda, cuda:<index>,"
+            " another device that PyTorch has here, or auto to spread the model over what there is"
+        ) from error
+
+
 def computes_with(device: str, dtype: torch.dtype) -> bool:
     """Return whether a device multiplies matrices of a dtype itself, rather than imitate it.
 
@@ -103,10 +127,14 @@ def placement_of(
     """Return what `from_pretrained` needs to spread or quantise a model; empty if neither.
 
     Raises:
-        ModelLoadError: if bitsandbytes is not installed and weights are to be quantised.
+        ModelLoadError: if the quantisation is unknown, or bitsandbytes, which it needs, is not
+            installed.
     """
     if quantization is None:
         return {"device_map": "auto"} if device == SPREAD else {}
+    if quantization not in QUANTIZATIONS:
+        allowed = not_one_of("quantization", quantization, QUANTIZATIONS)
+        raise ModelLoadError(f"{allowed}; or None for weights as they are")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelLoadError(
             f"quantization = {quantization!r} needs bitsandbytes, which is not installed: pip"

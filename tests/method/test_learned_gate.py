@@ -180,3 +180,21 @@ def test_a_gate_takes_the_form_that_was_saved(saved: GateForm, before: GateForm)
     assert loaded.projection.form == saved and loaded.threshold == 0.5
     assert torch.equal(loaded.key(states, vision), gate.key(states, vision))
     assert torch.equal(sharing.key(states, vision), gate.key(states, vision))
+
+
+@pytest.mark.parametrize("before", GATE_FORMS)
+@pytest.mark.parametrize("is_trained", [True, False], ids=["trained", "frozen"])
+def test_a_form_is_taken_in_the_dtype_of_the_gate_and_frozen_where_it_was(
+    before: GateForm, is_trained: bool
+):
+    saved, gate = (Gate(HIDDEN, GateConfig("learned")) for _ in range(2))
+    saved.projection, gate.projection = projection_of("linear-pair"), GateProjection(HIDDEN, before)
+    saved.projection.thresholds.fill_(0.9982)
+    gate.to(torch.bfloat16).requires_grad_(is_trained)
+    gate.load_state_dict(saved.state_dict())
+    parameters = list(gate.parameters())
+    assert {each.dtype for each in parameters} == {torch.bfloat16}
+    assert {each.requires_grad for each in parameters} == {is_trained}
+    assert gate.threshold == saved.threshold
+    states = torch.randn(3, HIDDEN)
+    torch.testing.assert_close(gate.key(states), saved.key(states), atol=0.02, rtol=0)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -191,3 +192,28 @@ def test_a_gpu_is_asked_about_itself(native: bool, monkeypatch: pytest.MonkeyPat
     assert computes_with("cuda:1", torch.bfloat16) is native
     assert entered == ["cuda:1"]
     assert computes_with("cuda:1", torch.float16)
+
+
+@pytest.mark.parametrize("quantization", ["8-bit", "int8", "3bit", 4, True, ""])
+def test_another_quantization_is_refused_with_those_there_are(saved: Path, quantization: Any):
+    told = f"quantization = {quantization!r}: one of 4bit, 8bit; or None for weights as they are"
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(str(saved), quantization=quantization)
+    assert str(caught.value) == told
+
+
+def test_a_device_may_be_that_of_torch(saved: Path):
+    model, _ = load_model(str(saved), device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert {parameter.device for parameter in model.parameters()} == {torch.device("cpu")}
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:-1", "meta", "", None])
+def test_a_device_that_cannot_be_used_is_refused_before_anything_is_read(
+    tmp_path: Path, device: Any
+):
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(str(tmp_path / "gone"), device=device)
+    message = str(caught.value)
+    assert message.startswith(f"device = {str(device)!r} cannot be used (")
+    assert "give cpu, cuda, cuda:<index>" in message
+    assert "\n" not in message and len(message) < 400 and "used ()" not in message
