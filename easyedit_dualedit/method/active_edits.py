@@ -29,7 +29,7 @@ from easyedit_dualedit.model.inputs import CACHE_NAMES, NO_WORD, Query, TokenLay
 _NOT_FOR_ROUTING = (*CACHE_NAMES, "use_cache", "labels", "logits_to_keep", "cache_position")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditSignal:
     """States of one edit request in the unedited model (paper section 4).
 

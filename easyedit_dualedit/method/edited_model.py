@@ -87,7 +87,9 @@ class EditedModel:
         """Return what a call returns; not the base model's own, unedited `forward`."""
         return self(*args, **inputs)
 
-    def generate(self, inputs: Tensor | None = None, **options: Any) -> Any:
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any
+    ) -> Any:
         """Return what the base model's `generate` returns, edited: the whole input is the prompt.
 
         Raises:
@@ -96,8 +98,8 @@ class EditedModel:
             NotEditedError: if an option would leave out the edits.
             BackboneError: if it is not the model itself that generates.
         """
-        if inputs is not None:
-            options["inputs"] = inputs
+        given = {"inputs": inputs, "generation_config": generation_config}
+        options |= {name: value for name, value in given.items() if value is not None}
         own = vars(self).get("generation_config")  # one that was assigned: the base keeps its own
         if own is not None and options.get("generation_config") is None:
             options["generation_config"] = own
@@ -112,9 +114,9 @@ class EditedModel:
         for name, (inert, reason) in REFUSED_OPTIONS.items():
             if options.get(name, getattr(settings, name, None)) not in (None, inert):
                 raise NotEditedError(f"{name}: {reason}")
-        given = options.get("attention_mask")
+        mask = options.get("attention_mask")
         # Padding that no mask tells of may count as text: nothing attends to it.
-        prompt = torch.ones_like(ids) if given is None else given
+        prompt = torch.ones_like(ids) if mask is None else mask
         find = partial(
             layout_of_prefill, encoder=self._encoder, columns=ids.shape[1], prompt=prompt
         )

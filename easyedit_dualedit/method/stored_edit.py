@@ -5,7 +5,7 @@ precision, however large picture and prompt are.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,13 +59,13 @@ class PackedProjection:
 
 @dataclass(frozen=True)
 class StoredEdit:
-    """One edit of a memory."""
+    """One edit of a memory; the same one read from a file is equal."""
 
     id: str
     provenance: Provenance
-    key: Tensor
+    key: Tensor = field(compare=False)
     """What the gate compares queries with, float32 [k]."""
-    projected: Mapping[Modality, PackedProjection]
+    projected: Mapping[Modality, PackedProjection] = field(compare=False)
     words: tuple[int, ...] = ()
     """Answer token that follows each position, `NO_WORD` where none does; empty in edits of
     adapters without a word path."""

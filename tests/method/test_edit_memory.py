@@ -702,3 +702,12 @@ def test_a_gate_may_be_given_by_its_configuration(llava: TinyModel):
     memory = EditMemory(editor_of(llava), gate=GateConfig("cosine", threshold=0.5))
     memory.add(requests(1))
     assert memory._gate.threshold == 0.5 and memory.model.edits
+
+
+def test_an_edit_of_a_file_equals_the_one_that_was_saved(llava: TinyModel, tmp_path: Path):
+    editor, memory = saved(llava, tmp_path)
+    loaded = list(EditMemory.load(editor, tmp_path))
+    assert loaded == list(memory) and {*loaded} == {*memory}
+    assert loaded[0] != loaded[1] and loaded[0] in memory
+    one, other = (editor.read(requests(1))[0] for _ in range(2))
+    assert one != other and one == one  # noqa: PLR0124

@@ -584,6 +584,8 @@ def test_a_generation_config_of_its_own_is_used_and_the_base_keeps_its_own(llava
     assert edited.generate(**inputs, max_new_tokens=1).shape[1] == width + 1
     given = transformers.GenerationConfig(max_new_tokens=3)
     assert edited.generate(**inputs, generation_config=given).shape[1] == width + 3
+    rest = {name: value for name, value in inputs.items() if name != "input_ids"}
+    assert edited.generate(inputs["input_ids"], given, **rest).shape[1] == width + 3
     assert llava.model.generation_config is before
     empty = editor.edited([])
     empty.generation_config = transformers.GenerationConfig(max_new_tokens=2)
