@@ -110,5 +110,7 @@ def write_reports(folder: Path, shown: Console, images: Path | None) -> None:
 def _pictures(cases: Sequence[Mapping[str, Any]], images: Path | None) -> dict[str, Path]:
     if images is None:
         return {}
+    if not images.is_dir():
+        raise ConfigError(f"--images {images}: there is no such folder; give that of the pictures")
     queries = [query for case in cases for query in case["queries"].values()]
     return {name: images / name for query in queries for name in names_of(query)}

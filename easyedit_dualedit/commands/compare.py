@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.experiments.comparison import compare
     from easyedit_dualedit.experiments.stored_run import StoredRun
-    from easyedit_dualedit.files import write_text
+    from easyedit_dualedit.files import require_writable, write_text
     from easyedit_dualedit.report.comparison import (
         changed_table,
         comparison_csv,
@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     from easyedit_dualedit.report.page import write_document
 
+    if arguments.output is not None:
+        require_writable(arguments.output)
     runs = [StoredRun.read(folder) for folder in (arguments.first, arguments.second)]
     found = compare(*runs, method=arguments.method, against=arguments.against)
     shown = console()

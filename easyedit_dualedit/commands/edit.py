@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, SHOWN, add_model
+from easyedit_dualedit.errors import ConfigError
 
 HELP = "make one edit and show the answers"
 DESCRIPTION = (
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
     from easyedit_dualedit.report.table import Table, texts
 
+    if arguments.ask_image is not None and not arguments.ask:
+        raise ConfigError("--ask-image is the picture of --ask; give both, or neither")
     request = Query(arguments.prompt, arguments.image, arguments.target)
     asked = [Query(prompt, arguments.ask_image or arguments.image) for prompt in arguments.ask]
     editor = editor_of(read_hparams(arguments, DualEditMultimodalHparams))

@@ -88,8 +88,10 @@ def _add(arguments: argparse.Namespace) -> None:
 
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.opened_edits import opened
+    from easyedit_dualedit.files import require_writable
 
     requests = _requests(arguments)
+    require_writable(arguments.edits)
     _, memory = opened(arguments, may_be_new=True)
     wanted = _missing(memory, requests)
     saved = time.monotonic()
@@ -102,19 +104,24 @@ def _add(arguments: argparse.Namespace) -> None:
     # Those of an earlier command that was stopped may not have been asked yet.
     checks = memory.check(requests)
     total = memory.save(arguments.edits)
-    if len(wanted) < len(requests):
-        told = f"{len(requests) - len(wanted)} of {len(requests)} edits are there already"
-        console().print(told)
+    shown = console()
     held = [memory.find(request) for request in requests]
     ids = [edit.id for edit in held if edit is not None]
-    shown = console()
-    for identifier, request, check in zip(ids, requests, checks, strict=True):
+    asked = {
+        identifier: (request, check)
+        for identifier, request, check in zip(ids, requests, checks, strict=True)
+    }
+    if len(asked) < len(requests):
+        shown.print(f"{len(requests) - len(asked)} of {len(requests)} requests repeat others")
+    if len(wanted) < len(asked):
+        shown.print(f"{len(asked) - len(wanted)} of {len(asked)} edits are there already")
+    for identifier, (request, check) in asked.items():
         shown.print(Text(f"{identifier}  {request.prompt} -> {request.target}"))
         if not check.takes:
             shown.print(Text(f"{identifier}  {check.told()}", style="bold"))
-    taken = sum(check.takes for check in checks)
-    if taken < len(checks):
-        shown.print(f"{len(checks) - taken} of {len(checks)} edits added do not take")
+    taken = sum(check.takes for _, check in asked.values())
+    if taken < len(asked):
+        shown.print(f"{len(asked) - taken} of {len(asked)} edits added do not take")
     per_edit = memory.stored_bytes / max(1, len(memory)) / 1000
     shown.print(f"{total} edits in {arguments.edits}, {per_edit:.1f} kB each")
 
@@ -231,6 +238,8 @@ def _requests(arguments: argparse.Namespace) -> "list[Query]":
     if arguments.data is not None:
         if any(value is not None for value in one) or arguments.images is None:
             raise ConfigError("--data goes with --images, and without --prompt and --target")
+        if arguments.image is not None:
+            raise ConfigError("--image goes with --prompt; --data names its own pictures")
         records = load_records(
             arguments.data,
             arguments.images,
@@ -241,6 +250,8 @@ def _requests(arguments: argparse.Namespace) -> "list[Query]":
         return [record.request for record in records]
     if any(value is None for value in one):
         raise ConfigError("give --prompt and --target, or --data and --images")
+    if arguments.images is not None or arguments.limit is not None or arguments.allow_outside:
+        raise ConfigError("--images, --limit and --allow-outside go with --data; leave them out")
     return [Query(arguments.prompt, arguments.image, arguments.target)]
 
 

@@ -18,6 +18,8 @@ from easyedit_dualedit.commands.arguments import (
 from easyedit_dualedit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from easyedit_dualedit.data.records import Record
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
     from easyedit_dualedit.processes import Processes
@@ -86,7 +88,7 @@ def _many(
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rates
     from easyedit_dualedit.experiments.many_edits import UneditedAnswers, groups_of, untouched
-    from easyedit_dualedit.files import digest_of, read_json, write_json
+    from easyedit_dualedit.files import digest_of, read_json, require_writable, write_json
     from easyedit_dualedit.measure.run import CASES_FOLDER, Run
     from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
     from easyedit_dualedit.plugin.rows.roster import easyedit_version
@@ -94,8 +96,11 @@ def _many(
 
     folder: Path = arguments.output / arguments.name
     counts = sorted(set(arguments.counts))
+    # What cannot end well is told before records are drawn and a model is loaded.
+    require_writable(folder)
+    methods = methods_of(hparams, folder, arguments.methods)
     with processes.first_alone():
-        records = _records(arguments, hparams.model_name, folder / "data", counts[-1])
+        records = _records(arguments, hparams.model_name, folder / "data", counts)
     if len(records) < counts[-1]:
         raise ConfigError(
             f"--counts {counts[-1]} needs as many records, there are {len(records)}; lower it"
@@ -130,7 +135,6 @@ def _many(
             list(edited.values()), archive=hparams.archive, file=arguments.training_records
         )
         sized = groups_of(records, [min(_SIZES_AT, counts[-1])])
-        methods = methods_of(hparams, folder, arguments.methods)
         unedited = UneditedAnswers(
             editor.backbone.model, editor.encoder, Run(cases / "unedited", {}, shown=shown_by)
         )
@@ -166,15 +170,18 @@ def _many(
 
 
 def _records(
-    arguments: argparse.Namespace, model: str, folder: Path, number: int
+    arguments: argparse.Namespace, model: str, folder: Path, counts: "Sequence[int]"
 ) -> "list[Record]":
     from easyedit_dualedit.commands.records import own_records, require_no_template
     from easyedit_dualedit.data.records import load_records
-    from easyedit_dualedit.experiments.many_edits import FEWEST_ASKED
+    from easyedit_dualedit.experiments.many_edits import asked_among
 
     if arguments.data is None:
         require_no_template(arguments)
-        return own_records(model, folder, "eval", max(number, FEWEST_ASKED))[: arguments.limit]
+        if arguments.images is not None:
+            raise ConfigError("--images goes with --data; give both, or neither")
+        number = max(map(asked_among, counts))
+        return own_records(model, folder, "eval", number)[: arguments.limit]
     if arguments.images is None:
         raise ConfigError("--data needs --images")
     limit = arguments.limit

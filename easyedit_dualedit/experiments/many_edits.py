@@ -71,11 +71,16 @@ class Group:
         return f"{self.count:05d}-{self.place:03d}"
 
 
+def asked_among(count: int) -> int:
+    """Return how many records are asked in groups of so many edits: at least `FEWEST_ASKED`."""
+    return -(-FEWEST_ASKED // count) * count
+
+
 def groups_of(records: Sequence[Record], counts: Sequence[int]) -> list[Group]:
     """Return for each number of edits the groups that it is measured on, smallest first."""
     groups = []
     for count in sorted(counts):
-        for place in range(-(-FEWEST_ASKED // count)):
+        for place in range(asked_among(count) // count):
             part = tuple(records[place * count : (place + 1) * count])
             if len(part) == count:
                 groups.append(Group(count, place, part))

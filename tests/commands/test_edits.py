@@ -53,6 +53,27 @@ def test_edits_are_added_listed_and_removed(work: Workplace, folder: Path, call:
     assert ids_in(folder) == [ids[1], ids[3]]
 
 
+def test_requests_that_repeat_others_are_told_apart_from_edits_that_are_there(
+    work: Workplace, folder: Path, call: Any
+):
+    work.rewrite(lambda items: items.__setitem__(slice(None), [items[0], items[0], items[1]]))
+    added = call(add(work, folder, "--data", work.data, "--images", work.images))
+    assert "1 of 3 requests repeat others" in added.out and "already" not in added.out
+    assert "2 edits in" in added.out and len(ids_in(folder)) == 2
+    assert all(added.out.count(identifier) == 1 for identifier in ids_in(folder))
+
+
+def test_options_that_do_not_go_together_are_refused(work: Workplace, folder: Path, call: Any):
+    for options in (["--images", "x"], ["--limit", 3], ["--allow-outside"]):
+        assert "go with --data" in call(add(work, folder, *one(work), *options)).error
+    file = ["--data", work.data, "--images", work.images, "--image", "x.png"]
+    assert "--image goes with --prompt" in call(add(work, folder, *file)).error
+    taken = work.folder / "file"
+    taken.write_text("mine")
+    error = call(add(work, taken, *one(work))).error
+    assert "no folder to write in" in error and taken.read_text() == "mine"
+
+
 def test_an_edit_that_fires_is_named(work: Workplace, folder: Path, call: Any):
     call(add(work, folder, *one(work)))
     (identifier,) = ids_in(folder)

@@ -894,3 +894,10 @@ def test_many_edits_of_a_model_of_ours_may_be_limited(work: Workplace, call: Any
     folder = work.folder / "few"
     options = ["--counts", "5", "--limit", "3", "--output", str(folder)]
     assert "needs as many records" in call(["many", "--hparams", "testbed", *options]).error
+
+
+def test_options_without_effect_are_refused(work: Workplace, call: Any):
+    many = ["many", "--hparams", "testbed", "--output", str(work.folder / "many")]
+    assert "--images goes with --data" in call([*many, "--images", "x"]).error
+    assert "no methods ['nope']" in call([*many, "--methods", "nope"]).error
+    assert "--ask-image is the picture of --ask" in call(work.edit("--ask-image", "x.png")).error
