@@ -110,7 +110,8 @@ FIELDS = (
     Rows(
         EDITED,
         "holds the edit, and so does a deep copy: a step that continues it needs nothing more, and"
-        " may be a step of the base model (`cache` since transformers 5.24)",
+        " may be a step of the base model (`cache` since transformers 5.24). Its rows stay in their"
+        " order: see below",
         "cache past_key_values",
     ),
     Rows(
@@ -222,6 +223,16 @@ so. Decode steps behind a prompt that no edit concerns, and the base model itsel
 ever (with `answer_tokens: false` all decode steps do); while an edited forward runs, other threads
 run uncompiled too. If what calls the edited model is compiled as well, that is a
 `BackboneError`.
+
+## Rows of a cache
+
+Which edit a row of a prompt uses is remembered by its place. Who decodes by hand may repeat each
+row in place (`batch_repeat_interleave`), but must not put rows into another order
+(`reorder_cache([1, 0])`, `batch_select_indices`): as many rows in another order are not noticed,
+and an edit would then change the answer to another prompt, and miss its own. Give the whole prompt
+anew in the new order, or call `generate`, whose beam search changes the order among the rows of one
+prompt alone. Fewer rows, or a number that is no multiple of the prompt's, are a
+`ChunkedPrefillError`.
 
 ## Calls while it generates
 
