@@ -50,7 +50,13 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.records import load_records
-    from easyedit_dualedit.experiments.ablate import ablate, is_done, layer_pairs, variants
+    from easyedit_dualedit.experiments.ablate import (
+        ablate,
+        is_done,
+        layer_pairs,
+        layer_pairs_in,
+        variants,
+    )
     from easyedit_dualedit.files import write_json, write_text
     from easyedit_dualedit.measure.target_split import told
     from easyedit_dualedit.model.loading import load_model
@@ -103,11 +109,13 @@ def run(arguments: argparse.Namespace) -> None:
         trained_on=records_digest(records),
     )
     split = split_of(measured, archive=None, training=records)
-    done = [
-        variant for variant in every if variant not in chosen and is_done(variant, folder, settings)
-    ]
     shown_by = pictures.shown_by(measured)
     with alone_in(folder):
+        done = [
+            variant
+            for variant in (*every, *layer_pairs_in(folder, config, training))
+            if variant not in chosen and is_done(variant, folder, settings)
+        ]
         rows = [
             row
             for variants, fresh in ((chosen, arguments.fresh), (done, False))
@@ -124,8 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
                 shown=shown_by,
             )
         ]
-    write_json(folder / "ablation.json", rows)
-    write_text(folder / "ablation.csv", ablation_csv(rows))
+        write_json(folder / "ablation.json", rows)
+        write_text(folder / "ablation.csv", ablation_csv(rows))
     tables = [ablation_table(rows), *filter(None, [ablation_split_table(rows, told(split))])]
     line = split_line({"targets": told(split)})
     parts = [*(table.markdown() for table in tables), f"{line}\n"]

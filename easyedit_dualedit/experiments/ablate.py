@@ -54,6 +54,9 @@ class Variant:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
+_PAIR = re.compile(r"layers-(\d+)-and-(\d+)")
+
+
 def variants(config: DualEditConfig, training: TrainingConfig) -> list[Variant]:
     """Return the base, and one variant for each part that can be left out or exchanged."""
     swapped = replace(config, text_layer=config.vision_layer, vision_layer=config.text_layer)
@@ -90,6 +93,13 @@ def layer_pairs(
         )
         for text, vision in pairs
     ]
+
+
+def layer_pairs_in(folder: Path, config: DualEditConfig, training: TrainingConfig) -> list[Variant]:
+    """Return a variant for each pair of layers that has a folder in a folder, by their layers."""
+    found = (_PAIR.fullmatch(path.name) for path in folder.glob("layers-*"))
+    pairs = sorted((int(match[1]), int(match[2])) for match in found if match)
+    return layer_pairs(config, training, pairs)
 
 
 def ablate(

@@ -787,6 +787,12 @@ def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any
     assert (folder / "ablation.csv").is_file()
     told = "Of 2 targets, 2 were seen as a whole in training (known from the records trained on)."
     assert told in (folder / "ablation.md").read_text() and told in " ".join(done.out.split())
+    # Pairs that are done are shown like other variants.
+    done = call(work.ablate("--variants", "--pairs", "1,2", hparams=hparams))
+    assert done.code == 0 and "layers 0 and 1" in done.out
+    rows = json.loads((folder / "ablation.json").read_text())
+    names = dict.fromkeys(row["variant"] for row in rows)
+    assert list(names) == ["layers 1 and 2", "both adapters", "layers 0 and 1"]
     # What was done under other settings is no row of this table, and stops only its own variant.
     slower = work.hparams(**SHORT | {"lr": 0.001})
     done = call(work.ablate("--variants", "--pairs", "0,2", hparams=slower))
