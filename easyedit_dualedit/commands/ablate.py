@@ -70,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.report.target_split import split_line
     from easyedit_dualedit.train.checkpoint import records_digest
 
+    if arguments.archive is not None:
+        raise ConfigError("--archive: every variant trains adapters of its own; leave it out")
     folder: Path = arguments.output / arguments.name
     if (arguments.data is None) != (arguments.measured is None):
         raise ConfigError("--data needs --measured, the records to measure on, and the reverse")

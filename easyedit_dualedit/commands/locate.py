@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from easyedit_dualedit.commands.arguments import TRAINING_HPARAMS, add_run
+from easyedit_dualedit.errors import ConfigError
 
 HELP = "find the layers to edit"
 DESCRIPTION = (
@@ -60,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.report.layers import layers_csv, layers_table
     from easyedit_dualedit.report.plots import plot_layers, plot_where_possible
 
+    if arguments.archive is not None:
+        raise ConfigError("--archive: the model alone is asked, without adapters; leave it out")
     folder: Path = arguments.output / arguments.name
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
     config = LocateConfig(

@@ -907,3 +907,5 @@ def test_options_without_effect_are_refused(work: Workplace, call: Any):
     assert "--images goes with --data" in call([*many, "--images", "x"]).error
     assert "no methods ['nope']" in call([*many, "--methods", "nope"]).error
     assert "--ask-image is the picture of --ask" in call(work.edit("--ask-image", "x.png")).error
+    for command in (work.locate, work.ablate):
+        assert "--archive: " in call(command("--archive", "x")).error
