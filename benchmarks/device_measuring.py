@@ -1,6 +1,7 @@
 """What measures edits, tried on a device: evaluation, specificity, locate, ablation, many edits."""
 
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +67,10 @@ def _evaluated(subject: DeviceSubject) -> str:
 def _asked(subject: DeviceSubject) -> str:
     editor, records = subject.editor, subject.records[:_FEW]
     encoder = editor.encoder
-    close = specificity_queries(records, subject.records[_FEW:], encoder, progress=False)
+    *others, last = subject.records[_FEW:]
+    otherwise = replace(last.request, prompt=last.image_locality.prompt)
+    others.append(replace(last, request=otherwise))  # all records ask alike
+    close = specificity_queries(records, others, encoder, progress=False)
     require(set(close[0]) == set(KINDS), "not every kind of specificity is asked")
     values: dict[str, dict[str, float]] = {}
     for one, queries in zip(records, close, strict=True):

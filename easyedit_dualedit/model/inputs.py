@@ -113,7 +113,7 @@ def shown_of(value: Any) -> Shown | tuple[Picture, ...] | None:
             in any form of `picture_of`; a list of those; or None.
 
     Raises:
-        DataError: if it is none of these.
+        DataError: if it is none of these, or a picture that is no path cannot be read.
     """
     if value is None or isinstance(value, Video):
         return value

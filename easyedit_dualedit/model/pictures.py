@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import contextlib
 import io
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
@@ -38,8 +37,8 @@ def picture_of(value: PictureLike) -> Picture:
     """Return a picture in any form as a PIL picture, or as the path of the file that holds it.
 
     A path's file is read when the picture is needed; everything else is read now, so that a later
-    change of an array, or the end of a file that was open, changes nothing. A PIL picture is kept
-    itself: it is to stay as it is.
+    change of an array, or the end of a file that was open, changes nothing. A PIL picture itself is
+    kept, not a copy, and has to stay as it is: draw on a copy of it.
 
     Args:
         value: a path, also as text; a PIL picture; encoded bytes; a data URI; a URL, fetched as
@@ -51,11 +50,8 @@ def picture_of(value: PictureLike) -> Picture:
     """
     if isinstance(value, Path):
         return value
-    if isinstance(value, ImageFile.ImageFile):
-        with contextlib.suppress(OSError):  # whoever needs the picture says what is wrong with it
-            value.load()
     if isinstance(value, Image.Image):
-        return value
+        return _read(value)
     if isinstance(value, str):
         return _of_text(value)
     if isinstance(value, bytes | bytearray | memoryview):
@@ -118,6 +114,14 @@ def unreadable(picture: Picture, error: Exception) -> DataError:
     return DataError(f"{name} cannot be read as a picture ({_line(error)}); replace it")
 
 
+def _read(picture: Image.Image) -> Image.Image:
+    try:
+        picture.load()
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        raise unreadable(picture, error) from error
+    return picture
+
+
 def _of_text(text: str) -> Picture:
     if text.startswith("data:"):
         head, _, body = text.partition(",")
@@ -177,7 +181,9 @@ def _decoded(content: bytes, name: str) -> Image.Image:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+    # Pillow asserts, without a word, that a file is open.
+    unsaid = "its file is closed" if isinstance(error, AssertionError) else type(error).__name__
+    return " ".join(str(error).split())[:160] or unsaid
 
 
 def _short(value: object) -> str:

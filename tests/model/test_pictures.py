@@ -15,6 +15,7 @@ from tiny_editors import picture
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.inputs import Query, content_digest, open_image, picture_key
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
+from easyedit_dualedit.model.videos import Video
 
 EXIF_FORMATS = ["JPEG", "PNG", "TIFF", "WEBP", *(["AVIF"] if features.check("avif") else [])]
 
@@ -101,6 +102,37 @@ def test_what_is_changed_after_the_question_was_made_changes_nothing():
     query = Query("?", values)
     values[:] = 255
     assert np.asarray(open_image(query.pictures[0])).max() == 0
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP", "GIF"])
+def test_a_picture_outlives_the_file_that_it_was_opened_from(tmp_path: Path, form: str, pages: int):
+    image, exif = photo(6)
+    path = tmp_path / "photo"
+    more = {"save_all": True, "append_images": [image.rotate(180)]} if pages > 1 else {}
+    # Pillow writes several pictures into one JPEG file as MPO.
+    image.save(path, "MPO" if more and form == "JPEG" else form, exif=exif, **more)
+    expected = content_digest(path)
+    with Image.open(path) as opened:
+        query, video = Query("?", opened), Video([opened])
+    path.unlink()
+    assert query.image is opened
+    assert video.frames is not None
+    for shown in (*query.pictures, *video.frames):
+        assert content_digest(shown) == expected
+
+
+def test_an_opened_picture_that_cannot_be_read_is_refused_when_the_question_is_made(
+    tmp_path: Path,
+):
+    picture(size=(400, 400)).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    for opened, reason in (
+        (closed(tmp_path), "its file is closed"),
+        (Image.open(io.BytesIO(content[: len(content) // 2])), "truncated"),
+    ):
+        with pytest.raises(DataError, match=f"cannot be read as a picture .*{reason}.*; replace"):
+            Query("?", opened)
 
 
 def closed(folder: Path) -> Image.Image:
@@ -219,12 +251,3 @@ def test_every_mode_is_read_as_rgb(mode: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_image(Image.new(mode, (8, 8))).mode == "RGB"
-
-
-def test_a_picture_may_be_closed_once_it_is_given(tmp_path: Path):
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
-    with Image.open(tmp_path / "red.png") as opened:
-        query = Query("What is this?", opened)
-    (tmp_path / "red.png").unlink()
-    (kept,) = query.files
-    assert kept is opened and open_image(kept).getpixel((0, 0)) == (255, 0, 0)
