@@ -1,12 +1,13 @@
 """The methods that a benchmark compares: ours, fine-tuning and EasyEdit's own."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit import testbed
 from easyedit_dualedit.commands.records import name_of
-from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.errors import ConfigError, UpstreamError
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, slug
 from easyedit_dualedit.experiments.dualedit_rows import Recipe, dualedit_contenders
 from easyedit_dualedit.experiments.finetuning_rows import finetuning_contenders
@@ -34,7 +35,8 @@ def chosen_rows(
         settings: method -> setting -> value that a user gave.
 
     Raises:
-        ConfigError: if a method is not known.
+        ConfigError: if a method is not known, or a setting is none of its own, or has a value that
+            it cannot take.
     """
     named = None if wanted is None else [*wanted, *settings]
     known = {slug(contender.name): contender for contender in _every(hparams, named)}
@@ -42,6 +44,12 @@ def chosen_rows(
     unknown = sorted({*chosen, *settings} - set(known) - {UNEDITED})
     if unknown:
         raise ConfigError(f"no methods {unknown}; there are {sorted(known)}")
+    if UNEDITED in settings:
+        raise ConfigError(f"--set {UNEDITED}.{min(settings[UNEDITED])}: it has no settings")
+    for name, given in settings.items():
+        # Where EasyEdit lacks what a method needs, its row says so.
+        with contextlib.suppress(UpstreamError):
+            known[name].check(hparams.model_name, given)
     return [known[name] for name in dict.fromkeys(chosen) if name != UNEDITED]
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from easyedit_dualedit.data.record_lengths import require_fit
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.errors import ConfigError
+from easyedit_dualedit.errors import ArchiveError, ConfigError
 from easyedit_dualedit.experiments.benchmark_folder import (
     FAILURE_FILE,
     TRAINED_FOLDER,
@@ -88,7 +88,8 @@ def run_benchmark(
 def _was_refused(folder: Path) -> bool:
     """Return whether a method's settings were wrong before it had a case: they may be mended."""
     failed = read_json(folder / FAILURE_FILE) or {}
-    is_settings = str(failed.get("error", "")).startswith(ConfigError.__name__)
+    refusals = (ConfigError.__name__, ArchiveError.__name__)
+    is_settings = str(failed.get("error", "")).startswith(refusals)
     return is_settings and not any((folder / CASES_FOLDER).glob("*.json"))
 
 

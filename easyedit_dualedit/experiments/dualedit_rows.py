@@ -84,6 +84,7 @@ def dualedit_contenders(own: Recipe, published: Recipe) -> list[Contender]:
         Contender(
             DUALEDIT,
             partial(_make, DUALEDIT, own, None),
+            partial(_with_settings, DUALEDIT, own),
             shares=_OWN_FOLDER,
             identity=_identity(own),
         ),
@@ -91,6 +92,7 @@ def dualedit_contenders(own: Recipe, published: Recipe) -> list[Contender]:
             Contender(
                 name,
                 partial(_make, name, own, gate),
+                partial(_with_settings, name, own),
                 reads_label=gate.reads_label,
                 shares=_OWN_FOLDER,
                 identity={**_identity(own), "gate": asdict(gate)},
@@ -100,6 +102,7 @@ def dualedit_contenders(own: Recipe, published: Recipe) -> list[Contender]:
         Contender(
             PUBLISHED,
             partial(_make, PUBLISHED, published, None),
+            partial(_with_settings, PUBLISHED, published),
             reads_label=published.config.gate.reads_label,
             identity=_identity(published),
             remarks=(
@@ -110,6 +113,7 @@ def dualedit_contenders(own: Recipe, published: Recipe) -> list[Contender]:
         Contender(
             VISION_ONLY,
             partial(_make, VISION_ONLY, alone, None),
+            partial(_with_settings, VISION_ONLY, alone),
             identity=_identity(alone),
             remarks=(
                 "A vision adapter alone and no gate, which is what VisEdit adds; trained as"
@@ -125,17 +129,24 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     return {"config": recipe.config.to_dict(), "training": asdict(recipe.training)}
 
 
-def _make(name: str, recipe: Recipe, gate: GateConfig | None, bench: Bench) -> Method:
-    unknown = sorted(set(bench.settings) - set(_SETTINGS))
+def _with_settings(name: str, recipe: Recipe, _model: str, settings: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with the archive and the steps that are given."""
+    unknown = sorted(set(settings) - set(_SETTINGS))
     if unknown:
         raise ConfigError(f"{name} has no settings {unknown}; there are {list(_SETTINGS)}")
-    given = bench.settings.get("archive")
+    given = settings.get("archive")
     archive = recipe.archive if given is None else Path(str(given))
+    if given is not None and archive is not None and not archive.exists():
+        raise ConfigError(f"archive = {given!r} of {name} is not there; give a folder of adapters")
+    steps = settings.get("steps", recipe.training.steps)
+    return replace(recipe, archive=archive, training=replace(recipe.training, steps=steps))
+
+
+def _make(name: str, recipe: Recipe, gate: GateConfig | None, bench: Bench) -> Method:
+    recipe = _with_settings(name, recipe, bench.model, bench.settings)
     model, processor = bench.load()
+    archive = recipe.archive
     if archive is None:
-        if "steps" in bench.settings:
-            steps = bench.settings["steps"]
-            recipe = replace(recipe, training=replace(recipe.training, steps=steps))
         config = replace(
             recipe.config, backbone=bench.backbone_of(model, recipe.config.backbone).given
         )

@@ -170,15 +170,25 @@ def finetuning_contenders() -> list[Contender]:
         " of the end of the turn, at most 25 steps of 5e-4, less once the loss is below 0.01."
     )
     return [
-        Contender(name, partial(_make, name, chosen), remarks=(remark,), space=_SPACE)
+        Contender(
+            name,
+            partial(_make, name, chosen),
+            partial(_config_of, name),
+            remarks=(remark,),
+            space=_SPACE,
+        )
         for name, chosen in places.items()
     ]
 
 
-def _make(name: str, chosen: Callable[[Backbone], dict[str, nn.Parameter]], bench: Bench) -> Method:
+def _config_of(name: str, _model: str, settings: Mapping[str, Any]) -> FineTuningConfig:
     known = [field.name for field in fields(FineTuningConfig)]
-    raise_if(unknown_keys(bench.settings, known, f"the settings of {name}"))
-    config = FineTuningConfig(**{key: as_number(value) for key, value in bench.settings.items()})
+    raise_if(unknown_keys(settings, known, f"the settings of {name}"))
+    return FineTuningConfig(**{key: as_number(value) for key, value in settings.items()})
+
+
+def _make(name: str, chosen: Callable[[Backbone], dict[str, nn.Parameter]], bench: Bench) -> Method:
+    config = _config_of(name, bench.model, bench.settings)
     model, processor = bench.load()
     backbone = bench.backbone_of(model)
     return FineTuning(model, processor, chosen(backbone), config, backbone)

@@ -18,6 +18,10 @@ def _as_asked(query: Query) -> Query:
     return query
 
 
+def _any_settings(model: str, settings: Mapping[str, Any]) -> None:
+    """Accept them; making the method tells what is wrong with one."""
+
+
 @dataclass(frozen=True)
 class Edited:
     """A model while one edit is in force."""
@@ -100,6 +104,9 @@ class Contender:
     name: str
     make: Callable[[Bench], Method]
     """May raise anything; the row then says why."""
+    check: Callable[[str, Mapping[str, Any]], object] = _any_settings
+    """Called with a model's folder or hub id and the settings given for the method, it raises
+    `ConfigError` for those that it cannot take; no model is loaded for it."""
     reads_label: bool = False
     """Whether the method looks at the answer of the query that it is measured on."""
     shares: str | None = None

@@ -71,14 +71,12 @@ class EditMemory:
             precision: in which edits are kept.
 
         Raises:
-            ConfigError: if there is no such precision.
+            ConfigError: if there is no such precision, or `gate` describes none.
             CalibrationError: if the gate has no threshold.
         """
         Packed.of(torch.zeros(1, 1), precision)
         self._editor = editor
-        if isinstance(gate, GateConfig):
-            gate = editor.gate.with_config(gate)
-        self._gate = editor.gate if gate is None else gate
+        self._gate = editor.gate.with_config(gate)
         _ = self._gate.threshold
         self.precision: Precision = precision
         self._edits: list[StoredEdit] = []

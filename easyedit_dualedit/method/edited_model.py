@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError, DataError, NotEditedError
 from easyedit_dualedit.method.active_edits import ActiveEdits, Decisions, EditSignal
+from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.edit_check import EditCheck, checked
 from easyedit_dualedit.method.edited_call import (
     EditedCall,
@@ -188,13 +189,15 @@ class EditedModel:
         active = dataclasses.replace(self._active, watch=decided.append)
         return EditedModel(self._encoder, active), decided
 
-    def with_gate(self, gate: Gate) -> "EditedModel":
+    def with_gate(self, gate: Gate | GateConfig) -> "EditedModel":
         """Return the model with the same edits, as they were read, under another gate.
 
         Raises:
+            ConfigError: if `gate` describes none.
             DataError: if edits are stored: of them only their gate's own keys are known.
         """
-        return EditedModel(self._encoder, self._active.with_gate(gate))
+        chosen = self._active.gate.with_config(gate)
+        return EditedModel(self._encoder, self._active.with_gate(chosen))
 
     @property
     def edit_gate(self) -> Gate:

@@ -175,7 +175,7 @@ class DualEditor(
         edits: Sequence[EditSignal],
         *,
         assignment: Tensor | None = None,
-        gate: Gate | None = None,
+        gate: Gate | GateConfig | None = None,
     ) -> EditedModel:
         """Return the model with edits applied; the model itself stays as it is.
 
@@ -184,8 +184,11 @@ class DualEditor(
             assignment: the only edit that each row may use, long [b]; None lets the gate choose
                 among all.
             gate: decides instead of the editor's own.
+
+        Raises:
+            ConfigError: if `gate` describes none.
         """
-        chosen = self.gate if gate is None else gate
+        chosen = self.gate.with_config(gate)
         active = ActiveEdits.of(edits, self.adapters, chosen, assignment)
         return EditedModel(self.encoder, active)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from easyedit_dualedit.errors import CalibrationError, DataError
-from easyedit_dualedit.method.config import GateConfig, GateKind
+from easyedit_dualedit.method.config import GateConfig, GateKind, gate_from
 from easyedit_dualedit.method.gate_loading import Thresholded, prepare_projection, warn_of_fallback
 from easyedit_dualedit.model.hooks import in_own_precision
 from easyedit_dualedit.model.inputs import TokenLayout
@@ -137,10 +137,13 @@ class Gate(Thresholded):
             )
         return value
 
-    def with_config(self, config: GateConfig) -> "Gate":
-        """Return a gate of another kind or threshold that shares what this one has learned."""
+    def with_config(self, config: "GateConfig | Gate | None") -> "Gate":
+        """Return a gate of another kind or threshold that shares what this one has learned, or a
+        gate that is given whole, or this one for None."""
+        if config is None or isinstance(config, Gate):
+            return config or self
         gate = copy.copy(self)
-        gate.config = config
+        gate.config = gate_from(config)
         return gate
 
     def decide(

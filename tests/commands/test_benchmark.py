@@ -152,12 +152,19 @@ def test_other_settings_do_not_continue_a_run(work: Workplace, call: Any):
         (["--set", "dualedit"], "METHOD.KEY=VALUE"),
         (["--set", "nothing.rate=1"], "no methods ['nothing']"),
         (["--set", "dualedit.rate=["], "is not YAML"),
+        (["--set", "dualedit.rate=1"], "DualEdit has no settings ['rate']"),
+        (["--set", "dualedit.steps=0"], "steps = 0"),
+        (["--set", "dualedit.archive=nowhere"], "'nowhere' of DualEdit is not there"),
+        (["--set", "ft-last-layer.nothing=1"], "unknown keys in the settings of FT, last layer"),
+        (["--set", "ft-vision-side.learning_rate=fast"], "learning_rate = 'fast'"),
+        (["--set", "unedited.steps=1"], "unedited.steps: it has no settings"),
         (["--validation", "5"], "--validation is of --tune"),
         (["--stand-ins"], "give one of them"),
     ],
 )
 def test_mistakes_are_told_in_one_line(work: Workplace, call: Any, options: list[str], told: str):
     assert told in call(benchmark(work, *options, methods=METHODS[:1])).error
+    assert not run_of(work).exists(), "it is told before anything is measured"
 
 
 def test_data_options_that_do_not_fit_are_told(work: Workplace, call: Any):
@@ -171,15 +178,17 @@ def test_data_options_that_do_not_fit_are_told(work: Workplace, call: Any):
 
 
 def test_a_method_that_fails_is_a_row(work: Workplace, call: Any):
-    called = call(benchmark(work, "--set", "ft-last-layer.nothing=1", methods=METHODS[2:]))
+    empty = work.folder / "empty"
+    empty.mkdir()
+    called = call(benchmark(work, "--set", f"dualedit.archive={empty}", methods=METHODS[:1]))
     assert called.code == 2, "it was asked for by name"
-    assert "error: ft-last-layer failed (ConfigError: " in called.err
-    failed = metrics_of(run_of(work))["methods"]["FT, last layer"]
-    assert failed["status"] == "failed" and "nothing" in failed["error"]
-    assert "FT, last layer; failed" in " ".join(called.out.split())
-    mended = call(benchmark(work, methods=METHODS[2:]))
+    assert "error: dualedit failed (ArchiveError: " in called.err
+    failed = metrics_of(run_of(work))["methods"][DUALEDIT]
+    assert failed["status"] == "failed" and str(empty) in failed["error"]
+    assert "DualEdit; failed" in " ".join(called.out.split())
+    mended = call(benchmark(work, methods=METHODS[:1]))
     assert mended.code == 0, mended.err
-    assert metrics_of(run_of(work))["methods"]["FT, last layer"]["status"] != "failed"
+    assert metrics_of(run_of(work))["methods"][DUALEDIT]["status"] != "failed"
 
 
 def test_shards_merge_to_the_unsharded_run(whole: tuple[Workplace, str], call: Any):

@@ -14,6 +14,7 @@ from easyedit_dualedit.errors import (
     ArchiveError,
     BackboneError,
     CalibrationError,
+    ConfigError,
     DataError,
     LayerError,
 )
@@ -156,6 +157,13 @@ def test_another_gate_decides_instead_of_the_editors_own(llava: TinyModel):
     opened = editor.edited(signals, gate=editor.open_gate())
     assert bool(opened.route(**inputs).is_open.all())
     assert editor.gate.config == GateConfig("cosine", 1.0)
+    shut = editor.edited(signals)
+    for given in (GateConfig("open"), "open", {"kind": "open"}):
+        assert bool(editor.edited(signals, gate=given).route(**inputs).is_open.all())
+        assert bool(shut.with_gate(given).route(**inputs).is_open.all())
+    for make in (shut.with_gate, lambda gate: editor.edited(signals, gate=gate)):
+        with pytest.raises(ConfigError, match="gate = 0.8"):
+            make(0.8)
 
 
 def sequence(editor: DualEditor) -> list[EditSignal]:

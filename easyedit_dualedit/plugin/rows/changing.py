@@ -62,7 +62,7 @@ class ChangingMethod(ABC):
             UpstreamError: if the model lacks what the hyperparameters name.
         """
         self._host = host
-        self._config = edit_hparams(host, self.shipped, bench)
+        self._config = edit_hparams(host, self.shipped, bench.model, bench.settings)
         self._depth = shipped_depth(host, self.shipped, bench.model)
         self._model, self._processor = bench.load()
         self._backbone = Backbone.of(self._model)

@@ -9,7 +9,7 @@ from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.changing import PUT_BACK_REMARK, SHIPPED_REMARK, ChangingMethod
 from easyedit_dualedit.plugin.rows.model_parts import bytes_of
-from easyedit_dualedit.plugin.rows.shipped import Shipped
+from easyedit_dualedit.plugin.rows.shipped import Shipped, edit_hparams
 
 _SPACE = {
     "edit_lr": (1.0, 3.0, 0.3, 0.1),
@@ -23,7 +23,11 @@ GRACE = Shipped("GRACE", "GraceHyperParams", "GRACE/llavaov-7b.yaml")
 def grace(host: Host) -> Contender:
     """Return the row of EasyEdit's GRACE."""
     return Contender(
-        "GRACE", partial(GraceMethod, host), remarks=(SHIPPED_REMARK, PUT_BACK_REMARK), space=_SPACE
+        "GRACE",
+        partial(GraceMethod, host),
+        check=partial(edit_hparams, host, GRACE),
+        remarks=(SHIPPED_REMARK, PUT_BACK_REMARK),
+        space=_SPACE,
     )
 
 

@@ -59,7 +59,13 @@ IKE = Shipped("IKE", "IKEMultimodalHyperParams", "IKE/llavaov_7b.yaml", {"k": 0}
 def ike(host: Host) -> Contender:
     """Return the row of EasyEdit's IKE."""
     more = (_RELEASE_REMARK,) if host.edition == "pypi" else ()
-    return Contender("IKE", partial(IkeMethod, host), remarks=(*_REMARKS, *more), space=_SPACE)
+    return Contender(
+        "IKE",
+        partial(IkeMethod, host),
+        check=partial(edit_hparams, host, IKE),
+        remarks=(*_REMARKS, *more),
+        space=_SPACE,
+    )
 
 
 class IkeMethod:
@@ -75,7 +81,7 @@ class IkeMethod:
             UpstreamError: if no stand-in for the sentence encoder can be made.
         """
         self._host = host
-        self._config = edit_hparams(host, IKE, bench)
+        self._config = edit_hparams(host, IKE, bench.model, bench.settings)
         if self._config.k < 0:
             raise ConfigError(f"k = {self._config.k!r}: a number of examples, 0 or above")
         self._model, self._processor = bench.load()

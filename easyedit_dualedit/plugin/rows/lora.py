@@ -14,7 +14,7 @@ from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.patching import Patches
 from easyedit_dualedit.plugin.rows.changing import PUT_BACK_REMARK, SHIPPED_REMARK, ChangingMethod
 from easyedit_dualedit.plugin.rows.model_parts import bytes_of, count_of, decoder_prefix
-from easyedit_dualedit.plugin.rows.shipped import Shipped
+from easyedit_dualedit.plugin.rows.shipped import Shipped, edit_hparams
 from easyedit_dualedit.plugin.rows.unchanged import unchanged
 
 _ADAPTED = ("q_proj", "v_proj")
@@ -40,7 +40,13 @@ LORA = Shipped("LoRA", "LoRAMultimodalHyperParams", "LoRA/llavaov-7b.yaml")
 
 def lora(host: Host) -> Contender:
     """Return the row of EasyEdit's LoRA."""
-    return Contender("LoRA", partial(LoraMethod, host), remarks=_REMARKS, space=_SPACE)
+    return Contender(
+        "LoRA",
+        partial(LoraMethod, host),
+        check=partial(edit_hparams, host, LORA),
+        remarks=_REMARKS,
+        space=_SPACE,
+    )
 
 
 class LoraMethod(ChangingMethod):

@@ -36,6 +36,7 @@ from easyedit_dualedit.plugin.rows.training import (
     load_archive,
     require_master,
 )
+from easyedit_dualedit.plugin.values import device_from
 
 _LAYERS = 3
 """How many layers MEND changes, the last ones, as in every file that EasyEdit ships."""
@@ -61,7 +62,13 @@ MEND = Shipped("MEND", "MENDMultimodalTrainingHparams", "TRAINING/MEND/llavaov-7
 
 def mend(host: Host) -> Contender:
     """Return the row of EasyEdit's MEND."""
-    return Contender("MEND", partial(_make_mend, host), remarks=_REMARKS, space=_SPACE)
+    return Contender(
+        "MEND",
+        partial(_make_mend, host),
+        check=partial(training_hparams, host, MEND),
+        remarks=_REMARKS,
+        space=_SPACE,
+    )
 
 
 class TrainedMend:
@@ -95,7 +102,8 @@ class TrainedMend:
 
 def _make_mend(host: Host, bench: Bench) -> Method:
     require_master(host, "MEND")
-    config = training_hparams(host, MEND, bench)
+    config = training_hparams(host, MEND, bench.model, bench.settings)
+    config.device = device_from(bench.device)
     model, processor = bench.load()
     config.dtype = next(model.parameters()).dtype
     if not config.inner_params:

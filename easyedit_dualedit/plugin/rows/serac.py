@@ -31,6 +31,7 @@ from easyedit_dualedit.plugin.rows.training import (
     load_archive,
     require_master,
 )
+from easyedit_dualedit.plugin.values import device_from
 
 _REMARKS = (
     "EasyEdit's SERAC_MULTI for transformers models fails before its first answer, so it runs"
@@ -60,7 +61,12 @@ _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 def serac(host: Host) -> Contender:
     """Return the row of EasyEdit's multimodal SERAC."""
     return Contender(
-        "SERAC", partial(_make_serac, host), reads_label=True, remarks=_REMARKS, space=_SPACE
+        "SERAC",
+        partial(_make_serac, host),
+        check=partial(training_hparams, host, SERAC),
+        reads_label=True,
+        remarks=_REMARKS,
+        space=_SPACE,
     )
 
 
@@ -120,7 +126,8 @@ class TrainedSerac:
 
 def _make_serac(host: Host, bench: Bench) -> Method:
     require_master(host, "SERAC")
-    config = training_hparams(host, SERAC, bench)
+    config = training_hparams(host, SERAC, bench.model, bench.settings)
+    config.device = device_from(bench.device)
     config.model_name = "blip2"  # by which EasyEdit takes its branch for sample dictionaries
     for name in {"small_name", "cls_name"} - bench.settings.keys():
         setattr(config, name, "")

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from easyedit_dualedit.errors import ConfigError, UpstreamError
-from easyedit_dualedit.measure.contender import Bench
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.models import HF_NAME
-from easyedit_dualedit.plugin.values import device_from
 from easyedit_dualedit.settings import as_number, raise_if, unknown_keys
 
 ARCHIVE = "archive"
@@ -76,38 +74,52 @@ class Shipped:
     """The numbers in that file, for an EasyEdit without the folder; none where it is needed."""
 
 
-def edit_hparams(host: Host, shipped: Shipped, bench: Bench) -> Any:
+def edit_hparams(host: Host, shipped: Shipped, model: str, settings: Mapping[str, Any]) -> Any:
     """Return EasyEdit's hyperparameters for one edit: shipped ones, and those given instead.
+
+    Args:
+        host: EasyEdit.
+        shipped: where it keeps them.
+        model: folder or hub id of the model that is edited.
+        settings: hyperparameters that are given.
 
     Raises:
         ConfigError: if one is given that there is not, that the bench decides, or that is of
             another type than the shipped one.
         UpstreamError: if there is neither EasyEdit's file of them nor values for it.
     """
-    config = _read(host, shipped, bench.model)
-    _change(config, bench.settings, shipped.method)
+    config = _read(host, shipped, model)
+    _change(config, settings, shipped.method)
     for name, value in {**_OF_AN_EDIT, "alg_name": shipped.method}.items():
         if hasattr(config, name):
             setattr(config, name, value)
     return config
 
 
-def training_hparams(host: Host, shipped: Shipped, bench: Bench) -> Any:
+def training_hparams(host: Host, shipped: Shipped, model: str, settings: Mapping[str, Any]) -> Any:
     """Return EasyEdit's hyperparameters for a training: shipped ones, and those given instead.
+
+    The device is left to the caller.
+
+    Args:
+        host: EasyEdit.
+        shipped: where it keeps them.
+        model: folder or hub id of the model that is trained for.
+        settings: hyperparameters that are given, and maybe an archive.
 
     Raises:
         ConfigError: if one is given that there is not, that the bench decides, or that is of
             another type than the shipped one.
         UpstreamError: if there is neither EasyEdit's file of them nor values for it.
     """
-    config = _read(host, shipped, bench.model)
-    given = {name: value for name, value in bench.settings.items() if name != ARCHIVE}
+    config = _read(host, shipped, model)
+    given = {name: value for name, value in settings.items() if name != ARCHIVE}
     _change(config, given, shipped.method, ARCHIVE)
     if "inner_params" not in given:
         config.inner_params = []
     if config.max_iters < 1:
         raise ConfigError(f"max_iters = {config.max_iters!r}: a whole number of at least 1")
-    vars(config).update(_OF_A_TRAINING, device=device_from(bench.device))
+    vars(config).update(_OF_A_TRAINING)
     return config
 
 

@@ -10,7 +10,7 @@ from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.changing import PUT_BACK_REMARK, SHIPPED_REMARK, ChangingMethod
 from easyedit_dualedit.plugin.rows.model_parts import bytes_of
-from easyedit_dualedit.plugin.rows.shipped import Shipped
+from easyedit_dualedit.plugin.rows.shipped import Shipped, edit_hparams
 
 _SPACE = {
     "edit_lr": (1.0, 3.0, 0.3, 0.1),
@@ -34,7 +34,12 @@ WISE = Shipped("WISE", "WISEMultimodalHyperParams", "WISE/llavaov-7b.yaml")
 def wise(host: Host) -> Contender:
     """Return the row of EasyEdit's WISE."""
     return Contender(
-        "WISE", partial(WiseMethod, host), reads_label=True, remarks=_REMARKS, space=_SPACE
+        "WISE",
+        partial(WiseMethod, host),
+        check=partial(edit_hparams, host, WISE),
+        reads_label=True,
+        remarks=_REMARKS,
+        space=_SPACE,
     )
 
 

@@ -73,7 +73,7 @@ def test_a_family_has_its_own_file(host: Host, family: str, shipped: Shipped) ->
 
 def test_the_numbers_are_those_of_the_family(host: Host, tmp_path: Path) -> None:
     kinds = {
-        family: edit_hparams(host, LORA, bench_of(family, tmp_path)).lora_type
+        family: edit_hparams(host, LORA, bench_of(family, tmp_path).model, {}).lora_type
         for family in ("llava-onevision", "qwen3-vl")
     }
     assert kinds == {"llava-onevision": "adalora", "qwen3-vl": "lora"}

@@ -35,9 +35,9 @@ def test_what_may_be_chosen_begins_with_what_easyedit_ships(
 ) -> None:
     bench = bench_of(llava, tmp_path)
     of_edits = {"LoRA": LORA, "WISE": WISE, "GRACE": GRACE, "IKE": IKE}
-    shipped = {name: edit_hparams(host, one, bench) for name, one in of_edits.items()}
-    shipped |= {"MEND": training_hparams(host, MEND, bench)}
-    shipped |= {"SERAC": training_hparams(host, SERAC, bench)}
+    shipped = {name: edit_hparams(host, one, bench.model, {}) for name, one in of_edits.items()}
+    shipped |= {"MEND": training_hparams(host, MEND, bench.model, {})}
+    shipped |= {"SERAC": training_hparams(host, SERAC, bench.model, {})}
     for row in easyedit_contenders():
         first = {name: values[0] for name, values in row.space.items()}
         assert first == {name: getattr(shipped[row.name], name) for name in row.space}, row.name

@@ -36,7 +36,7 @@ def alone(host: Host, tmp_path: Path) -> Host:
 
 
 def test_a_package_without_the_folder_hparams_still_has_ike(alone: Host, tmp_path: Path) -> None:
-    config = edit_hparams(alone, IKE, bench_of(tiny_llava(), tmp_path))
+    config = edit_hparams(alone, IKE, bench_of(tiny_llava(), tmp_path).model, {})
     assert (config.k, config.model_name, config.alg_name) == (0, "llava-onevision", "IKE")
 
 
@@ -47,7 +47,7 @@ def test_a_clone_without_the_folder_hparams_is_refused(
 ) -> None:
     read = training_hparams if name == "MEND" else edit_hparams
     with pytest.raises(UpstreamError, match=f"no hparams/.*{name}.*use a whole clone of master"):
-        read(alone, SHIPPED[name], bench_of(tiny_llava(), tmp_path))
+        read(alone, SHIPPED[name], bench_of(tiny_llava(), tmp_path).model, {})
 
 
 @needs_master
@@ -64,11 +64,11 @@ def test_bad_settings_are_named(
     host: Host, name: str, settings: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        edit_hparams(host, SHIPPED[name], bench_of(tiny_llava(), tmp_path, **settings))
+        edit_hparams(host, SHIPPED[name], bench_of(tiny_llava(), tmp_path).model, settings)
 
 
 @needs_master
 def test_settings_replace_what_is_shipped(host: Host, tmp_path: Path) -> None:
-    bench = bench_of(tiny_llava(), tmp_path, lr="1e-2", num_steps=7)
-    config = edit_hparams(host, LORA, bench)
+    model = bench_of(tiny_llava(), tmp_path).model
+    config = edit_hparams(host, LORA, model, {"lr": "1e-2", "num_steps": 7})
     assert (config.lr, config.num_steps, config.rank) == (0.01, 7, 8)

@@ -60,8 +60,8 @@ def test_what_mend_edits_with_is_what_easyedits_dataset_makes(host: Host, tmp_pa
     workplace = shared_workplace("llava-onevision")
     bench = training_bench(workplace, tmp_path / "bench")
     mend(host).make(bench)
-    config = training_hparams(host, MEND, bench)
-    config = copy_of(config, dtype=torch.float32, name=str(workplace.model))
+    config = training_hparams(host, MEND, bench.model, bench.settings)
+    config = copy_of(config, dtype=torch.float32, name=str(workplace.model), device=bench.device)
     data = tmp_path / "bench" / "easyedit-mend" / "train.json"
     processor = bench.load()[1]
     records = TrainingRecords(host, config, data, processor, 4)
