@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         layer_pairs_in,
         variants,
     )
-    from easyedit_dualedit.files import write_json, write_text
+    from easyedit_dualedit.files import require_writable, write_json, write_text
     from easyedit_dualedit.measure.target_split import told
     from easyedit_dualedit.model.loading import load_model
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.archive is not None:
         raise ConfigError("--archive: every variant trains adapters of its own; leave it out")
     folder: Path = arguments.output / arguments.name
+    require_writable(folder)
     if (arguments.data is None) != (arguments.measured is None):
         raise ConfigError("--data needs --measured, the records to measure on, and the reverse")
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)

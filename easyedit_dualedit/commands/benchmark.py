@@ -140,6 +140,7 @@ def _benchmark(
     from easyedit_dualedit.experiments.benchmark_folder import METHODS_FOLDER, clear_measured
     from easyedit_dualedit.experiments.plan import Plan
     from easyedit_dualedit.experiments.tuning import Budget, set_aside, tuned
+    from easyedit_dualedit.files import require_writable
     from easyedit_dualedit.measure.questions import digest_of_some
     from easyedit_dualedit.measure.run import Run
     from easyedit_dualedit.measure.target_split import TargetSplit
@@ -151,6 +152,7 @@ def _benchmark(
 
     began = time.perf_counter()
     folder: Path = arguments.output / arguments.name
+    require_writable(folder)
     if arguments.validation is not None and arguments.tune is None:
         raise ConfigError("--validation is of --tune; give that, too")
     settings = _given(arguments.settings)

@@ -98,6 +98,7 @@ def _evaluate(
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.dualedit_rows import DUALEDIT
+    from easyedit_dualedit.files import require_writable
     from easyedit_dualedit.measure.close_queries import close_queries
     from easyedit_dualedit.measure.questions import digest_of_some, require_questions
     from easyedit_dualedit.measure.run import Run, clear_queries
@@ -105,6 +106,7 @@ def _evaluate(
     from easyedit_dualedit.train.checkpoint import records_digest
 
     folder: Path = arguments.output / arguments.name
+    require_writable(folder)
     with processes.first_alone():
         records, others = _read(arguments, hparams.model_name, folder / "data")
     # Before the model is loaded, so that a mistake in a file is told at once.

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.experiments.layer_probe import LocateConfig
     from easyedit_dualedit.experiments.locate import locate, write_hparams
-    from easyedit_dualedit.files import write_json, write_text
+    from easyedit_dualedit.files import require_writable, write_json, write_text
     from easyedit_dualedit.measure.run import Run
     from easyedit_dualedit.model.backbone import Backbone
     from easyedit_dualedit.model.encoder import Encoder
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.archive is not None:
         raise ConfigError("--archive: the model alone is asked, without adapters; leave it out")
     folder: Path = arguments.output / arguments.name
+    require_writable(folder)
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
     config = LocateConfig(
         layers=None if arguments.layers is None else tuple(arguments.layers),

@@ -137,7 +137,7 @@ def train_and_save(
 
     Raises:
         ArchiveError: if the folder cannot be written to, or the archive is of another model.
-        DataError: if too many records are to validate.
+        DataError: if too many records are to validate, or too few are left to train on.
     """
     import torch
 
@@ -146,7 +146,7 @@ def train_and_save(
     from easyedit_dualedit.train.checkpoint import began_without_validation
     from easyedit_dualedit.train.curves import Curves
     from easyedit_dualedit.train.recipe import keep_recipe
-    from easyedit_dualedit.train.trainer import train
+    from easyedit_dualedit.train.trainer import require_a_batch, train
     from easyedit_dualedit.train.validation_split import validation_count, validation_split
     from easyedit_dualedit.train.watch import Watching
 
@@ -158,6 +158,7 @@ def train_and_save(
         count = 0
     split = validation_split(records, count)
     config = _config(hparams, split.training, steps)
+    require_a_batch(split.training, config)
     watching = Watching(
         split.validation,
         every=hparams.val_interval,

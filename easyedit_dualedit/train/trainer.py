@@ -86,11 +86,7 @@ def train(
         ArchiveError: if the checkpoint is damaged or of another run.
         ConfigError: if the losses are no numbers any longer.
     """
-    if len(records) < config.batch_size:
-        raise DataError(
-            f"{len(records)} records are fewer than a batch of {config.batch_size}; give more"
-            " data, or lower batch_size in the hparams"
-        )
+    require_a_batch(records, config)
     processes = Processes.current()
     if config.batch_size < processes.count:
         raise DataError(
@@ -213,6 +209,19 @@ def remake_gate(
     stage = GateStage(editor, records, config)
     stage.run(progress=progress and Processes.current().is_first)
     return stage.calibrations
+
+
+def require_a_batch(records: Sequence[Record], config: TrainingConfig) -> None:
+    """Check that there are as many records as a batch takes.
+
+    Raises:
+        DataError: if there are fewer.
+    """
+    if len(records) < config.batch_size:
+        raise DataError(
+            f"{len(records)} records are fewer than a batch of {config.batch_size}; give more"
+            " data, or lower batch_size in the hparams"
+        )
 
 
 def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:

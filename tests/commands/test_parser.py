@@ -375,14 +375,24 @@ def test_a_missing_model_is_refused(work: Workplace, call: Any):
         assert str(work.folder / "gone") in error
 
 
-def test_too_little_data_is_refused(work: Workplace, call: Any):
+def test_too_little_data_is_refused(work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("easyedit_dualedit.model.loading.load_model", _unexpected)
     error = call(work.train("--limit", 3, "--output", work.folder / "new")).error
     assert "3 records are fewer than a batch of 4" in error
 
 
-def test_a_run_in_the_place_of_a_file_is_refused(work: Workplace, call: Any):
+@pytest.mark.parametrize("command", ["evaluate", "benchmark", "locate", "ablate", "many", "demo"])
+def test_a_run_in_the_place_of_a_file_is_refused(
+    work: Workplace, call: Any, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    monkeypatch.setattr("easyedit_dualedit.model.loading.load_model", _unexpected)
     (work.folder / "outputs").write_text("a file")
-    assert "cannot write" in call(work.evaluate("--limit", 1)).error
+    error = call([command, "--output", str(work.folder / "outputs")]).error
+    assert "cannot write to" in error
+
+
+def _unexpected(*_: Any, **__: Any) -> None:
+    pytest.fail("no model is needed to see that")
 
 
 def test_a_damaged_case_is_named(work: Workplace, call: Any):
