@@ -81,6 +81,7 @@ def fast(**changes: object) -> TrainingConfig:
         "learning_rate": 1e-2,
         "text_locality_weight": 0.1,
         "augment_targets": 0.0,
+        "text_only": 0.0,
         "gate_steps": 20,
     }
     return TrainingConfig.from_dict(values | changes)

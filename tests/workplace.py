@@ -20,7 +20,10 @@ PROGRESS = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*")
 """A progress bar; those that ran before a mistake was found may stay on the screen."""
 
 # Targets are those of the records, so that it is known which were seen in training.
-SHORT = {"lr": 0.01, "batch_size": 4, "gate_steps": 10, "augment_targets": 0.0}
+SHORT = {
+    **{"lr": 0.01, "batch_size": 4, "gate_steps": 10},
+    **{"augment_targets": 0.0, "text_only": 0.0},
+}
 """Of a training: nothing here asks for a good gate, which takes 1,500 steps by default."""
 
 INVISIBLE = "\u200b"

@@ -12,6 +12,7 @@ _LEFT_TO_PRESET = (
     "text_locality_weight",
     "image_locality_weight",
     "augment_targets",
+    "text_only",
     "end_of_answer",
     "gate_steps",
     "gate_records",
@@ -64,6 +65,9 @@ class TrainerHparams:
     augment_targets: float | None = None
     """Share of the records whose target is drawn from the model's vocabulary; None leaves it to the
     preset. EasyEdit's own trainer takes no notice."""
+    text_only: float | None = None
+    """Share of the records that ask a question without a picture; None leaves it to the preset. It
+    is for the command `train`: EasyEdit's trainers take no notice."""
     end_of_answer: bool | None = None
     """Whether to learn to stop after the answer; None leaves it to the preset."""
     gate_steps: int | None = None

@@ -58,6 +58,9 @@ class TrainingConfig:
     augment_targets: float = 0.5
     """Share of the training records, 0 to 1, whose target is drawn from the model's vocabulary, so
     that adapters learn to carry words instead of the data set's answers."""
+    text_only: float = 0.1
+    """Share of the training records, 0 to 1, that ask a question without a picture in place of
+    their own, so that adapters learn to carry edits of text alone, too."""
     end_of_answer: bool = True
     """Whether the loss also asks for the end-of-turn token after the target."""
     gate_steps: int = 1500
@@ -101,8 +104,9 @@ class TrainingConfig:
         for name in [*names, "gradient_clip"]:
             if not is_number(getattr(self, name), 0.0, math.inf):
                 problems.append(f"{name} = {getattr(self, name)!r}: a number, 0 or above")
-        if not is_number(self.augment_targets, 0.0, 1.0):
-            problems.append(f"augment_targets = {self.augment_targets!r}: a share from 0 to 1")
+        for name in ("augment_targets", "text_only"):
+            if not is_number(getattr(self, name), 0.0, 1.0):
+                problems.append(f"{name} = {getattr(self, name)!r}: a share from 0 to 1")
         if self.schedule not in ("constant", "one-cycle"):
             problems.append(not_one_of("schedule", self.schedule, ("constant", "one-cycle")))
         if self.autocast not in ("none", "bfloat16"):
@@ -146,6 +150,7 @@ class TrainingConfig:
             values = {
                 "text_locality_weight": 0.0,
                 "augment_targets": 0.0,
+                "text_only": 0.0,
                 "end_of_answer": False,
                 "gate_steps": 0,
             }

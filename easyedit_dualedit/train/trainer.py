@@ -33,6 +33,7 @@ from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.pictures_ahead import PicturesAhead
 from easyedit_dualedit.train.progress import TrainingProgress
 from easyedit_dualedit.train.step import TrainingStep
+from easyedit_dualedit.train.text_only import with_text_only
 from easyedit_dualedit.train.watch import Watch, Watching
 
 CHECKPOINT_EVERY = 200
@@ -102,6 +103,8 @@ def train(
         records, config.augment_targets, editor.encoder.tokenizer, config.seed
     )
     gate = GateStage(editor, records, config)
+    # The gate is taught by questions about pictures, and by those without one that stay shut.
+    records = with_text_only(records, config.text_only, config.seed)
     watch = Watch(watching or Watching(), editor, config)
     further: dict[str, Stateful] = {"gate": gate, WATCH: watch}
     state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config, further, pictures)

@@ -161,7 +161,7 @@ def test_save(work: Workplace, tmp_path: Path, killer: Killer):
 
 
 def test_train(work: Workplace, killer: Killer, tmp_path: Path):
-    hparams = work.hparams(lr=0.01, gate_steps=5, batch_size=4, augment_targets=0.5)
+    hparams = work.hparams(lr=0.01, gate_steps=5, batch_size=4, augment_targets=0.5, text_only=0.5)
     folder = tmp_path / "trained"
 
     def train(run: int) -> list[str]:

@@ -1,0 +1,91 @@
+"""Whether edits of questions without a picture take, and what they leave alone.
+
+``python -m benchmarks.text_only`` makes edits of the held-out records' text-locality questions,
+each alone and with the target of its record, and prints how many answer the question as it was
+typed, as the data have it ("nq question: ...") and beside a picture, and how many answers to other
+such questions and to questions about pictures stay.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from easyedit_dualedit import DualEditor, EditedModel, Query
+from easyedit_dualedit.commands.editors import editor_of
+from easyedit_dualedit.commands.records import own_records
+from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
+from easyedit_dualedit.measure.intervals import interval
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+
+ASKED = ("as typed", "as the data have it", "beside a picture")
+STAYS = ("another question", "about a picture")
+
+
+def measure(editor: DualEditor, records: Sequence[Record], *, is_open: bool = False) -> str:
+    """Return a Markdown table, percent with 95 % interval.
+
+    Args:
+        editor: edits its model.
+        records: each gives a question, a target and pictures.
+        is_open: whether the gate is held open, so that adapters alone are measured; nothing is
+            then asked that has to stay.
+    """
+    gate = editor.open_gate() if is_open else None
+    unedited = editor.edited([])
+    right: defaultdict[str, list[float]] = defaultdict(list)
+    for place, record in enumerate(tqdm(records, desc="edits", unit="edit")):
+        after = records[(place + 1) % len(records)]
+        asked = record.text_locality.prompt
+        typed = asked.removeprefix(QUESTION_PREFIX)
+        target = record.request.target or ""
+        edited = editor.edited(editor.read([Query(typed, None, target)]), gate=gate)
+        shown = record.image_rephrase.image
+        queries = (Query(typed), Query(asked), Query(typed, shown))
+        for name, query in zip(ASKED, queries, strict=True):
+            right[name].append(_answer(edited, editor, query, target) == target.strip())
+        elsewhere = after.text_locality.prompt.removeprefix(QUESTION_PREFIX)
+        others = (Query(elsewhere), replace(record.image_locality, target=None))
+        for name, query in zip(STAYS, () if is_open else others, strict=False):
+            before = _answer(unedited, editor, query, target)
+            right[name].append(_answer(edited, editor, query, target) == before)
+    names = list(right)
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    found = [interval(right[name]) for name in names]
+    shares = [f"{each.mean:.1f} ({each.low:.1f}–{each.high:.1f})" for each in found]
+    return "\n".join([*lines, f"| {' | '.join(shares)} |"])
+
+
+def _answer(model: EditedModel, editor: DualEditor, query: Query, target: str) -> str:
+    """Return the greedy answer to a question, with room to run on after the target."""
+    room = len(editor.encoder.tokenizer(target)["input_ids"]) + 4
+    inputs = editor.encoder.encode([query], with_target=False).inputs
+    made = model.generate(**inputs, max_new_tokens=room, do_sample=False)
+    start = inputs["input_ids"].shape[1]
+    return str(editor.encoder.tokenizer.decode(made[0, start:], skip_special_tokens=True)).strip()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hparams", default="emoji", help="emoji or testbed")
+    parser.add_argument("--archive", help="other adapters than those of the hparams")
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--open", action="store_true", help="hold the gate open")
+    parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    given = {} if arguments.archive is None else {"archive": arguments.archive}
+    hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
+    hparams = replace(hparams, **given)
+    records = own_records(hparams.model_name, arguments.data, "eval")[: arguments.count]
+    sys.stdout.write(measure(editor_of(hparams), records, is_open=arguments.open) + "\n")
+
+
+if __name__ == "__main__":
+    main()
