@@ -298,6 +298,9 @@ def _show(gates: "Mapping[Any, Calibration]", output: Path) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.report.table import Table, numbers
 
+    if not gates:
+        console().print(f"adapters saved in {output}; their gate stays")
+        return
     rows = [
         [
             kind,

@@ -64,7 +64,8 @@ class TrainingConfig:
     end_of_answer: bool = True
     """Whether the loss also asks for the end-of-turn token after the target."""
     gate_steps: int = 1500
-    """Optimiser steps of the `learned` gate, before the adapters; 0 leaves it untrained."""
+    """Optimiser steps of the `learned` gate, before the adapters; 0 leaves it untrained, or that of
+    an archive as it is."""
     gate_records: int | None = None
     """Records that teach the gate, the first of all; None means as many as the adapters were
     trained on, at least 500."""

@@ -16,14 +16,23 @@ from easyedit_dualedit.train.gate_trainer import make_gate
 class GateStage:
     """The gate of an editor, made once."""
 
-    def __init__(self, editor: DualEditor, records: Sequence[Record], config: TrainingConfig):
+    def __init__(
+        self,
+        editor: DualEditor,
+        records: Sequence[Record],
+        config: TrainingConfig,
+        *,
+        keeps: bool = False,
+    ):
         """Have made nothing yet.
 
         Args:
             editor: whose gate is made.
             records: that teach it.
             config: of the training.
+            keeps: whether the gate that the editor has stays instead.
         """
+        self._keeps = keeps
         self._editor, self._records, self._config = editor, records, config
         self._made_of: Mapping[str, Any] | None = None
         self.calibrations: dict[GateKind, Calibration] = {}
@@ -35,7 +44,7 @@ class GateStage:
         Returns:
             Whether it was made now.
         """
-        is_due = self._made_of != self._settings
+        is_due = self._made_of != self._settings and not self._keeps
         if is_due:
             self.calibrations = make_gate(
                 self._editor, self._records, self._config, progress=progress

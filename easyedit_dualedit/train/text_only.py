@@ -10,27 +10,38 @@ from dataclasses import replace
 
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
 
+_OWN = 0.5
+"""Share of the records without a picture that ask their own question."""
 _TRIES = 20
 
 
-def with_text_only(records: Sequence[Record], share: float, seed: int) -> list[Record]:
+def with_text_only(
+    records: Sequence[Record], share: float, seed: int, *, for_gate: bool = False
+) -> list[Record]:
     """Return the records, some of them about a question without a picture.
 
-    Such a record asks the text-locality question of another, and is answered with its own target:
-    the request as a user would type it, the text rephrase as the data have it, and the image
-    rephrase beside the record's own picture. Its locality queries stay. It is the same in every
-    epoch and run.
+    One in two of them asks its own question, in both wordings; its image rephrase stays. The others
+    ask the text-locality question of another record: the request as a user would type it, the text
+    rephrase as the data have it, and the image rephrase beside the record's own picture. Targets
+    and locality queries stay. It is the same in every epoch and run.
 
     Args:
         records: of the training.
         share: of the records that become so, 0 to 1.
         seed: decides which, and what they ask.
+        for_gate: all ask another record's question, since a gate cannot tell two edits of one
+            question apart, and ask it without a picture in the image rephrase, too.
     """
     made = []
     for place, record in enumerate(records):
         source = random.Random(f"text only {seed} {place}")
         if source.random() < share:
-            record = _asking(record, _question(record, records, source))
+            is_own = source.random() < _OWN and not for_gate
+            question = None if is_own else _question(record, records, source)
+            if question is not None:
+                record = _asking(record, question, alone=for_gate)
+            elif not for_gate:
+                record = _alone(record)
         made.append(record)
     return made
 
@@ -45,13 +56,22 @@ def _question(record: Record, records: Sequence[Record], source: random.Random) 
     return None
 
 
-def _asking(record: Record, question: str | None) -> Record:
-    if question is None:
-        return record
+def _alone(record: Record) -> Record:
+    return replace(
+        record,
+        request=replace(record.request, image=None),
+        text_rephrase=replace(record.text_rephrase, image=None),
+    )
+
+
+def _asking(record: Record, question: str, *, alone: bool) -> Record:
     typed = question.removeprefix(QUESTION_PREFIX)
+    beside = record.image_rephrase.image
     return replace(
         record,
         request=replace(record.request, prompt=typed, image=None),
         text_rephrase=replace(record.text_rephrase, prompt=question, image=None),
-        image_rephrase=replace(record.image_rephrase, prompt=typed),
+        image_rephrase=replace(
+            record.image_rephrase, prompt=typed, image=None if alone else beside
+        ),
     )

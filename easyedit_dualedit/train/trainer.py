@@ -102,8 +102,10 @@ def train(
     records = with_drawn_targets(
         records, config.augment_targets, editor.encoder.tokenizer, config.seed
     )
-    gate = GateStage(editor, records, config)
-    # The gate is taught by questions about pictures, and by those without one that stay shut.
+    # Without steps of its own, that of an archive has been taught already.
+    keeps = not config.gate_steps and editor.gate.projection.is_trained
+    taught = with_text_only(records, config.text_only, config.seed, for_gate=True)
+    gate = GateStage(editor, taught, config, keeps=keeps)
     records = with_text_only(records, config.text_only, config.seed)
     watch = Watch(watching or Watching(), editor, config)
     further: dict[str, Stateful] = {"gate": gate, WATCH: watch}
@@ -209,6 +211,7 @@ def remake_gate(
     """
     tokenizer = editor.encoder.tokenizer
     records = with_drawn_targets(records, config.augment_targets, tokenizer, config.seed)
+    records = with_text_only(records, config.text_only, config.seed, for_gate=True)
     stage = GateStage(editor, records, config)
     stage.run(progress=progress and Processes.current().is_first)
     return stage.calibrations
