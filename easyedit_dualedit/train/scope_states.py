@@ -8,6 +8,7 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.scope import (
+    IN_SCOPE,
     OTHER_IMAGE,
     OTHER_QUESTION,
     SCOPE,
