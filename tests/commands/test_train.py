@@ -63,6 +63,12 @@ def test_adapters_of_an_archive_are_trained_further(work: Workplace, call: Any):
     assert call(work.train(*options, gate_steps=0, lr=1e-12)).code == 0
     before, after = parts(work.adapters)[1], parts(further)[1]
     assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
+    made = call(work.train(*options, "--fresh"))
+    assert made.code == 0 and "their gate stays" not in made.out
+    gate, taught = parts(further)
+    kept = call(work.train("--archive", further, "--output", further, gate_steps=0, text_only=0.5))
+    assert kept.code == 0 and "their gate stays" in kept.out
+    assert is_equal(parts(further)[0], gate) and not is_equal(parts(further)[1], taught)
     assert call(work.train(*options, "--fresh", gate_steps=0)).code == 0
     assert not is_equal(parts(further)[1], parts(work.adapters)[1])
     error = call(work.train(*options, "--fresh", gate_steps=0, text_layer=0, vision_layer=1)).error
