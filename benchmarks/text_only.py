@@ -3,7 +3,8 @@
 ``python -m benchmarks.text_only`` makes edits of the held-out records' text-locality questions,
 each alone and with the target of its record, and prints how many answer the question as it was
 typed, as the data have it ("nq question: ...") and beside a picture, and how many answers to other
-such questions and to questions about pictures stay.
+such questions and to questions about pictures stay. A second edit asks the record's own question
+without its picture.
 """
 
 import argparse
@@ -22,8 +23,10 @@ from easyedit_dualedit.commands.records import own_records
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
 from easyedit_dualedit.measure.intervals import interval
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.testbed.untaught import with_untaught_targets
 
 ASKED = ("as typed", "as the data have it", "beside a picture")
+OWN = "a picture's question without it"
 STAYS = ("another question", "about a picture")
 
 
@@ -44,11 +47,14 @@ def measure(editor: DualEditor, records: Sequence[Record], *, is_open: bool = Fa
         asked = record.text_locality.prompt
         typed = asked.removeprefix(QUESTION_PREFIX)
         target = record.request.target or ""
-        edited = editor.edited(editor.read([Query(typed, None, target)]), gate=gate)
+        own = record.request.prompt
+        reads = editor.read([Query(typed, None, target), Query(own, None, target)])
+        edited, alone = (editor.edited([each], gate=gate) for each in reads)
         shown = record.image_rephrase.image
         queries = (Query(typed), Query(asked), Query(typed, shown))
         for name, query in zip(ASKED, queries, strict=True):
             right[name].append(_answer(edited, editor, query, target) == target.strip())
+        right[OWN].append(_answer(alone, editor, Query(own), target) == target.strip())
         elsewhere = after.text_locality.prompt.removeprefix(QUESTION_PREFIX)
         others = (Query(elsewhere), replace(record.image_locality, target=None))
         for name, query in zip(STAYS, () if is_open else others, strict=False):
@@ -76,6 +82,7 @@ def main() -> None:
     parser.add_argument("--hparams", default="emoji", help="emoji or testbed")
     parser.add_argument("--archive", help="other adapters than those of the hparams")
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--untaught", action="store_true", help="words that no training taught")
     parser.add_argument("--open", action="store_true", help="hold the gate open")
     parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
     arguments = parser.parse_args()
@@ -84,6 +91,8 @@ def main() -> None:
     hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
     hparams = replace(hparams, **given)
     records = own_records(hparams.model_name, arguments.data, "eval")[: arguments.count]
+    if arguments.untaught:
+        records = with_untaught_targets(records)
     sys.stdout.write(measure(editor_of(hparams), records, is_open=arguments.open) + "\n")
 
 
