@@ -10,6 +10,7 @@ from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.measure.metrics import AVERAGE
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, OF_SOME_RECORDS
 from easyedit_dualedit.measure.specificity import FAMILIES
+from easyedit_dualedit.report.alike_pictures import alike_table
 from easyedit_dualedit.report.benchmark import measured_protocols, protocol_table
 from easyedit_dualedit.report.table import Table, mean_and_interval, numbers, texts
 from easyedit_dualedit.report.target_split import split_line, split_table
@@ -84,6 +85,9 @@ def print_report(
         split = split_table(metrics, protocol)
         if split is not None:
             console.print(split.for_terminal())
+    alike = alike_table(cases)
+    if alike is not None:
+        console.print(alike.for_terminal())
     if split_line(metrics):
         console.print(Text(split_line(metrics), style="dim"))
     console.print(f"{count} edits, each made and measured alone\n", style="dim")
