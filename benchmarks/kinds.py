@@ -5,6 +5,7 @@ once as they are and once with the words in place of the pictures that the tower
 and prints how many answers are exact.
 """
 
+import argparse
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,7 @@ def measure(
 
 def main() -> None:
     """Measure and print."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     parts = open_parts(default_folder())
     things = parts.things()

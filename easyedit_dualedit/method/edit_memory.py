@@ -216,7 +216,7 @@ class EditMemory:
         """What edits that are made now belong to: model, adapters, gate and precision."""
         return EditsOwner(
             ModelFingerprint.of(self._editor.backbone),
-            _digest_of(self._editor),
+            _digest_of(self._editor, self._gate),
             self._gate.kind,
             self.precision,
         )
@@ -334,9 +334,11 @@ def _asked(about: Provenance) -> tuple[Any, ...]:
     return (*about.question, about.target)
 
 
-def _digest_of(editor: DualEditor) -> str:
+def _digest_of(editor: DualEditor, gate: Gate) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(editor.state_dict().items()):
+    adapters = {name: t for name, t in editor.state_dict().items() if not name.startswith("gate.")}
+    own = {f"gate.{name}": tensor for name, tensor in gate.state_dict().items()}
+    for name, tensor in sorted({**adapters, **own}.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

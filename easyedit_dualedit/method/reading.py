@@ -67,9 +67,10 @@ def read_to_store(
     for chosen, signals in read_some_at_a_time(editor, requests):
         with torch.no_grad():
             active = ActiveEdits.of(signals, editor.adapters, gate)
-        for place, (signal, request) in enumerate(zip(signals, chosen, strict=True)):
-            about = Provenance(time, request.prompt, request.target or "", picture_hashes(request))
-            made.append(_stored(place, signal, about, active, precision))
+            for place, (signal, request) in enumerate(zip(signals, chosen, strict=True)):
+                asked = (request.prompt, request.target or "", picture_hashes(request))
+                about = Provenance(time, *asked)
+                made.append(_stored(place, signal, about, active, precision))
     return made
 
 

@@ -44,6 +44,8 @@ from easyedit_dualedit.plugin.samples import questions_of
 from easyedit_dualedit.plugin.trainer_calls import checking_first, loading_folders
 
 _MODEL_MODULES = ("trainer.models", "trainer.BaseTrainer", "trainer.MultimodalTrainer")
+_LOW_RESOLUTION = (384, 384)
+"""To which upstream's plain reader makes pictures that are shown together, and frames."""
 _DATASETS = (("dataset.vqa", "VQADataset"), ("dataset.coco_caption", "CaptionDataset"))
 
 
@@ -88,8 +90,9 @@ def _bridge_master(host: Host, patches: Patches) -> None:
             patches.wrap(loaded, "is_hf_multimodal_model", functools.partial(_is_hf_model, host))
     plain, other = _readers(host)
     for each in (plain, other):
+        upright = functools.partial(_reading_upright, is_plain=each is plain)
+        patches.wrap(each, "__call__", upright)
         patches.wrap(each, "__call__", _reading_more)
-    patches.wrap(plain, "__call__", _read_rgb)
 
 
 def _readers(host: Host) -> tuple[Any, Any]:
@@ -206,16 +209,32 @@ def _is_hf_model(host: Host, original: Callable[[Any], bool]) -> Callable[[Any],
     return is_hf_multimodal_model
 
 
-def _read_rgb(original: Callable[..., Any]) -> Callable[..., Any]:
+def _reading_upright(original: Callable[..., Any], *, is_plain: bool) -> Callable[..., Any]:
     @functools.wraps(original)
     def __call__(self: Any, file: Any, file_type: str) -> Any:
-        # Upstream leaves the file of each picture of a dataset open, three a record, and keeps
-        # palettes and transparency, which some image processors refuse.
-        if file_type in ("image", "single-image") and isinstance(file, str | Path | Image.Image):
-            return open_image(Path(file) if isinstance(file, str) else file)
-        return original(self, file, file_type)
+        # Upstream leaves the file of each picture of a dataset open, three a record, does not turn
+        # photos as their EXIF says, and keeps palettes, transparency and 16 bits, which some image
+        # processors refuse and others misread.
+        if isinstance(file, list | tuple):
+            opened = [_opened(each) for each in file]
+            if is_plain and all(isinstance(each, Image.Image) for each in opened):
+                return [each.resize(_LOW_RESOLUTION) for each in opened]
+            return original(self, opened, file_type)
+        opened = _opened(file) if file_type in ("image", "single-image") else file
+        if is_plain and isinstance(opened, Image.Image):
+            return opened
+        return original(self, opened, file_type)
 
     return __call__
+
+
+def _opened(file: Any) -> Any:
+    """Return the picture in a file; addresses stay, which readers of Qwen's models fetch."""
+    if isinstance(file, str) and ("://" in file or file.startswith("data:")):
+        return file
+    if isinstance(file, str | Path | Image.Image):
+        return open_image(Path(file) if isinstance(file, str) else file)
+    return file
 
 
 def _reading_more(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,15 @@ from easyedit_dualedit.plugin.archives import require_archive
 from easyedit_dualedit.plugin.edit_arguments import checked_arguments
 from easyedit_dualedit.plugin.models import is_ours
 from easyedit_dualedit.plugin.picture_items import require_texts_in
+from easyedit_dualedit.settings import unknown_keys
 
 CONTINUE = "continue_sequence"
 """Argument of `edit` that adds to the sequence of the call before."""
+
+_FURTHER = (CONTINUE, "sequential_edit", "train_ds", "template", "test_generation", "loc_prompts")
+"""What `edit` of either edition, or what it calls, looks for beside its own arguments."""
+
+logger = logging.getLogger(__name__)
 
 
 def with_own_sequence(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +109,12 @@ def _given(
     The archive must be there, too: upstream measures all of a sequence before its first edit.
     """
     given = dict(signature.bind(editor, *args, **kwargs).arguments)
-    given |= given.pop("kwargs", {})
+    further = given.pop("kwargs", {})
+    # Upstream takes any argument, and has no use for most.
+    known = {*signature.parameters, *_FURTHER} - {"self", "kwargs"}
+    for line in unknown_keys(further, known, "the arguments of edit, which change nothing"):
+        logger.warning("%s", line)
+    given |= further
     del given["self"]
     require_archive(editor.hparams.archive)
     return checked_arguments(given, edition)

@@ -154,8 +154,11 @@ def _tell_unread(trainer: Any, config: Any) -> None:
         "schedule": training.schedule != "constant",
         "augment_targets": training.augment_targets > 0,
     }
-    names = [name for name, is_set in unread.items() if is_set]
-    if names and not getattr(trainer, "follows_recipe", False):
+    follows = getattr(trainer, "follows_recipe", False)
+    names = [name for name, is_set in unread.items() if is_set and not follows]
+    if config.text_only:
+        logger.warning("text_only = %r is for the command `train` alone", config.text_only)
+    if names:
         logger.warning(
             "%s takes no notice of %s; DualEditTrainer and the command `train` do",
             type(trainer).__name__,

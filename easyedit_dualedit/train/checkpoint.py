@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _TEACHES_NOTHING = (
     *("gate_steps", "gate_records"),
     *("feature_cache_bytes", "state_cache_bytes", "state_cache_folder", "picture_workers"),
-    *("checkpoint_activations", "compile_layers"),  # the latter stands in earlier files
+    *("checkpoint_activations", "compile_layers"),
 )
 """Settings of a training that are not about what the adapters learn, but for rounding."""
 

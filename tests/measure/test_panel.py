@@ -122,6 +122,29 @@ def test_a_closed_gate_is_not_asked_again_and_a_picture_is_looked_at_once(record
     assert none["pictures"] == closed["pictures"] == four["pictures"] == 2 * len(records)
 
 
+def test_answers_that_are_fed_in_take_logits_at_their_tokens_alone(records: list[Record]):
+    editor = trained_editor(tiny_llava())
+    questions = questions_of(records)
+    seen: list[int] = []
+    head = editor.backbone.model.get_output_embeddings()
+    with monitored(head, seen):
+        _, after = Panel(editor.encoder, RowBudget(4096)).ask(
+            questions, {"open": edits_of(editor, records)["open"]}, ("visedit",)
+        )
+    tokens = sum(len(reply.predicted) for replies in after["open"] for reply in replies.to.values())
+    assert sum(seen) == 2 * tokens > 0, "once unedited, once edited"
+
+
+@contextmanager
+def monitored(head: torch.nn.Module, seen: list[int]) -> Iterator[None]:
+    """Add the number of states that a head makes logits of at every call."""
+    handle = head.register_forward_hook(lambda _m, args, _o: seen.append(args[0][..., 0].numel()))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def test_a_closed_gate_that_changes_something_is_asked_everything(
     llava: TinyModel, records: list[Record], caplog: pytest.LogCaptureFixture
 ):

@@ -1,5 +1,6 @@
 """The memory of edits: what is added applies, what is removed is gone, what is saved comes back."""
 
+import copy
 import json
 import logging
 import pickle
@@ -711,3 +712,27 @@ def test_an_edit_of_a_file_equals_the_one_that_was_saved(llava: TinyModel, tmp_p
     assert loaded[0] != loaded[1] and loaded[0] in memory
     one, other = (editor.read(requests(1))[0] for _ in range(2))
     assert one != other and one == one  # noqa: PLR0124
+
+
+def test_edits_belong_to_the_gate_that_was_given_whole(llava: TinyModel, tmp_path: Path):
+    editor = trained_editor(llava)
+    other = trained_editor(llava).gate.with_config(editor.config.gate)
+    other.mean = other.mean + 1.0
+    memory = EditMemory(editor, gate=other)
+    memory.add(Query("What is this?", picture(), "red"))
+    memory.save(tmp_path)
+    with pytest.raises(ArchiveError, match="other adapters"):
+        EditMemory.load(editor, tmp_path)
+    with pytest.raises(ArchiveError, match="other adapters"):
+        EditMemory(editor).merge(memory)
+    assert len(EditMemory.load(editor, tmp_path, gate=other)) == 1
+
+
+def test_stored_edits_keep_no_gradient_and_can_be_copied(llava: TinyModel):
+    editor = trained_editor(llava, gate={"kind": "learned"})
+    editor.gate.projection.thresholds.fill_(0.5)  # as those of a trained one
+    memory = EditMemory(editor)
+    memory.add(Query("What is this?", picture(), "red"))
+    (edit,) = memory
+    assert not edit.key.requires_grad and edit.key.grad_fn is None
+    assert copy.deepcopy(memory.model).edits == memory.model.edits

@@ -4,9 +4,15 @@ import pytest
 from tiny_editors import request_of
 from tiny_models import TinyModel
 
-from easyedit_dualedit.model.answers import answer_limit, exact_match, greedy_answers, normalised
+from easyedit_dualedit.model.answers import (
+    answer_limit,
+    exact_match,
+    first_answer_tokens,
+    greedy_answers,
+    normalised,
+)
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.encoder import Encoder, output_head
 
 
 @pytest.mark.parametrize(
@@ -65,3 +71,15 @@ def test_an_answer_may_be_longer_than_its_target_so_that_one_that_runs_on_is_see
     encoder = Encoder(Backbone.of(llava.model), llava.processor)
     long = request_of(target="two blue circles in the top left corner")
     assert answer_limit(encoder, long) == len(encoder.target_ids(str(long.target))) + 8
+
+
+def test_first_answers_take_logits_at_one_position_a_query(every: TinyModel):
+    encoder = Encoder(Backbone.of(every.model), every.processor)
+    queries = [request_of(), request_of(prompt="What is on the left of the picture?")]
+    head = output_head(encoder.backbone)
+    assert head is not None
+    seen: list[int] = []
+    handle = head.register_forward_hook(lambda _m, args, _o: seen.append(args[0][..., 0].numel()))
+    found = first_answer_tokens(encoder, queries)
+    handle.remove()
+    assert sum(seen) == len(queries) == len(found)

@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from easyedit_fixtures import Workplace, needs_master, shared_workplace
 from easyedit_runs import dataset_of, editor_of, trained
+from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from easyedit_dualedit.errors import DataError, ModelLoadError
@@ -22,12 +24,37 @@ def test_pictures_are_read_as_rgb_and_their_files_closed(workplace: Workplace) -
         assert getattr(records[0][name], "fp", None) is None
     # Fails once upstream closes them, and then the replacement may go.
     module = find_host().module("dataset.processor.llavaov_processors")
-    left_open = module.LLaVAOneVisionProcessor.__call__.__wrapped__(
+    left_open = module.LLaVAOneVisionProcessor.__call__.__wrapped__.__wrapped__(
         module.LLaVAOneVisionProcessor(), workplace.pictures / "m_loc_0.png", "image"
     )
     assert left_open.fp is not None
     assert left_open.mode == "P"
     left_open.close()
+
+
+@pytest.mark.parametrize("form", ["path", "picture"])
+@pytest.mark.parametrize("kind", ["image", "multi-image", "video"])
+@pytest.mark.parametrize("reader", ["llavaov", "qwen2vl"])
+def test_photos_are_read_upright(reader: str, kind: str, form: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    path = tmp_path / "photo.png"
+    sideways = Image.new("RGBA", (112, 56), "white")
+    sideways.paste("red", (0, 0, 56, 56))
+    sideways.save(path, exif=exif)
+    names = {"llavaov": "LLaVAOneVisionProcessor", "qwen2vl": "Qwen2VLProcessor"}
+    module = find_host().module(f"dataset.processor.{reader}_processors")
+    read = getattr(module, names[reader])()
+    file = str(path) if form == "path" else Image.open(path)
+    found = read(file if kind == "image" else [file, file], kind)
+    first = found[0] if isinstance(found, list | tuple) else found
+    pixels = torch.tensor(np.asarray(first)).float().squeeze()
+    if pixels.ndim == 4:  # of frames, channels before rows
+        pixels = pixels[0].permute(1, 2, 0)
+    height, width = pixels.shape[:2]
+    assert kind != "image" or height > width
+    upper, lower = pixels[height // 4, width // 2], pixels[-height // 4, width // 2]
+    assert upper[1] < 100 < lower[1], "red above, white below"
 
 
 @pytest.mark.parametrize("data", ["VQADataset", "CaptionDataset"])

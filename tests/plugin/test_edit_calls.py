@@ -131,6 +131,18 @@ def test_an_archive_that_is_not_there_is_told_before_anything_is_asked(
 
 
 @needs_master
+def test_arguments_that_change_nothing_are_told(
+    workplace: Workplace, caplog: pytest.LogCaptureFixture
+) -> None:
+    editor = editor_of(workplace)
+    arguments = workplace.edit_arguments((0,), full=True)
+    editor.edit(**arguments, train_ds=None)
+    assert "change nothing" not in caplog.text
+    editor.edit(**arguments, rephrase_prompt="Which one?")
+    assert "change nothing: rephrase_prompt; did you mean rephrase_prompts?" in caplog.text
+
+
+@needs_master
 def test_edit_dataset_says_what_it_cannot_do(workplace: Workplace) -> None:
     editor = editor_of(workplace)
     records = dataset_of(workplace, editor.hparams)

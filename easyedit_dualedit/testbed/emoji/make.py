@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -102,7 +103,8 @@ def make(
     merge_changes(made.model, made.changes)
     processor = build_processor(language.tokenizer)
     shares = measure(
-        made.model.to(torch.bfloat16),
+        # A copy: what is saved is not rounded.
+        copy.deepcopy(made.model).to(torch.bfloat16),
         processor,
         things,
         parts.drawings(things),
@@ -114,7 +116,7 @@ def make(
     making = f"took {made.seconds / 60:.0f} minutes; seed {plan.seed}, {plan}."
     card = write_card(len(things), shares, bounds, making)
     (weights / CARD_FILE).write_text(card, encoding="utf-8")
-    save(made.model.float(), language.tokenizer, out)
+    save(made.model, language.tokenizer, out)
     shutil.copy(weights / CARD_FILE, out / CARD_FILE)
     logger.info("wrote %s", out)
     return weights
