@@ -141,10 +141,19 @@ def load_weights(editor: DualEditor, tensors: Mapping[str, Tensor], source: str)
     fill(editor, {key: value for key, value in tensors.items() if key != DESCRIPTION}, source)
 
 
+def _chosen_by(preset: str) -> dict[str, Any]:
+    """Return what a preset chooses otherwise than the default does."""
+    usual, own = (
+        DualEditConfig.preset(name, text_layer=0, vision_layer=1).to_dict()
+        for name in ("default", preset)
+    )
+    return {name: value for name, value in own.items() if value != usual[name]}
+
+
 def _require_agreement(
     trained: DualEditConfig, hparams: DualEditMultimodalHparams, source: Path
 ) -> None:
-    asked = hparams.explicit()
+    asked = {**_chosen_by(hparams.preset), **hparams.explicit()}
     for name in ("text_layer", "vision_layer"):
         if getattr(hparams, name) is not None:
             asked[name] = getattr(hparams, name)

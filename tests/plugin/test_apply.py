@@ -215,6 +215,11 @@ def test_hyperparameters_that_describe_other_adapters_are_refused(
     assert "text_layer is 1 in the archive and 0" in str(raised.value)
     assert "signal is 'target' in the archive and 'all'" in str(raised.value)
     assert "vision_layer" not in str(raised.value)
+    with pytest.raises(ArchiveError) as raised:
+        apply(tiny.model, tiny.processor, [request()], hparams_of(adapters, preset="published"))
+    assert "word_path is True in the archive and False" in str(raised.value)
+    kept = {"signal": "target", "last_prompt_token": True, "word_path": True, "answer_tokens": True}
+    apply(tiny.model, tiny.processor, [request()], hparams_of(adapters, preset="published", **kept))
 
 
 def test_a_gate_without_a_threshold_is_refused_at_once(tiny: TinyModel, tmp_path: Path) -> None:
