@@ -224,7 +224,7 @@ class _Teaching:
             parts = (self.division.teaching, self.division.held_out)
             used = unshared(*(metric_queries(part, kind) for part in parts))
             for states, mask in zip((taught, apart), used, strict=True):
-                states.counts[kind] &= torch.tensor(mask, device=states.partners.device)
+                states.counts[kind] = torch.tensor(mask, device=states.partners.device)
         return taught, apart
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import METRICS, Record
 from easyedit_dualedit.data.scope import (
-    IN_SCOPE,
+    HARD,
     OTHER_IMAGE,
     OTHER_QUESTION,
     SCOPE,
@@ -76,9 +76,8 @@ class ScopeQueries:
     partners: list[int]
     """Place of the record that the hard queries of each record use."""
     asked: Mapping[str, list[bool]]
-    """Kind of query out of scope -> whether it is what the request of one of the records or its
-    rephrase asks: of the record itself, where another shows the same picture or none is shown, or
-    of another one."""
+    """Kind of hard query -> whether it is what the request of one of the records asks: of the
+    record itself, where another shows the same picture or none is shown, or of another one."""
 
     @classmethod
     def of(cls, records: Sequence[Record], *, seed: int = 0) -> "ScopeQueries":
@@ -91,9 +90,8 @@ class ScopeQueries:
         def asks(query: Query) -> Hashable:
             return " ".join(query.prompt.split()), key_of(query)
 
-        requests = {asks(query) for each in records for query in (each.request, each.text_rephrase)}
-        kinds_out = [kind for kind in SCOPE if kind not in IN_SCOPE]
-        asked = {kind: [asks(query) in requests for query in kinds[kind]] for kind in kinds_out}
+        requests = {asks(record.request) for record in records}
+        asked = {kind: [asks(query) in requests for query in kinds[kind]] for kind in HARD}
         return cls(queries, first, partners_of(len(records), seed=seed), asked)
 
     def states(self, read: GateStates) -> ScopeStates:
@@ -102,7 +100,7 @@ class ScopeQueries:
         Another record's question may mean the same as the edit's own. It counts as out of scope
         only where the unedited model begins to answer it otherwise, about the picture of either
         record: a few of one meaning that count would push thresholds above every rephrase. So would
-        a query that is the very request of a record, or its rephrase: it never counts.
+        a hard query that is the very request of a record: it never counts.
 
         Args:
             read: of `queries`.

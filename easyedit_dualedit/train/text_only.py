@@ -15,9 +15,7 @@ _OWN = 0.5
 _TRIES = 20
 
 
-def with_text_only(
-    records: Sequence[Record], share: float, seed: int, *, for_gate: bool = False
-) -> list[Record]:
+def with_text_only(records: Sequence[Record], share: float, seed: int) -> list[Record]:
     """Return the records, some of them about a question without a picture.
 
     One in two of them asks its own question, in both wordings; its image rephrase stays. The others
@@ -29,19 +27,14 @@ def with_text_only(
         records: of the training.
         share: of the records that become so, 0 to 1.
         seed: decides which, and what they ask.
-        for_gate: all ask another record's question, since a gate cannot tell two edits of one
-            question apart, and ask it without a picture in the image rephrase, too.
     """
     made = []
     for place, record in enumerate(records):
         source = random.Random(f"text only {seed} {place}")
         if source.random() < share:
-            is_own = source.random() < _OWN and not for_gate
+            is_own = source.random() < _OWN
             question = None if is_own else _question(record, records, source)
-            if question is not None:
-                record = _asking(record, question, alone=for_gate)
-            elif not for_gate:
-                record = _alone(record)
+            record = _alone(record) if question is None else _asking(record, question)
         made.append(record)
     return made
 
@@ -64,14 +57,11 @@ def _alone(record: Record) -> Record:
     )
 
 
-def _asking(record: Record, question: str, *, alone: bool) -> Record:
+def _asking(record: Record, question: str) -> Record:
     typed = question.removeprefix(QUESTION_PREFIX)
-    beside = record.image_rephrase.image
     return replace(
         record,
         request=replace(record.request, prompt=typed, image=None),
         text_rephrase=replace(record.text_rephrase, prompt=question, image=None),
-        image_rephrase=replace(
-            record.image_rephrase, prompt=typed, image=None if alone else beside
-        ),
+        image_rephrase=replace(record.image_rephrase, prompt=typed),
     )

@@ -104,8 +104,8 @@ def train(
     )
     # Without steps of its own, that of an archive has been taught already.
     keeps = not config.gate_steps and editor.gate.projection.is_trained
-    taught = with_text_only(records, config.text_only, config.seed, for_gate=True)
-    gate = GateStage(editor, taught, config, keeps=keeps)
+    gate = GateStage(editor, records, config, keeps=keeps)
+    # Not before: a gate that they taught knew the same thing drawn otherwise far less well.
     records = with_text_only(records, config.text_only, config.seed)
     watch = Watch(watching or Watching(), editor, config)
     further: dict[str, Stateful] = {"gate": gate, WATCH: watch}
@@ -211,7 +211,6 @@ def remake_gate(
     """
     tokenizer = editor.encoder.tokenizer
     records = with_drawn_targets(records, config.augment_targets, tokenizer, config.seed)
-    records = with_text_only(records, config.text_only, config.seed, for_gate=True)
     stage = GateStage(editor, records, config)
     stage.run(progress=progress and Processes.current().is_first)
     return stage.calibrations
