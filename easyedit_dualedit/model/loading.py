@@ -18,12 +18,23 @@ QUANTIZATIONS: tuple[Quantization, ...] = ("4bit", "8bit")
 SPREAD = "auto"
 """Device that stands for all there are: accelerate places each part of the model."""
 
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
 
 def load_model(
     path: str,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     quantization: Quantization | None = None,
 ) -> tuple[Any, Any]:
     """Return a model, in evaluation mode, and its processor.
@@ -33,14 +44,19 @@ def load_model(
     Args:
         path: folder written by `save_pretrained`, or a hub id.
         device: "cpu", "cuda:0", ... or "auto" to spread the model over what there is.
-        dtype: of the model's weights, or of what they compute in if they are quantised.
+        dtype: of the model's weights, or of what they compute in if they are quantised; a name of
+            one, or "auto", as well.
         quantization: store the weights of linear layers in 4 or 8 bits, by bitsandbytes.
 
     Raises:
         ModelLoadError: if there is no image-text-to-text model, a file of it is damaged, the device
-            cannot be used, or the quantisation is unknown or its library not installed.
+            cannot be used, or the dtype or quantisation is unknown or its library not installed.
     """
     device = str(device)
+    try:
+        dtype = dtype_from(dtype, device)
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from None
     placement = placement_of(device, dtype, quantization)
     if device != SPREAD:
         require_device(device)
@@ -96,6 +112,27 @@ def require_device(device: str) -> None:
             f"device = {device!r} cannot be used ({lines[0][:160]}); give cpu, cuda, cuda:<index>,"
             " another device that PyTorch has here, or auto to spread the model over what there is"
         ) from error
+
+
+def dtype_from(value: Any, device: str = "cpu") -> torch.dtype:
+    """Return the dtype that a name such as "bfloat16" or "torch.float16" means.
+
+    Args:
+        value: a name, a dtype, or "auto" for bfloat16 where the device computes with it, else
+            float32.
+        device: as `device_from` returns it.
+
+    Raises:
+        ValueError: if it is none of those that models are loaded in.
+    """
+    if isinstance(value, torch.dtype) and value in _DTYPES.values():
+        return value
+    name = str(value).strip().lower().removeprefix("torch.")
+    if name == "auto":
+        return torch.bfloat16 if computes_with(device, torch.bfloat16) else torch.float32
+    if name not in _DTYPES:
+        raise ValueError(f"dtype = {value!r}: auto, or one of {', '.join(sorted(_DTYPES))}")
+    return _DTYPES[name]
 
 
 def computes_with(device: str, dtype: torch.dtype) -> bool:

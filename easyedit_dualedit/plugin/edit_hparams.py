@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import DualEditConfig
-from easyedit_dualedit.model.loading import QUANTIZATIONS, SPREAD
+from easyedit_dualedit.model.loading import QUANTIZATIONS, SPREAD, dtype_from
 from easyedit_dualedit.plugin.hparams_files import find_hparams
 from easyedit_dualedit.plugin.other_methods import OTHER_METHODS, keys_of_others
 from easyedit_dualedit.plugin.trainer_hparams import TrainerHparams
@@ -21,7 +21,6 @@ from easyedit_dualedit.plugin.values import (
     SHORT_NAMES,
     archive_path,
     device_from,
-    dtype_from,
     model_path,
 )
 from easyedit_dualedit.settings import as_number, is_seed, read_yaml, type_problems, unknown_keys

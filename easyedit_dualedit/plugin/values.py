@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from easyedit_dualedit import testbed
-from easyedit_dualedit.model.loading import computes_with
 from easyedit_dualedit.testbed.emoji import places as emoji
 
 ALG_NAME = "DualEdit"
@@ -29,17 +28,6 @@ SHORT_NAMES = {
     "smolvlm-2.2b": "HuggingFaceTB/SmolVLM-Instruct",
 }
 """Names that papers use for models that EasyEdit does not load itself -> their hub ids."""
-
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "float": torch.float32,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "half": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-}
 
 
 def device_from(value: Any) -> str:
@@ -77,27 +65,6 @@ def device_from(value: Any) -> str:
             + (f", or an index below {count}" if count else "")
         )
     return f"cuda:{index}"
-
-
-def dtype_from(value: Any, device: str = "cpu") -> torch.dtype:
-    """Return the dtype that a name such as "bfloat16" or "torch.float16" means.
-
-    Args:
-        value: a name, a dtype, or "auto" for bfloat16 where the device computes with it, else
-            float32.
-        device: as `device_from` returns it.
-
-    Raises:
-        ValueError: if it is none of those that models are loaded in.
-    """
-    if isinstance(value, torch.dtype) and value in _DTYPES.values():
-        return value
-    name = str(value).strip().lower().removeprefix("torch.")
-    if name == "auto":
-        return torch.bfloat16 if computes_with(device, torch.bfloat16) else torch.float32
-    if name not in _DTYPES:
-        raise ValueError(f"dtype = {value!r}: auto, or one of {', '.join(sorted(_DTYPES))}")
-    return _DTYPES[name]
 
 
 def archive_path(name: str) -> str:

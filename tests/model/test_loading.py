@@ -62,6 +62,12 @@ def test_a_model_in_several_files_loads_as_it_was(every: TinyModel, tmp_path: Pa
     same_answers(every, tmp_path)
 
 
+def test_a_dtype_may_be_named(saved: Path):
+    assert load_model(str(saved), dtype="bf16")[0].dtype == torch.bfloat16
+    with pytest.raises(ModelLoadError, match="dtype = 'int4': auto, or one of bf16"):
+        load_model(str(saved), dtype="int4")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_model_loads_in_the_dtype_asked_for(saved: Path, dtype: torch.dtype):
     model, _ = load_model(str(saved), dtype=dtype)

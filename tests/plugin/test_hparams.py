@@ -8,12 +8,13 @@ import torch
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.method.config import DualEditConfig
-from easyedit_dualedit.plugin import values
+from easyedit_dualedit.model import loading
+from easyedit_dualedit.model.loading import dtype_from
 from easyedit_dualedit.plugin.hparams import (
     DualEditMultimodalHparams,
     DualEditMultimodalTrainingHparams,
 )
-from easyedit_dualedit.plugin.values import device_from, dtype_from, model_path
+from easyedit_dualedit.plugin.values import device_from, model_path
 
 BOTH = (DualEditMultimodalHparams, DualEditMultimodalTrainingHparams)
 
@@ -222,7 +223,7 @@ def test_an_automatic_dtype_is_one_that_the_device_computes_with(
         asked.append((device, dtype))
         return native
 
-    monkeypatch.setattr(values, "computes_with", computes)
+    monkeypatch.setattr(loading, "computes_with", computes)
     read = DualEditMultimodalHparams.from_dict(settings(dtype="auto", device="cpu"))
     assert (read.dtype, asked) == (expected, [("cpu", torch.bfloat16)])
     assert read.to_dict()["dtype"] == str(expected).removeprefix("torch.")
