@@ -24,7 +24,8 @@ import torch
 import yaml
 
 from easyedit_dualedit import register
-from easyedit_dualedit.plugin.values import device_from, dtype_from, model_path
+from easyedit_dualedit.model.loading import dtype_from
+from easyedit_dualedit.plugin.values import device_from, model_path
 
 register()  # before EasyEdit's editor is made
 

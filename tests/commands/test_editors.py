@@ -82,6 +82,8 @@ def test_a_file_that_is_no_checkpoint_is_one_line_everywhere(work: Workplace, ca
 
 def test_a_method_that_was_asked_for_by_name_and_failed_is_no_success(work: Workplace, call: Any):
     line = lines(work, work.adapters, work.folder / "out")["benchmark"]
-    called = call([*line, "--set", f"dualedit.archive={work.folder / 'nothing'}"])
+    empty = work.folder / "empty"
+    empty.mkdir()
+    called = call([*line, "--set", f"dualedit.archive={empty}"])
     assert called.code == 2
     assert "error: dualedit failed (ArchiveError: " in called.err

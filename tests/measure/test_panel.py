@@ -122,15 +122,22 @@ def test_a_closed_gate_is_not_asked_again_and_a_picture_is_looked_at_once(record
     assert none["pictures"] == closed["pictures"] == four["pictures"] == 2 * len(records)
 
 
-def test_answers_that_are_fed_in_take_logits_at_their_tokens_alone(records: list[Record]):
+def test_answers_that_are_fed_in_take_logits_at_their_tokens_alone(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
     editor = trained_editor(tiny_llava())
-    questions = questions_of(records)
+    edits = {"open": edits_of(editor, records)["open"]}
+    panel = Panel(editor.encoder, RowBudget(4096))
+    panel.ask(questions_of(records), edits, ("visedit",))  # features and gates are tried
     seen: list[int] = []
-    head = editor.backbone.model.get_output_embeddings()
-    with monitored(head, seen):
-        _, after = Panel(editor.encoder, RowBudget(4096)).ask(
-            questions, {"open": edits_of(editor, records)["open"]}, ("visedit",)
-        )
+    head, force = editor.backbone.model.get_output_embeddings(), module._Sitting.force
+
+    def forced(self: module._Sitting, places: list[int]) -> None:
+        with monitored(head, seen):
+            force(self, places)
+
+    monkeypatch.setattr(module._Sitting, "force", forced)
+    _, after = panel.ask(questions_of(records), edits, ("visedit",))
     tokens = sum(len(reply.predicted) for replies in after["open"] for reply in replies.to.values())
     assert sum(seen) == 2 * tokens > 0, "once unedited, once edited"
 
