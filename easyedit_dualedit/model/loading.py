@@ -53,10 +53,11 @@ def load_model(
             cannot be used, or the dtype or quantisation is unknown or its library not installed.
     """
     device = str(device)
-    try:
-        dtype = dtype_from(dtype, device)
-    except ValueError as error:
-        raise ModelLoadError(str(error)) from None
+    if isinstance(dtype, str):
+        try:
+            dtype = dtype_from(dtype, device)
+        except ValueError as error:
+            raise ModelLoadError(str(error)) from None
     placement = placement_of(device, dtype, quantization)
     if device != SPREAD:
         require_device(device)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from easyedit_dualedit.measure.intervals import interval
+from easyedit_dualedit.model.answers import exact_match
 from easyedit_dualedit.report.table import Table, mean_and_interval, numbers, texts
 
 _REQUEST, _METRIC = "reliability", "image_generality"
@@ -16,15 +17,15 @@ _PROTOCOL = "generate"
 def alike_table(cases: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return image generality by whether the unedited model answers both pictures alike.
 
-    Answers are compared but for case and white space. None where all are alike, or none is.
+    Answers are compared as exact match compares them. None where all are alike, or none is.
 
     Args:
         cases: of a run of `evaluate` or the demo.
     """
     groups: dict[bool, list[Mapping[str, Any]]] = {True: [], False: []}
     for case in cases:
-        shown = [" ".join(case["before"][each].casefold().split()) for each in (_REQUEST, _METRIC)]
-        groups[shown[0] == shown[1]].append(case)
+        request, other = (case["before"][each] for each in (_REQUEST, _METRIC))
+        groups[bool(exact_match(request, other))].append(case)
     if not all(groups.values()):
         return None
     rows = [

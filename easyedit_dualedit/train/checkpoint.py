@@ -29,6 +29,9 @@ _TEACHES_NOTHING = (
 )
 """Settings of a training that are not about what the adapters learn, but for rounding."""
 
+_BEFORE = {"text_only": 0.0}
+"""What trainings did before there was a setting for it; their checkpoints say nothing of it."""
+
 WATCH = "watch"
 """Name of the part that says how a training does, and whether it validates."""
 
@@ -194,7 +197,8 @@ def _digest(adapters: nn.Module) -> str:
 
 def _decisive(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a run decides what its adapters learn: they are trained with the gate open."""
-    editor, training = dict(run.get("editor", {})), dict(run.get("training", {}))
+    editor = dict(run.get("editor", {}))
+    training = {**_BEFORE, **run.get("training", {})}
     editor.pop("gate", None)
     for name in (*_TEACHES_NOTHING, _PRECISION):
         training.pop(name, None)

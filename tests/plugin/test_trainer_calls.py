@@ -277,7 +277,9 @@ def test_the_recipe_of_the_command_is_followed(
     assert len(set(rates)) == len(rates) > 1 and max(rates) <= made.config.lr
     trainer_of(workplace, tmp_path / "theirs", "MultimodalTrainer", **changes)
     said = "MultimodalTrainer takes no notice of schedule = 'one-cycle' and augment_targets = 0.5"
-    assert said in caplog.text
+    assert said in caplog.text and "text_only" not in caplog.text
+    trainer_of(workplace, tmp_path / "more", "DualEditTrainer", **changes, text_only=0.2)
+    assert "text_only = 0.2 is for the command `train` alone" in caplog.text
 
 
 def test_epochs_say_how_many_records_teach_the_gate(

@@ -370,6 +370,40 @@ def test_a_checkpoint_of_another_run_is_refused(
         train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
 
 
+def test_a_checkpoint_from_before_text_only_goes_on_without(
+    llava: TinyModel, records: list[Record], tmp_path: Path
+):
+    checkpoint = tmp_path / "training.pt"
+    train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
+    saved = torch.load(checkpoint, weights_only=True)
+    del saved["run"]["training"]["text_only"]
+    torch.save(saved, checkpoint)
+    train(editor_of(llava), records, fast(steps=1), checkpoint=checkpoint, progress=False)
+    asked = fast(steps=1, text_only=0.5)
+    with pytest.raises(ArchiveError, match=r"text_only was 0\.0 and is 0\.5"):
+        train(editor_of(llava), records, asked, checkpoint=checkpoint, progress=False)
+
+
+def test_a_training_that_keeps_its_gate_keeps_it_when_it_goes_on(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = editor_of(llava)
+    train(first, records, fast(steps=1, gate_steps=2), progress=False)
+    start = {name: value.clone() for name, value in first.state_dict().items()}
+    monkeypatch.setattr(gate_stage, "make_gate", lambda *_, **_k: pytest.fail("it is made anew"))
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 1)
+    config, checkpoint = fast(steps=2, gate_steps=0), tmp_path / "training.pt"
+    ended = []
+    for path in (None, checkpoint, checkpoint):
+        editor = editor_of(llava)
+        editor.load_state_dict(start)
+        train(editor, records, config, checkpoint=path, progress=False)
+        ended.append(editor.state_dict())
+    for name, value in ended[0].items():
+        assert all(torch.equal(value, other[name]) for other in ended[1:]), name
+        assert torch.equal(value, start[name]) or not name.startswith("gate."), name
+
+
 def test_another_gate_costs_no_adapters(
     llava: TinyModel,
     records: list[Record],

@@ -14,6 +14,7 @@ from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.testbed.emoji import make as making
 from easyedit_dualedit.testbed.emoji.architecture import build_model, build_processor
+from easyedit_dualedit.testbed.emoji.assembling import put_together
 from easyedit_dualedit.testbed.emoji.card import missed, write_card
 from easyedit_dualedit.testbed.emoji.decoder import DecoderLesson, DecoderPlan, OwnAnswer
 from easyedit_dualedit.testbed.emoji.drawing import GRID, Picture, Placed, draw_pair, draw_single
@@ -178,7 +179,10 @@ def test_made_measured_and_written(parts: Any, tmp_path: Path) -> None:
     assert "CC-BY 4.0" in card and "Apache-2.0" in card and "of 4 nameable things" in card
     assert f"| {NAME} |" in card or "| kind |" in card
     model, _ = load_model(str(out))
-    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+    whole = put_together(tiny_language(), weights).state_dict()
+    parts_made = ("vision_tower", "multi_modal_projector")
+    eyes = {n: v for n, v in model.state_dict().items() if any(part in n for part in parts_made)}
+    assert eyes and all(torch.equal(value, whole[name]) for name, value in eyes.items())
     # Another training goes on from these weights; all stages of this one are done.
     again = make(
         parts, tmp_path / "llava-onevision-2", tmp_path / "two", QUESTIONS, PLAN, begin=weights
