@@ -4,20 +4,21 @@
 each alone and with the target of its record, and prints how many answer the question as it was
 typed, as the data have it ("nq question: ...") and beside a picture, and how many answers to other
 such questions and to questions about pictures stay. A second edit asks the record's own question
-without its picture.
+without its picture. With ``--together`` all edits are kept in one model, and routing alone is
+asked: whether a question finds its own edit, and whether others find none.
 """
 
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from easyedit_dualedit import DualEditor, EditedModel, Query
+from easyedit_dualedit import DualEditor, EditedModel, EditMemory, Query
 from easyedit_dualedit.commands.editors import editor_of
 from easyedit_dualedit.commands.records import own_records
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
@@ -28,6 +29,12 @@ from easyedit_dualedit.testbed.untaught import with_untaught_targets
 ASKED = ("as typed", "as the data have it", "beside a picture")
 OWN = "a picture's question without it"
 STAYS = ("another question", "about a picture")
+TOGETHER = (
+    "as typed finds its edit",
+    "as the data have it",
+    "finds another edit",
+    "another question finds an edit",
+)
 
 
 def measure(editor: DualEditor, records: Sequence[Record], *, is_open: bool = False) -> str:
@@ -60,9 +67,44 @@ def measure(editor: DualEditor, records: Sequence[Record], *, is_open: bool = Fa
         for name, query in zip(STAYS, () if is_open else others, strict=False):
             before = _answer(unedited, editor, query, target)
             right[name].append(_answer(edited, editor, query, target) == before)
-    names = list(right)
-    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-    found = [interval(right[name]) for name in names]
+    return _table(right)
+
+
+@torch.no_grad()
+def measure_together(editor: DualEditor, records: Sequence[Record], count: int) -> str:
+    """Return a Markdown table of edits that are kept in one model, percent with 95 % interval.
+
+    Args:
+        editor: reads its model.
+        records: whose text-locality questions are edited, each once, and then asked.
+        count: of edits; questions beyond them belong to none.
+    """
+    questions = list({record.text_locality.prompt: record for record in records}.values())
+    asked = [record.text_locality.prompt for record in questions]
+    typed = [prompt.removeprefix(QUESTION_PREFIX) for prompt in asked]
+    targets = [record.request.target or "" for record in questions]
+    memory = EditMemory(editor)
+    for prompt, target in tqdm(
+        list(zip(typed, targets, strict=True))[:count], desc="edits", unit="edit"
+    ):
+        memory.add([Query(prompt, None, target)])
+    right: defaultdict[str, list[float]] = defaultdict(list)
+    for place, prompts in enumerate(tqdm(list(zip(typed, asked, strict=True)), desc="asking")):
+        own = place if place < count else -1
+        for name, prompt in zip(TOGETHER, prompts, strict=False):
+            inputs = editor.encoder.encode([Query(prompt)], with_target=False).inputs
+            found = int(memory.model.route(**inputs).edit_index[0])
+            if own >= 0:
+                right[name].append(found == own)
+                right[TOGETHER[2]].append(found not in (own, -1))
+            else:
+                right[TOGETHER[3]].append(found >= 0)
+    return _table({name: right[name] for name in TOGETHER})
+
+
+def _table(right: Mapping[str, Sequence[float]]) -> str:
+    lines = [f"| {' | '.join(right)} |", f"|{'---|' * len(right)}"]
+    found = [interval(each) for each in right.values()]
     shares = [f"{each.mean:.1f} ({each.low:.1f}–{each.high:.1f})" for each in found]
     return "\n".join([*lines, f"| {' | '.join(shares)} |"])
 
@@ -84,13 +126,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--untaught", action="store_true", help="words that no training taught")
     parser.add_argument("--open", action="store_true", help="hold the gate open")
+    parser.add_argument(
+        "--together", action="store_true", help="all edits in one model, and other questions"
+    )
     parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     given = {} if arguments.archive is None else {"archive": arguments.archive}
     hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
     hparams = replace(hparams, **given)
-    records = own_records(hparams.model_name, arguments.data, "eval")[: arguments.count]
+    records = own_records(hparams.model_name, arguments.data, "eval")
+    if arguments.together:
+        sys.stdout.write(measure_together(editor_of(hparams), records, arguments.count) + "\n")
+        return
+    records = records[: arguments.count]
     if arguments.untaught:
         records = with_untaught_targets(records)
     sys.stdout.write(measure(editor_of(hparams), records, is_open=arguments.open) + "\n")

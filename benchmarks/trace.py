@@ -27,7 +27,7 @@ from easyedit_dualedit.train.step import TrainingStep
 
 PACKAGE = Path(easyedit_dualedit.__file__).parent
 
-MOST_OF_AN_EDIT = 10
+MOST_OF_AN_EDIT = 11
 """Files that an edit and `generate` may enter."""
 
 MOST_OF_A_STEP = 12

@@ -197,9 +197,10 @@ def _records(
 def _routed(
     arguments: argparse.Namespace, model: str, records: "Sequence[Record]", folder: Path
 ) -> "Sequence[Record]":
-    """Return the records whose edits are routed among: of our models, more than are edited."""
+    """Return the records whose edits are routed among: of our models, more than are edited, unless
+    their number is limited."""
     from easyedit_dualedit.commands.records import own_records
 
-    if arguments.data is not None:
+    if arguments.data is not None or arguments.limit is not None:
         return records
     return own_records(model, folder, "train", _ROUTED_COUNTS[-1])

@@ -76,7 +76,7 @@ def routing_costs(
         )
     read = read_gate_states(editor, [record.request for record in records[: max(counts)]])
     read = read.of(0, max(counts))
-    keys = editor.gate.key(read.gate, read.vision)
+    keys = editor.gate.key(read.gate, read.vision, read.text)
     cases = [(name, count) for name in _ASKED for count in counts]
     decisions = {case: _decisions(editor, records, keys, *case) for case in cases}
     batch = editor.encoder.encode([records[0].request], with_target=False)
@@ -135,10 +135,11 @@ def _rates(editor: DualEditor, states: ScopeStates, count: int) -> dict[str, flo
         rows = torch.arange(start, start + count, device=states.partners.device)
         part = states.select(rows)
         request = METRICS[0]
-        edits = editor.gate.key(part.gate[request], part.vision[request])
+        edits = editor.gate.key(part.gate[request], part.vision[request], part.text[request])
         own = torch.arange(count, device=edits.device)
         for kind in SCOPE:
-            routing = editor.gate.route(part.gate[kind], edits, vision=part.vision[kind])
+            vision, text = part.vision[kind], part.text[kind]
+            routing = editor.gate.route(part.gate[kind], edits, vision=vision, text=text)
             chosen = routing.edit_index
             if kind in IN_SCOPE:
                 wanted = chosen == own

@@ -14,11 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.method.adapter import (
-    DualAdapters,
-    ProjectedEdit,
-    add_at,
-)
+from easyedit_dualedit.method.adapter import DualAdapters, ProjectedEdit, add_at
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.gate import Gate, Routing
 from easyedit_dualedit.method.stored_edit import StoredEdit, StoredProjections, question_of
@@ -44,6 +40,8 @@ class EditSignal:
     """State of the last target token at the text layer, [d]; only `last-token` gates read it."""
     vision_state: Tensor
     """Mean state of the image tokens at the text layer, [d]; zeros without a picture."""
+    text_state: Tensor
+    """Mean over the prompt's states there (`text_mean`), [d]; zeros with a picture."""
     words: Tensor
     """Answer token that follows each of those positions, long [e]; `NO_WORD` where none does."""
     request: Query | None = None
@@ -334,8 +332,8 @@ def keys_of(signals: Sequence[EditSignal], gate: Gate) -> Tensor:
     """Return what a gate compares queries with, [n, k]."""
     reads_label = gate.config.kind == "last-token"
     states = [signal.last_state if reads_label else signal.gate_state for signal in signals]
-    pictures = torch.stack([signal.vision_state for signal in signals])
-    return gate.key(torch.stack(states), pictures)
+    means = zip(*((signal.vision_state, signal.text_state) for signal in signals), strict=True)
+    return gate.key(torch.stack(states), *map(torch.stack, means))
 
 
 def stacked(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

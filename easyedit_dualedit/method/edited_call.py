@@ -256,7 +256,12 @@ def layout_of_prefill(
     # Without a cache, and in assisted generation, tokens follow the prompt in one forward.
     positions = torch.arange(columns, device=ids.device)
     end = torch.where(mask[:, :columns].bool(), positions, -1).amax(1)
-    return dataclasses.replace(encoder.layout(ids, mask, gate=end), last=end)
+    gate, marker, given = end, encoder.marker, ids[:, :columns]
+    if marker and any(tuple(row) != marker.ids for row in given[:, -len(marker.ids) :].tolist()):
+        special = torch.tensor(encoder.tokenizer.all_special_ids, device=ids.device)
+        begun = marker.before_begun_answer(given, mask[:, :columns], special)
+        gate = torch.where(begun >= 0, begun, end)
+    return dataclasses.replace(encoder.layout(ids, mask, gate=gate), last=end)
 
 
 def token_ids(inputs: Mapping[str, Any]) -> Tensor:

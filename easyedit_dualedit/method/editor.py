@@ -17,7 +17,8 @@ from easyedit_dualedit.method.archive import Archive
 from easyedit_dualedit.method.config import DualEditConfig, GateConfig, gate_from
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
-from easyedit_dualedit.method.gate import Gate, vision_mean
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate_keys import text_mean, vision_mean
 from easyedit_dualedit.method.model_card import (
     CARD_TEMPLATE,
     LIBRARY,
@@ -152,6 +153,7 @@ class DualEditor(
         words = batch.following_words(self.encoder.tokenizer.eos_token_id)
         text_states = states[self.config.text_layer]
         pictures = vision_mean(text_states, layout.vision)
+        texts = text_mean(text_states, layout)
         signals = []
         for row in range(batch.size):
             signals.append(
@@ -164,6 +166,7 @@ class DualEditor(
                     text_states[row, layout.gate[row]].clone(),
                     text_states[row, layout.last[row]].clone(),
                     pictures[row].clone(),
+                    texts[row].clone(),
                     words[row, carrying[row]],
                     requests[row] if requests else None,
                 )

@@ -1,52 +1,51 @@
-"""A gate whose weights are loaded or converted.
-
-Its projection takes the form of those that are loaded, and thresholds stay as exact as they are.
-"""
+"""A gate whose weights are loaded: its learned parts take the forms of those that are."""
 
 import logging
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from easyedit_dualedit.method.gate_keys import KEY_WIDTH, GateForm, GateProjection, TextKeys
 
 logger = logging.getLogger(__name__)
 
 
-class Thresholded(nn.Module):
-    """A module with thresholds that stay float32 when the module takes another dtype."""
-
-    thresholds: Tensor
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        exact = self.thresholds
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.thresholds.dtype != torch.float32:
-            # In bfloat16 one of 0.9982 is 1.0, which the similarity of no other picture reaches.
-            self.thresholds = exact.to(self.thresholds.device, torch.float32)
-        return self
-
-
-def prepare_projection(gate: Any, tensors: dict[str, Tensor], prefix: str, *_rest: object) -> None:
-    """Give a `Gate` a projection of the form that is about to be loaded.
+def prepare_learned(gate: Any, tensors: dict[str, Tensor], prefix: str, *_rest: object) -> None:
+    """Give a `Gate` a projection of the form that is about to be loaded, and text keys if there
+    are any.
 
     A projection of version 0.1, which read no image tokens, is dropped: it cannot be used any more.
     """
-    size, projection = len(gate.mean), type(gate.projection)
+    size = len(gate.mean)
     names = [name for name in tensors if name.startswith(f"{prefix}projection.")]
     if f"{prefix}projection.threshold" in tensors:
         for name in names:
             del tensors[name]
-        fresh = projection(size).state_dict()
+        fresh = GateProjection(size).state_dict()
         tensors.update({f"{prefix}projection.{name}": value for name, value in fresh.items()})
     elif names:
         start = f"{prefix}projection.layers."
-        layers = {name.removeprefix(start): tensors[name] for name in names}
-        form = projection.form_of(layers)
+        form = _form_of({name.removeprefix(start): tensors[name] for name in names})
         if form != gate.projection.form:
-            before = next(gate.projection.parameters())
-            made = projection(size, form).to(before.device, before.dtype)
-            gate.projection = made.requires_grad_(before.requires_grad)
+            gate.projection = _like(gate, GateProjection(size, form))
+    has_text = any(name.startswith(f"{prefix}text.") for name in tensors)
+    if has_text != (gate.text is not None):
+        gate.text = _like(gate, TextKeys(size)) if has_text else None
+
+
+def _like(gate: Any, made: Any) -> Any:
+    """Return a part of a gate on the device and in the dtype of what the gate has."""
+    before = next(gate.projection.parameters())
+    return made.to(before.device, before.dtype).requires_grad_(before.requires_grad)
+
+
+def _form_of(layers: Mapping[str, Tensor]) -> GateForm:
+    """Return the form that tensors of `layers` are of; whether they are whole shows later."""
+    if "2.weight" in layers:
+        return "two-layer"
+    width = layers["0.weight"].shape[:1] if "0.weight" in layers else ()
+    return "linear-pair" if width == (2 * KEY_WIDTH,) else "linear"
 
 
 def warn_of_fallback(gate: Any, _keys: object) -> None:

@@ -150,16 +150,40 @@ class PromptMarker:
         Raises:
             PromptEndError: naming the rows in which the marker does not occur.
         """
+        found = self._last(input_ids, attention_mask)
+        if bool((found < 0).any()):
+            raise PromptEndError(self._missing((found < 0).nonzero().flatten().tolist()))
+        return found
+
+    def before_begun_answer(
+        self, input_ids: Tensor, attention_mask: Tensor, special: Tensor
+    ) -> Tensor:
+        """Return the index of the last prompt token of rows that go on behind it, shape [b].
+
+        It is -1 in rows that end with their prompt, or of which it cannot be told: they lack the
+        marker, it is a single token, or another turn begins behind it.
+
+        Args:
+            input_ids: token ids, shape [b, s].
+            attention_mask: True (or 1) where a token is real, shape [b, s].
+            special: ids of the special tokens, which no answer has.
+        """
+        found = self._last(input_ids, attention_mask)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        behind = attention_mask.bool() & (positions > found[:, None])
+        is_other = (behind & torch.isin(input_ids, special)).any(1) | ~behind.any(1)
+        return torch.where(is_other | (len(self.ids) == 1), -1, found)
+
+    def _last(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the index of the last token of the last marker of each row, -1 without one."""
         length = len(self.ids)
         if input_ids.shape[1] < length:
-            raise PromptEndError(self._missing(range(input_ids.shape[0])))
+            return torch.full_like(input_ids[:, 0], -1)
         marker = torch.tensor(self.ids, device=input_ids.device)
         windows = input_ids.unfold(1, length, 1)  # [b, s - length + 1, length]
         is_marker = (windows == marker).all(-1) & attention_mask.bool()[:, length - 1 :]
-        if not bool(is_marker.any(1).all()):
-            raise PromptEndError(self._missing((~is_marker.any(1)).nonzero().flatten().tolist()))
-        positions = torch.arange(is_marker.shape[1], device=input_ids.device)
-        return torch.where(is_marker, positions, -1).amax(1) + length - 1
+        positions = torch.arange(length - 1, input_ids.shape[1], device=input_ids.device)
+        return torch.where(is_marker, positions, -1).amax(1)
 
     def _missing(self, rows: Sequence[int]) -> str:
         return (

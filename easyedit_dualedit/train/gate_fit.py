@@ -4,7 +4,7 @@ It asks what a memory of many edits asks: which of all the edits of a large batc
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from easyedit_dualedit.data.records import METRICS
 from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
-from easyedit_dualedit.method.gate import GateForm, GateProjection
+from easyedit_dualedit.method.gate_keys import GateForm, GateProjection
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_whitening import Whitening
 from easyedit_dualedit.train.scope_states import ScopeStates
@@ -77,10 +77,10 @@ def fit_projection(
             "states to train the gate on hold NaN or infinity: the model's own answers to the"
             " records do, too; load it in another dtype (float32 or bfloat16 for float16)"
         )
-    whitening = Whitening.of(inputs) if fitting.whitens else None
+    whitening = _whitening(inputs) if fitting.whitens else None
     if whitening is not None:
         inputs = {kind: whitening.apply(each) for kind, each in inputs.items()}
-    states = replace(states, gate=inputs, vision={})
+    states = replace(states, gate=inputs, vision={}, text={})
 
     def project(inputs: Tensor) -> Tensor:
         seen = functional.dropout(inputs, fitting.dropout) if fitting.dropout else inputs
@@ -107,6 +107,12 @@ def fit_projection(
     if whitening is not None and isinstance(first, nn.Linear):
         whitening.fold(first)
     return projection
+
+
+def _whitening(inputs: Mapping[str, Tensor]) -> Whitening:
+    request = inputs[_REQUEST]
+    rephrases = [inputs[kind] for kind in METRICS if kind in IN_SCOPE and kind != _REQUEST]
+    return Whitening.of(request, torch.cat([each - request for each in rephrases]))
 
 
 def _routing_loss(

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import vision_mean
+from easyedit_dualedit.method.gate_keys import text_mean, vision_mean
 from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, TokenLayout, input_device
@@ -44,7 +44,7 @@ _UNREAD = -1
 
 Prepared = dict[Hashable, PreparedQuery]
 _Read = tuple[tuple[Tensor, ...], Tensor | None]
-"""Three states of some rows, and the logits of first answer tokens, [a, v], if any row asks."""
+"""Four states of some rows, and the logits of first answer tokens, [a, v], if any row asks."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class GateStates:
     """States of last tokens, target included, float32 [m, d]."""
     vision: Tensor
     """Means of image tokens, float32 [m, d]; zeros without a picture."""
+    text: Tensor
+    """Means of prompts without a picture, float32 [m, d]; zeros with one."""
     first: Tensor
     """Tokens with which the unedited model begins its answers, long [m]; -1 where not asked for."""
     row: Tensor
@@ -65,15 +67,15 @@ class GateStates:
     def of(self, start: int, stop: int) -> "GateStates":
         """Return the states of the queries from one place up to another, as if read alone."""
         row = self.row[start:stop]
-        each = [value[row] for value in (self.gate, self.last, self.vision, self.first)]
+        each = [value[row] for value in (self.gate, self.last, self.vision, self.text, self.first)]
         return GateStates.of_each(each)
 
     @classmethod
     def of_each(cls, values: Sequence[Tensor], row: Tensor | None = None) -> "GateStates":
-        """Return states by the four kinds of value, of queries that are all distinct by default."""
-        gate, last, vision, first = values
+        """Return states by the five kinds of value, of queries that are all distinct by default."""
+        gate, last, vision, text, first = values
         own = torch.arange(len(gate), device=gate.device) if row is None else row
-        return cls(gate, last, vision, first, own)
+        return cls(gate, last, vision, text, first, own)
 
 
 def read_gate_states(
@@ -137,7 +139,7 @@ class GateReader:
         processes = Processes.current()
         device, size = editor.gate.mean.device, len(editor.gate.mean)
         # Rows that another process reads stay 0, and so the sum over all processes is everything.
-        kept = [torch.zeros(len(rows), size, device=device) for _ in range(3)]
+        kept = [torch.zeros(len(rows), size, device=device) for _ in range(4)]
         kept.append(torch.zeros(len(rows), dtype=torch.long, device=device))
         batches = GateBatches(rows, self._length, self._budget, processes)
         total = len(rows) // processes.count
@@ -166,7 +168,7 @@ class GateReader:
         return RowLength(len(ids) + answer, int(seen[-1]) + 1 if len(seen) else 0)
 
     def _states(self, rows: Sequence[GateRow], prepared: Prepared) -> tuple[Tensor, ...]:
-        """Return what `GateStates` has of some rows: three states, and first answer tokens."""
+        """Return what `GateStates` has of some rows: four states, and first answer tokens."""
         if not self.is_plain:
             try:
                 states, logits = self._shared(rows, prepared)
@@ -238,7 +240,8 @@ class GateReader:
 
 @torch.no_grad()
 def plain_gate_states(editor: DualEditor, queries: Sequence[Query]) -> tuple[Tensor, ...]:
-    """Return states of last prompt tokens, of last tokens, and means of image tokens, [n, d].
+    """Return states of last prompt tokens and of last tokens, means of image tokens and of prompts
+    without a picture, each [n, d].
 
     Every query is a row of its own, all of one forward, which ends at the text layer.
     """
@@ -255,6 +258,7 @@ def _states_at(hidden: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
         hidden[rows, layout.gate.to(hidden.device)].float(),
         hidden[rows, layout.last.to(hidden.device)].float(),
         vision_mean(hidden, layout.vision),
+        text_mean(hidden, layout),
     )
 
 

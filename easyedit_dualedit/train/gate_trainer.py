@@ -18,8 +18,8 @@ from easyedit_dualedit.data.scope import IN_SCOPE, OTHER_IMAGE, SCOPE
 from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.config import GateKind
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import EDIT_COUNTS, GateProjection
 from easyedit_dualedit.method.gate_calibration import Calibration, ScopeSample, set_thresholds
+from easyedit_dualedit.method.gate_keys import EDIT_COUNTS, GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_fit import FITTINGS, fit_projection
@@ -31,6 +31,7 @@ from easyedit_dualedit.train.gate_thresholds import (
 )
 from easyedit_dualedit.train.held_out import Division, divided, unshared
 from easyedit_dualedit.train.scope_states import ScopeQueries, ScopeStates
+from easyedit_dualedit.train.text_keys import fit_text_keys
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def make_gate(
     Args:
         editor: its gate is made anew; its adapters take no part.
         records: the first of them teach, as many as `records_for_gate` says.
-        config: of the training; without `gate_steps` nothing is trained.
+        config: of the training; without `gate_steps` the projection stays as it is.
         progress: whether to show bars.
 
     Raises:
@@ -83,6 +84,8 @@ def make_gate(
     if teaching is not None:
         states = teaching.states(read.of(start, len(queries)))
         calibrations["learned"] = _trained(editor, *states, config, progress=progress)
+    if editor.gate.projection.is_trained:
+        editor.gate.text = fit_text_keys(editor, records, config, progress=progress)
     return calibrations
 
 
@@ -141,9 +144,12 @@ def train_gate(
     Raises:
         CalibrationError: if there are too few records to hold any out.
     """
-    teaching = _Teaching.of(records_for_gate(records, config), config)
+    records = records_for_gate(records, config)
+    teaching = _Teaching.of(records, config)
     read = _read(editor, teaching.queries, teaching.first, config, progress)
-    return _trained(editor, *teaching.states(read), config, progress=progress)
+    calibration = _trained(editor, *teaching.states(read), config, progress=progress)
+    editor.gate.text = fit_text_keys(editor, records, config, progress=progress)
+    return calibration
 
 
 def _read(

@@ -5,14 +5,10 @@ and for three in four of new ones. Seen through the inverse of how rephrases dif
 requests, what tells edits apart stands out, and few of its directions are needed at a time.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-
-from easyedit_dualedit.data.records import METRICS
-from easyedit_dualedit.data.scope import IN_SCOPE
 
 _ADDED = 1.0
 """Variance that is added everywhere, as a share of the mean one: few records do not say all."""
@@ -29,21 +25,20 @@ class Whitening:
     """[i, i]."""
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor]) -> "Whitening":
+    def of(cls, requests: Tensor, differences: Tensor) -> "Whitening":
         """Return the map after which rephrases differ from their requests alike in all directions.
 
         Args:
-            inputs: kind of query -> inputs, [n, i].
+            requests: inputs of the requests, [n, i].
+            differences: of rephrases from their requests, [m, i].
         """
-        request, *rephrases = (inputs[kind] for kind in METRICS if kind in IN_SCOPE)
-        differences = torch.cat([rephrase - request for rephrase in rephrases])
         covariance = differences.T @ differences / len(differences)
         covariance /= covariance.diagonal().mean().clamp(min=_SMALLEST)
         covariance.diagonal().add_(_ADDED)
         lower = torch.linalg.cholesky(covariance)
         identity = torch.eye(len(lower), device=lower.device)
         inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-        return cls(request.mean(0), inverse.T)
+        return cls(requests.mean(0), inverse.T)
 
     def apply(self, inputs: Tensor) -> Tensor:
         """Return mapped inputs, [..., i]."""

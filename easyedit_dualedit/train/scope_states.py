@@ -35,6 +35,8 @@ class ScopeStates:
     """Kind of query -> states of the last prompt tokens, [n, d]."""
     vision: Mapping[str, Tensor]
     """Kind of query -> means of the image tokens, [n, d]; zeros without a picture."""
+    text: Mapping[str, Tensor]
+    """Kind of query -> means of prompts without a picture, [n, d]; zeros with one."""
     counts: dict[str, Tensor]
     """Kind of query -> True where it surely is in or out of scope, bool [n]."""
     partners: Tensor
@@ -60,6 +62,7 @@ class ScopeStates:
         return ScopeStates(
             {kind: states[rows] for kind, states in self.gate.items()},
             {kind: states[rows] for kind, states in self.vision.items()},
+            {kind: states[rows] for kind, states in self.text.items()},
             {kind: mask[rows] for kind, mask in self.counts.items()},
             torch.where(partners >= 0, place[partners.clamp(min=0)], -1),
             self.answers[rows],
@@ -122,6 +125,7 @@ class ScopeQueries:
         return ScopeStates(
             {kind: part.gate for kind, part in parts.items()},
             {kind: part.vision for kind, part in parts.items()},
+            {kind: part.text for kind, part in parts.items()},
             counts,
             partners,
             own,

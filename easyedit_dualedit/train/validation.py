@@ -185,11 +185,11 @@ def _decisions(
     read = read_gate_states(editor, queries, autocast=autocast, progress=progress)
     parts = [read.of(place * count, (place + 1) * count) for place in range(len(METRICS))]
     states = [part.last if gate.kind == "last-token" else part.gate for part in parts]
-    vision = [part.vision if gate.kind == "learned" else None for part in parts]
-    keys = gate.key(states[0], vision[0])
+    means = [(part.vision, part.text) if gate.kind == "learned" else () for part in parts]
+    keys = gate.key(states[0], *means[0])
     own = torch.arange(count, device=keys.device)
     opens = [
-        gate.route(state, keys, own, picture).is_open
-        for state, picture in zip(states, vision, strict=True)
+        gate.route(state, keys, own, *mean).is_open
+        for state, mean in zip(states, means, strict=True)
     ]
     return torch.stack(opens, 1).cpu()

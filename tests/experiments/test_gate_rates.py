@@ -17,7 +17,8 @@ from easyedit_dualedit.experiments.gate_rates import routing_costs, routing_rate
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import EDIT_COUNTS, Gate, Routing
+from easyedit_dualedit.method.gate import Gate, Routing
+from easyedit_dualedit.method.gate_keys import EDIT_COUNTS
 from easyedit_dualedit.model.inputs import TokenLayout
 
 

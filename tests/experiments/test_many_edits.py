@@ -1,5 +1,6 @@
 """Many edits in one model: groups, cases that are resumed, and the report."""
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from io import StringIO
@@ -223,6 +224,14 @@ def test_a_run_goes_on_only_with_the_gate_and_the_precision_that_it_was_begun_wi
     same = work.hparams(**given, batch_size=3, results_dir="elsewhere")
     assert call([*command(work), "--hparams", str(same)]).code == 0
     assert metrics.read_bytes() == before
+
+
+def test_a_limit_holds_for_what_is_routed_among(tmp_path: Path):
+    """Of our own models ten thousand records would be drawn for it."""
+    records: list[Record] = []
+    arguments = argparse.Namespace(data=None, limit=1)
+    assert many._routed(arguments, "testbed", records, tmp_path) is records
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_counts_make_anew_what_depends_on_them(

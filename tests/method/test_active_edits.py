@@ -22,7 +22,7 @@ def signal_of(seed: int, length: int) -> EditSignal:
         return torch.randn(*shape, HIDDEN, generator=generator)
 
     words = torch.randint(0, VOCABULARY, (length,), generator=generator)
-    return EditSignal({1: states(length), 2: states(length)}, states(), states(), states(), words)
+    return EditSignal({1: states(length), 2: states(length)}, *(states() for _ in range(4)), words)
 
 
 def word_vectors(words: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from easyedit_dualedit.method.edit_file import EDITS_FILE, NUMBERS_FILE, EditFil
 from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION, EditMemory
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import KEY_WIDTH
+from easyedit_dualedit.method.gate_keys import KEY_WIDTH
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.method.stored_edit import PackedProjection, Provenance, StoredEdit
 from easyedit_dualedit.model.inputs import Query

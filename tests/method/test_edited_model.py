@@ -198,6 +198,35 @@ def test_generate_takes_prompts_without_the_chat_template(tiny: TinyModel):
     assert not torch.allclose(*first, atol=1e-3)
 
 
+def test_an_answer_that_was_begun_is_gone_on_with_as_a_forward_reads_it(every: TinyModel):
+    """As `continue_final_message` of a chat template leaves it."""
+    editor, edited = edited_of(every)
+    ends = every.processor.tokenizer("red blue", add_special_tokens=False)["input_ids"]
+    inputs = prompt_inputs(editor)
+    begun = torch.tensor([ends[:2]])
+    ids = torch.cat([inputs["input_ids"], begun], 1)
+    mask = torch.ones_like(ids)
+    longer = {**inputs, "input_ids": ids, "attention_mask": mask}
+    for name in inputs.keys() & {"token_type_ids", "mm_token_type_ids"}:
+        longer[name] = torch.cat([inputs[name], torch.zeros_like(begun)], 1)
+    marker = editor.encoder.marker
+    assert marker is not None
+    if len(marker.ids) == 1:
+        # A single token may stand anywhere in a prompt that follows no template.
+        assert every.family == "paligemma"
+        return
+    expected = logits(edited, **longer)[0, -1]
+    assert not torch.allclose(expected, logits(every.model, **longer)[0, -1], atol=1e-4)
+    made = edited.generate(
+        **longer,
+        max_new_tokens=1,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    torch.testing.assert_close(made.logits[0][0], expected, atol=1e-4, rtol=1e-4)
+
+
 @ORDERS
 @pytest.mark.parametrize("answers", [True, False], ids=["answers", "prompts-alone"])
 @pytest.mark.parametrize("name", CACHE_NAMES)

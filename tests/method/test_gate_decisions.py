@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.method.config import GateConfig, GateKind
-from easyedit_dualedit.method.gate import EDIT_COUNTS, Gate, vision_mean
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate_keys import EDIT_COUNTS, vision_mean
 from easyedit_dualedit.model.inputs import TokenLayout
 
 HIDDEN, LENGTH = 16, 7

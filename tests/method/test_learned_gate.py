@@ -7,15 +7,18 @@ import torch
 from torch import nn
 
 from easyedit_dualedit.method.config import GateConfig
-from easyedit_dualedit.method.gate import (
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate_keys import (
     EDIT_COUNTS,
     GATE_FORMS,
     KEY_WIDTH,
-    Gate,
     GateForm,
     GateProjection,
+    TextKeys,
+    text_mean,
     vision_mean,
 )
+from easyedit_dualedit.model.inputs import TokenLayout
 
 HIDDEN = 16
 
@@ -198,3 +201,107 @@ def test_a_form_is_taken_in_the_dtype_of_the_gate_and_frozen_where_it_was(
     assert gate.threshold == saved.threshold
     states = torch.randn(3, HIDDEN)
     torch.testing.assert_close(gate.key(states), saved.key(states), atol=0.02, rtol=0)
+
+
+def text_keys(threshold: float) -> TextKeys:
+    torch.manual_seed(2)
+    keys = TextKeys(HIDDEN)
+    keys.mean.normal_()
+    keys.axes.normal_()
+    keys.thresholds.fill_(threshold)
+    return keys
+
+
+def questions(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return states, no pictures, and prompts."""
+    torch.manual_seed(3)
+    # Last tokens are all but the same.
+    states = torch.randn(1, HIDDEN) + 0.01 * torch.randn(count, HIDDEN)
+    return states, torch.zeros(count, HIDDEN), torch.randn(count, HIDDEN)
+
+
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_questions_without_a_picture_are_told_apart_by_their_prompts(form: GateForm):
+    gate = gate_of(0.7, 0.9, form)
+    states, vision, text = questions(5)
+    first = gate.key(states, vision, text)[:1]
+    assert bool(gate.route(states, first, None, vision, text).is_open.all())
+    gate.text = text_keys(0.8)
+    edits = gate.key(states, vision, text)
+    found = gate.route(states, edits, None, vision, text)
+    assert found.edit_index.tolist() == [0, 1, 2, 3, 4]
+    alone = gate.route(states, edits[:1], None, vision, text)
+    assert alone.is_open.tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_text_keys_change_nothing_where_the_query_or_the_edit_has_a_picture(form: GateForm):
+    gate = gate_of(0.3, 0.6, form)
+    states, _, text = questions(6)
+    pictures = torch.randn(6, HIDDEN)
+    shown = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])[:, None]
+    vision, text = pictures * shown, text * (1 - shown)
+    with_picture = shown[:, 0] == 1
+    before = gate.route(states, gate.key(states, vision, text), None, vision, text)
+    shown_edits = gate.key(states, vision, text)[with_picture]
+    on_pictures = gate.route(states, shown_edits, None, vision, text)
+    gate.text = text_keys(0.5)
+    edits = gate.key(states, vision, text)
+    after = gate.route(states, edits, None, vision, text)
+    for name in ("similarity", "edit_index"):
+        assert torch.equal(getattr(before, name)[with_picture], getattr(after, name)[with_picture])
+        found = gate.route(states, edits[with_picture], None, vision, text)
+        assert torch.equal(getattr(on_pictures, name), getattr(found, name))
+    assert not torch.equal(before.similarity, after.similarity)
+
+
+def test_the_threshold_of_text_keys_is_that_of_the_gate():
+    """Similarities of questions without a picture are told in the unit of the gate's threshold."""
+    gate = gate_of(0.6, 0.9)
+    gate.text = text_keys(0.4)
+    gate.text.thresholds.copy_(torch.linspace(0.4, 0.7, len(EDIT_COUNTS)))
+    states, vision, text = questions(40)
+    keys = gate.key(states, vision, text)
+    cosines = keys[:, -KEY_WIDTH:] @ keys[:, -KEY_WIDTH:].T
+    for count in (1, 5, 300, 10_000):
+        similarity = gate.similarity(keys, keys, among=count)
+        opens = similarity >= gate.threshold_among(count)
+        assert torch.equal(opens, cosines >= gate.text.threshold(count))
+        assert 40 <= int(opens.sum()) < 1600
+        torch.testing.assert_close(similarity.diagonal(), torch.ones(40))
+
+
+def test_text_keys_are_loaded_where_there_are_any_and_dropped_where_not():
+    saved, loaded = (gate_of(0.5, 0.5) for _ in range(2))
+    before = {name: value.clone() for name, value in saved.state_dict().items()}
+    saved.text = text_keys(0.6)
+    loaded.to(torch.bfloat16)
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.text is not None and loaded.text.axes.dtype == torch.bfloat16
+    assert loaded.text.threshold(1) == saved.text.threshold(1)
+    states, vision, text = questions(3)
+    expected = saved.key(states, vision, text)
+    torch.testing.assert_close(loaded.key(states, vision, text), expected, atol=0.05, rtol=0)
+    loaded.load_state_dict(before)
+    assert loaded.text is None and loaded.key(states).shape == (3, KEY_WIDTH)
+
+
+def test_the_mean_of_a_prompt_leaves_out_padding_and_rows_with_a_picture():
+    ids = torch.arange(12).reshape(2, 6)
+    real = torch.tensor([[False, False, True, True, True, True], [True] * 6])
+    seen = torch.tensor([[False] * 6, [False, True, True, False, False, False]])
+    layout = TokenLayout.of(ids, real, torch.tensor([4, 4]), seen, None)
+    hidden = torch.randn(2, 6, HIDDEN)
+    hidden[0, 2] *= 100  # one token's state is far larger than the others'
+    hidden[:, 5] = math.nan  # the target
+    hidden[0, :2] = math.nan
+    found = text_mean(hidden, layout)
+    expected = nn.functional.layer_norm(hidden[0, 2:5], (HIDDEN,)).mean(0)
+    torch.testing.assert_close(found[0], expected)
+    assert bool((found[1] == 0).all())
+    assert bool((text_mean(hidden[1:], layout_of_rows(layout, 1)) == 0).all())
+
+
+def layout_of_rows(layout: TokenLayout, row: int) -> TokenLayout:
+    parts = (layout.vision, layout.text, layout.answered, layout.gate, layout.last, layout.real)
+    return TokenLayout(*(part[row : row + 1] for part in parts))

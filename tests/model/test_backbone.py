@@ -188,6 +188,28 @@ def test_rows_without_marker_are_named_with_the_remedy():
         MARKER.last_index(ids[:1], rows([1, 1, 0, 0]))
 
 
+@pytest.mark.parametrize(
+    ("row", "mask", "expected"),
+    [
+        ([1, 8, 9, 2, 3], [1, 1, 1, 1, 1], 2),
+        ([1, 2, 3, 8, 9], [1, 1, 1, 1, 1], -1),
+        ([1, 2, 8, 9, 0], [1, 1, 1, 1, 0], -1),
+        ([0, 8, 9, 2, 3], [0, 1, 1, 1, 1], 2),
+        ([8, 9, 2, 7, 3], [1, 1, 1, 1, 1], -1),
+        ([8, 9, 2, 3, 7], [1, 1, 1, 1, 0], 1),
+        ([1, 2, 3, 4, 5], [1, 1, 1, 1, 1], -1),
+    ],
+    ids=["begun", "ends", "padded", "left", "another-turn", "padded-begun", "no-marker"],
+)
+def test_an_answer_that_was_begun_is_told_from_another_turn(
+    row: list[int], mask: list[int], expected: int
+):
+    special = torch.tensor([0, 7])
+    assert MARKER.before_begun_answer(rows(row), rows(mask), special).tolist() == [expected]
+    single = PromptMarker((9,))
+    assert single.before_begun_answer(rows(row), rows(mask), special).tolist() == [-1]
+
+
 def test_rows_shorter_than_the_marker_are_named():
     with pytest.raises(PromptEndError, match=r"rows \[0, 1\]"):
         MARKER.last_index(rows([8], [9]), torch.ones(2, 1))

@@ -33,7 +33,7 @@ def states_of(count: int, seed: int) -> ScopeStates:
     gate = {kind: seen(things if kind in IN_SCOPE else draw(1.0, KNOWN)) for kind in SCOPE}
     vision = {kind: seen(things if kind in IN_SCOPE else draw(1.0, KNOWN)) for kind in SCOPE}
     counts = {kind: torch.ones(count, dtype=torch.bool) for kind in SCOPE}
-    return ScopeStates(gate, vision, counts, torch.full((count,), -1), torch.arange(count))
+    return ScopeStates(gate, vision, vision, counts, torch.full((count,), -1), torch.arange(count))
 
 
 def opened_for(fitting: Fitting, states: ScopeStates, held_out: ScopeStates) -> float:
@@ -80,7 +80,7 @@ def crossed_states(count: int, seed: int) -> ScopeStates:
     gate = {kind: seen(asked[which], picture) for kind, (which, picture) in asking.items()}
     vision = {kind: seen(picture) for kind, (_, picture) in asking.items()}
     counts = {kind: torch.ones(count, dtype=torch.bool) for kind in SCOPE}
-    return ScopeStates(gate, vision, counts, torch.full((count,), -1), torch.arange(count))
+    return ScopeStates(gate, vision, vision, counts, torch.full((count,), -1), torch.arange(count))
 
 
 def test_a_pair_tells_another_question_from_another_picture_of_the_same():
@@ -96,8 +96,8 @@ def test_a_projection_takes_states_as_they_are(monkeypatch: pytest.MonkeyPatch):
     seen: list[Whitening] = []
     real = Whitening.of
 
-    def noting(inputs: dict[str, torch.Tensor]) -> Whitening:
-        seen.append(real(inputs))
+    def noting(requests: torch.Tensor, differences: torch.Tensor) -> Whitening:
+        seen.append(real(requests, differences))
         return seen[0]
 
     monkeypatch.setattr(Whitening, "of", noting)

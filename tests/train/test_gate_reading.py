@@ -78,8 +78,9 @@ def test_states_are_those_of_whole_rows(every: TinyModel, records: list[Record],
     read = reader.read(queries, first=asking)
     read = read.of(0, len(queries))
     plain = plain_gate_states(editor, [query for query in queries])
-    names = ("gate", "last", "vision") if answered else ("gate", "vision")
-    expected = dict(zip(("gate", "last", "vision"), plain, strict=True))
+    every_name = ("gate", "last", "vision", "text")
+    names = [name for name in every_name if answered or name != "last"]
+    expected = dict(zip(every_name, plain, strict=True))
     for name in names:
         got, wanted = getattr(read, name), expected[name]
         assert torch.allclose(got, wanted, atol=2e-4 * float(wanted.abs().max())), name

@@ -18,7 +18,7 @@ from easyedit_dualedit.errors import CalibrationError
 from easyedit_dualedit.method.adapter import CrossAttentionAdapter
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate import GateForm, GateProjection
+from easyedit_dualedit.method.gate_keys import GateForm, GateProjection
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train import gate_fit, gate_trainer
 from easyedit_dualedit.train.gate_reading import read_gate_states
@@ -101,7 +101,7 @@ def test_near_twins_that_are_answered_otherwise_raise_the_thresholds():
     gate["reliability"] = request
     counts = {kind: torch.ones(count, dtype=torch.bool) for kind in SCOPE}
     answers = torch.arange(count)
-    states = ScopeStates(gate, gate, counts, torch.full((count,), -1), answers)
+    states = ScopeStates(gate, gate, gate, counts, torch.full((count,), -1), answers)
     projection = GateProjection(width)
     strict, loose = (
         gate_trainer._calibrate_projection(projection, each, false_open_rate=0.01)[0]
@@ -183,7 +183,7 @@ def test_the_loss_is_that_of_finding_the_own_edit_or_none():
     states[OTHER_IMAGE][0] = states["reliability"][3]  # its partner's edit may rightly answer
     everywhere = torch.ones(count, dtype=torch.bool)
     counts = {kind: everywhere for kind in SCOPE} | {OTHER_QUESTION: torch.arange(count) % 2 == 0}
-    batch = ScopeStates(states, states, counts, partners, torch.arange(count))
+    batch = ScopeStates(states, states, states, counts, partners, torch.arange(count))
     got = gate_fit._routing_loss(
         lambda gate: gate,
         lambda queries, edits: queries @ edits.T,
@@ -230,6 +230,7 @@ def test_a_question_that_is_answered_alike_does_not_teach(
             gate=read.gate[read.row],
             last=read.last[read.row],
             vision=read.vision[read.row],
+            text=read.text[read.row],
             row=torch.arange(len(asked.queries)),
             first=torch.arange(len(asked.queries)),
         )
@@ -365,7 +366,9 @@ def test_states_on_another_device_are_selected_by_rows_on_the_processor():
     states = torch.empty(6, 4, device="meta")
     counts = torch.empty(6, dtype=torch.bool, device="meta")
     partners = torch.empty(6, dtype=torch.long, device="meta")
-    found = ScopeStates({"a": states}, {"a": states}, {"a": counts}, partners, partners)
+    found = ScopeStates(
+        {"a": states}, {"a": states}, {"a": states}, {"a": counts}, partners, partners
+    )
     part = found.select(torch.tensor([4, 1]))
     assert len(part) == 2
     every = (part.gate["a"], part.vision["a"], part.counts["a"], part.partners, part.answers)

@@ -52,7 +52,7 @@ def test_the_gate_reads_the_states_of_whole_forwards(family: str, records: list[
     states = reader.read(queries)
     assert not reader.is_plain
     place = queries.index(records[0].request)
-    gate, _, vision = plain_gate_states(editor, [records[0].request])
+    gate, _, vision, _ = plain_gate_states(editor, [records[0].request])
     got = states.of(place, place + 1)
     torch.testing.assert_close(got.gate, gate, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(got.vision, vision, atol=1e-3, rtol=1e-3)

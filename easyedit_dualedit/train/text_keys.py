@@ -1,0 +1,169 @@
+"""Fits the keys by which a `learned` gate tells questions without a picture apart.
+
+It is a linear discriminant analysis: of what wordings of one question have in common, the
+directions in which questions differ most. It takes no steps. Every record of MMEdit's files asks
+about a picture, so that the rest of the gate is taught by pictures, and its keys of two questions
+that stand alone are nearly the same.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate_keys import EDIT_COUNTS, KEY_WIDTH, TextKeys
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.gate_reading import read_gate_states
+from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
+from easyedit_dualedit.train.gate_whitening import Whitening
+
+logger = logging.getLogger(__name__)
+
+FEWEST_QUESTIONS = 30
+"""Distinct questions that text keys are fitted to, at least."""
+
+_MOST = 2000
+"""Questions of each sort, at most."""
+_HELD_OUT = 6
+"""One question in so many chooses the thresholds and teaches nothing."""
+_ADDED = 0.05
+"""Variance that is added to every axis, as a share of the mean one."""
+_SMALLEST = 1e-12
+_STRICTEST = 0.999
+"""Threshold, at most: distances from 1 are measured in that of the threshold."""
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """Distinct questions, each asked in two ways."""
+
+    asked: list[str]
+    again: list[str]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Wordings":
+        """Return the questions of records, as if they stood alone.
+
+        Requests are asked again as their text rephrase; text-locality questions, which have none,
+        as the data have it, in lower case, or with words around them.
+        """
+        own: dict[str, str] = {}
+        other: dict[str, str] = {}
+        for record in records:
+            if len(own) < _MOST:
+                own.setdefault(record.request.prompt, record.text_rephrase.prompt)
+            typed = record.text_locality.prompt.removeprefix(QUESTION_PREFIX)
+            if len(other) < _MOST and typed not in other:
+                other[typed] = _reworded(typed, len(other))
+        pairs = other | own
+        return cls(list(pairs), list(pairs.values()))
+
+
+def fit_text_keys(
+    editor: DualEditor, records: Sequence[Record], config: TrainingConfig, *, progress: bool
+) -> TextKeys | None:
+    """Return keys fitted to the questions of records; None if there are too few of them.
+
+    Args:
+        editor: whose text layer is read.
+        records: at least one.
+        config: of the training.
+        progress: whether to show a bar.
+    """
+    wordings = Wordings.of(records)
+    count = len(wordings.asked)
+    if count < FEWEST_QUESTIONS:
+        logger.info(
+            "%d distinct questions are too few to tell edits without a picture apart by; it takes"
+            " %d",
+            count,
+            FEWEST_QUESTIONS,
+        )
+        return None
+    read = read_gate_states(
+        editor,
+        [Query(prompt) for prompt in wordings.asked + wordings.again],
+        first=[True] * count + [False] * count,
+        autocast=config.autocast,
+        progress=progress,
+    )
+    asked, again = read.of(0, count), read.of(count, 2 * count)
+    source = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(count, generator=source).to(asked.text.device)
+    apart, taught = order[: count // _HELD_OUT], order[count // _HELD_OUT :]
+    keys = _fitted(asked.text[taught], again.text[taught])
+    allowed = editor.config.gate.false_open_rate
+    _choose_thresholds(keys, asked.text[apart], again.text[apart], asked.first[apart], allowed)
+    return keys
+
+
+def _fitted(asked: Tensor, again: Tensor) -> TextKeys:
+    """Return keys without thresholds of the means of two wordings, [n, d] each."""
+    keys = TextKeys(asked.shape[-1]).to(asked.device)
+    asked, again = keys.inputs(asked), keys.inputs(again)
+    whitening = Whitening.of(asked, again - asked)
+    seen = whitening.apply(asked)
+    variances, axes = torch.linalg.eigh(seen.T @ seen / len(seen))
+    # They are in ascending order.
+    variances, axes = variances[-KEY_WIDTH:].clamp(min=_SMALLEST), axes[:, -KEY_WIDTH:]
+    # What two wordings differ in is twice what one of them has of its own.
+    own = ((again - asked) @ whitening.factor @ axes).square().mean(0) / 2
+    meant = (1 - own / variances).clamp(min=0)
+    weights = (meant / (variances + _ADDED * variances.mean())).sqrt()
+    keys.mean.copy_(whitening.mean)
+    keys.axes[:, : axes.shape[1]] = whitening.factor @ (axes * weights)
+    return keys
+
+
+def _choose_thresholds(
+    keys: TextKeys, asked: Tensor, again: Tensor, answers: Tensor, false_open_rate: float
+) -> None:
+    """Set the thresholds by the means of held-out questions, [n, d] each.
+
+    Args:
+        keys: whose.
+        asked: of the questions.
+        again: of their other wordings.
+        answers: first token of the unedited model's answer to each question, long [n].
+        false_open_rate: as of `thresholds_by_count`.
+    """
+    edits = keys(asked)
+    similarity = edits @ edits.T
+    every = torch.ones(len(edits), dtype=torch.bool, device=edits.device)
+    after = torch.arange(len(edits), device=edits.device).roll(-1)
+    chosen = thresholds_by_count(
+        [
+            ScopedSimilarities(True, keys(again) @ edits.T, every),
+            # Each edit with the question of the one after it, whose own edit rightly answers it.
+            ScopedSimilarities(False, similarity[after], every, after),
+        ],
+        EDIT_COUNTS,
+        false_open_rate=false_open_rate,
+        nearest=ScopedSimilarities.of_nearest(similarity, answers),
+    )
+    strictest = [min(chosen[count].threshold, _STRICTEST) for count in EDIT_COUNTS]
+    keys.thresholds.copy_(torch.tensor(strictest))
+    first = chosen[EDIT_COUNTS[0]]
+    logger.info(
+        "without a picture: threshold %.3f, opens rightly for %.4f, wrongly for %.4f",
+        first.threshold,
+        first.true_open_rate,
+        first.false_open_rate,
+    )
+
+
+def _reworded(question: str, place: int) -> str:
+    """Return a question asked in one of several ways, in turns."""
+    ways = (
+        f"{QUESTION_PREFIX}{question}",
+        question.rstrip("?. ").lower(),
+        f"Question: {question} Answer:",
+        f"{question} Answer briefly.",
+        f"Please tell me: {question}",
+    )
+    return ways[place % len(ways)]

@@ -1,0 +1,141 @@
+"""Keys of questions without a picture: what they are fitted to, and what they tell apart."""
+
+import logging
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import fast, write_data
+from tiny_editors import tiny_config
+from tiny_models import TinyModel
+
+from easyedit_dualedit.data.records import QUESTION_PREFIX, Record, load_records
+from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.editor import DualEditor
+from easyedit_dualedit.method.gate_keys import EDIT_COUNTS, KEY_WIDTH
+from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.train import text_keys
+from easyedit_dualedit.train.gate_trainer import make_gate
+from easyedit_dualedit.train.text_keys import FEWEST_QUESTIONS, Wordings, fit_text_keys
+
+COUNT = 60
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    """Return records, each with a text-locality question of its own."""
+    made = load_records(write_data(tmp_path, COUNT), tmp_path)
+    return [
+        replace(
+            record,
+            text_locality=replace(
+                record.text_locality, prompt=f"{QUESTION_PREFIX}{question(place)}"
+            ),
+        )
+        for place, record in enumerate(made)
+    ]
+
+
+def question(place: int) -> str:
+    """Return a question of its own; those of places from `COUNT` on are in no record."""
+    source = random.Random(place)
+    letters = [source.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(24)]
+    return "who " + " ".join("".join(letters[i : i + 4]) for i in range(0, 24, 4)) + "?"
+
+
+def editor_of(tiny: TinyModel) -> DualEditor:
+    return DualEditor(tiny.model, tiny.processor, tiny_config(gate={"kind": "learned"}))
+
+
+def test_each_question_is_asked_in_two_ways_and_comes_once(records: list[Record]):
+    found = Wordings.of([*records, *records])
+    assert len(set(found.asked)) == len(found.asked) == len(found.again)
+    pairs = dict(zip(found.asked, found.again, strict=True))
+    for record in records:
+        typed = record.text_locality.prompt.removeprefix(QUESTION_PREFIX)
+        assert typed in pairs and pairs[typed] != typed
+        assert record.request.prompt in pairs
+    assert pairs[records[0].request.prompt] == records[0].text_rephrase.prompt
+    assert any(again.startswith(QUESTION_PREFIX) for again in found.again)
+
+
+def test_no_more_questions_than_can_be_read(records: list[Record], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text_keys, "_MOST", 10)
+    assert len(Wordings.of(records).asked) == 10 + min(
+        10, len({record.request.prompt for record in records})
+    )
+
+
+def test_a_question_without_a_picture_follows_its_own_edit_alone(
+    every: TinyModel, records: list[Record]
+):
+    editor = editor_of(every)
+    make_gate(editor, records, fast(gate_steps=20), progress=False)
+    assert editor.gate.text is not None
+    asked = [question(place) for place in range(COUNT, COUNT + 8)]
+    edits = editor.read([Query(each, None, "a word") for each in asked])
+    one = editor.edited(edits[:1])
+    inputs = editor.encoder.encode([*map(Query, asked)], with_target=False).inputs
+    assert one.route(**inputs).is_open.tolist() == [True] + [False] * 7
+    assert editor.edited(edits).route(**inputs).edit_index.tolist() == list(range(8))
+    again = [Query(f"{QUESTION_PREFIX}{each}") for each in asked]
+    bold = editor.edited(edits, gate=GateConfig("learned", threshold=0.0))
+    nearest = bold.route(**editor.encoder.encode(again, with_target=False).inputs).edit_index
+    assert int((nearest == torch.arange(8)).sum()) >= 6, nearest
+
+
+def test_too_few_questions_fit_no_keys(
+    llava: TinyModel, records: list[Record], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    assert fit_text_keys(editor_of(llava), records[:3], fast(), progress=False) is None
+    assert f"it takes {FEWEST_QUESTIONS}" in caplog.text
+
+
+def test_without_steps_the_projection_stays_and_the_keys_are_made(
+    llava: TinyModel, records: list[Record]
+):
+    editor = editor_of(llava)
+    make_gate(editor, records[:6], fast(gate_steps=5), progress=False)
+    before = {name: value.clone() for name, value in editor.gate.projection.state_dict().items()}
+    assert editor.gate.text is None
+    make_gate(editor, records, fast(gate_steps=0), progress=False)
+    after = editor.gate.projection.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert editor.gate.text is not None
+
+
+def test_directions_in_which_wordings_differ_are_left_out():
+    """Questions differ in ten directions, wordings in two others far more."""
+    source = torch.Generator().manual_seed(0)
+    count, width = 300, 40
+    asked, again = (torch.zeros(count, width) for _ in range(2))
+    meant = torch.randn(count, 10, generator=source)
+    for text in (asked, again):
+        text[:, :10] = meant
+        text[:, 10:12] = 3 * torch.randn(count, 2, generator=source)
+    keys = text_keys._fitted(asked[:200], again[:200])
+    text_keys._choose_thresholds(keys, asked[200:], again[200:], torch.arange(100), 0.01)
+    similarity = keys(again[200:]) @ keys(asked[200:]).T
+    plain = torch.nn.functional.normalize(again[200:], dim=-1)
+    plain = plain @ torch.nn.functional.normalize(asked[200:], dim=-1).T
+
+    def best(found: torch.Tensor) -> float:
+        return float((found.argmax(1) == torch.arange(100)).float().mean())
+
+    assert best(similarity) > 0.9 > 0.5 > best(plain)
+    opens = similarity >= keys.threshold(1)
+    assert float(opens.diagonal().float().mean()) > 0.9
+    assert float(opens.float().mean()) < 0.05
+    assert keys.thresholds.tolist() == sorted(keys.thresholds.tolist())
+    assert keys.axes.shape == (width, KEY_WIDTH) and len(keys.thresholds) == len(EDIT_COUNTS)
+
+
+def test_a_threshold_leaves_room_below_one():
+    """Questions whose wordings are all alike: distances from 1 would have no unit."""
+    keys = text_keys._fitted(torch.ones(40, 8), torch.ones(40, 8))
+    same = torch.ones(10, 8)
+    text_keys._choose_thresholds(keys, same, same, torch.arange(10), 0.0)
+    assert float(keys.thresholds.amax()) < 1.0
