@@ -123,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hparams", default="emoji", help="emoji or testbed")
     parser.add_argument("--archive", help="other adapters than those of the hparams")
+    parser.add_argument("--dtype", help="another than that of the hparams, such as float32")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--untaught", action="store_true", help="words that no training taught")
     parser.add_argument("--open", action="store_true", help="hold the gate open")
@@ -132,9 +133,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    given = {} if arguments.archive is None else {"archive": arguments.archive}
     hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
-    hparams = replace(hparams, **given)
+    asked = {"archive": arguments.archive, "dtype": arguments.dtype}
+    hparams = replace(hparams, **{name: each for name, each in asked.items() if each})
     records = own_records(hparams.model_name, arguments.data, "eval")
     if arguments.together:
         sys.stdout.write(measure_together(editor_of(hparams), records, arguments.count) + "\n")

@@ -28,6 +28,9 @@ def add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
         help="trained adapters, a folder or USER/NAME on the hub, instead of the hparams' archive",
     )
     parser.add_argument("--device", help="cpu, cuda:0, auto, ..., instead of the hparams' device")
+    parser.add_argument(
+        "--dtype", help="auto, bfloat16, float16 or float32, instead of the hparams' dtype"
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ def read_hparams(arguments: argparse.Namespace, kind: type[Hparams]) -> Hparams:
         "tokenizer_name": arguments.model,
         "archive": arguments.archive,
         "device": arguments.device,
+        "dtype": arguments.dtype,
     }
     values = values_of(arguments, kind)
     values |= {key: value for key, value in given.items() if value is not None}

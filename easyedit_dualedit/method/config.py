@@ -232,8 +232,9 @@ def gate_from(value: Any, *, source: str = "the configuration") -> GateConfig:
     if isinstance(value, str):
         return GateConfig(kind=value)  # type: ignore[arg-type]  # checked on construction
     if not isinstance(value, Mapping):
+        given = value if isinstance(value, int | float | list | tuple) else type(value).__name__
         raise ConfigError(
-            f"gate = {value!r} in {source}: a kind, or a mapping of kind, threshold,"
+            f"gate = {given!r} in {source}: a kind, or a mapping of kind, threshold,"
             " false_open_rate"
         )
     known = [f.name for f in dataclasses.fields(GateConfig)]

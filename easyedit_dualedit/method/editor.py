@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.errors import BackboneError, DataError
 from easyedit_dualedit.files import write_text
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.adapter import DualAdapters
@@ -82,6 +82,11 @@ class DualEditor(
             LayerError: if a layer does not exist in the model.
         """
         super().__init__()
+        if isinstance(model, EditedModel):
+            raise BackboneError(
+                "the model is an edited one, and an editor edits what nothing has changed; give its"
+                " base_model, and keep edits together in an EditMemory"
+            )
         backbone = Backbone.of(model, config.backbone)
         backbone.require_layers(
             (config.text_layer, config.vision_layer), names=("text_layer", "vision_layer")

@@ -1,12 +1,17 @@
-"""Texts of the command line that are amounts."""
+"""Arguments that several commands have, and texts of the command line that are amounts."""
 
 import argparse
 
 import pytest
+import torch
 
 from easyedit_dualedit.commands import parser
-from easyedit_dualedit.commands.arguments import memory
+from easyedit_dualedit.commands.arguments import add_model, memory
+from easyedit_dualedit.commands.hparams import read_hparams
+from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.model.row_memory import allowed_bytes
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
+from easyedit_dualedit.plugin.training_hparams import DualEditMultimodalTrainingHparams
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,18 @@ def test_an_amount_of_memory(text: str, value: int):
 def test_what_is_no_amount_of_memory_is_told(text: str):
     with pytest.raises(argparse.ArgumentTypeError, match="20GiB"):
         memory(text)
+
+
+@pytest.mark.parametrize("kind", [DualEditMultimodalHparams, DualEditMultimodalTrainingHparams])
+def test_the_dtype_may_be_given_instead_of_that_of_the_hyperparameters(
+    kind: type[DualEditMultimodalHparams],
+):
+    options = argparse.ArgumentParser()
+    add_model(options, "")
+    assert read_hparams(options.parse_args([]), kind).dtype == torch.float32
+    assert read_hparams(options.parse_args(["--dtype", "bfloat16"]), kind).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="dtype"):
+        read_hparams(options.parse_args(["--dtype", "int7"]), kind)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train", "benchmark", "many", "edits add"])

@@ -166,6 +166,14 @@ def test_another_gate_decides_instead_of_the_editors_own(llava: TinyModel):
             make(0.8)
 
 
+def test_an_edited_model_is_refused_at_once(llava: TinyModel):
+    editor = trained_editor(llava)
+    edited = editor.edited(editor.read([request_of()]))
+    with pytest.raises(BackboneError, match="give its base_model"):
+        DualEditor(edited, llava.processor, editor.config)
+    assert DualEditor(edited.base_model, llava.processor, editor.config).backbone.layers
+
+
 def sequence(editor: DualEditor) -> list[EditSignal]:
     """Read three edits one after another, each longer than the one before."""
     return [editor.read([request])[0] for request in (request_of(), OTHER, THIRD)]
