@@ -31,6 +31,9 @@ from easyedit_dualedit.train.trainer import train
 COLUMNS = (*METRICS, AVERAGE)
 """Metrics of the table."""
 
+PUBLISHED = "published architecture"
+"""The adapters of the preset `published`, trained as the base is."""
+
 _ADAPTERS = "adapters"
 _CHECKPOINT = "training.pt"
 
@@ -58,7 +61,8 @@ _PAIR = re.compile(r"layers-(\d+)-and-(\d+)")
 
 
 def variants(config: DualEditConfig, training: TrainingConfig) -> list[Variant]:
-    """Return the base, and one variant for each part that can be left out or exchanged."""
+    """Return the base, one variant for each part that can be left out or exchanged, and one with
+    all that the published architecture has otherwise."""
     swapped = replace(config, text_layer=config.vision_layer, vision_layer=config.text_layer)
     other: SignalPositions = "prompt+target" if config.signal == "target" else "target"
     every = [
@@ -76,6 +80,11 @@ def variants(config: DualEditConfig, training: TrainingConfig) -> list[Variant]:
         Variant("word path out", replace(config, word_path=False), training),
         Variant("answer tokens out", replace(config, answer_tokens=False), training),
     ]
+    published = replace(
+        config, signal="all", last_prompt_token=False, word_path=False, answer_tokens=False
+    )
+    if published != config:
+        every.append(Variant(PUBLISHED, published, training, (*_GATES, "last-token")))
     if swapped.text_layer != config.text_layer:
         every.insert(3, Variant("layers swapped", swapped, training))
     return every

@@ -16,6 +16,7 @@ from easyedit_dualedit.errors import ConfigError, LayerError
 from easyedit_dualedit.experiments import ablate as module
 from easyedit_dualedit.experiments.ablate import (
     COLUMNS,
+    PUBLISHED,
     Variant,
     ablate,
     is_done,
@@ -24,6 +25,7 @@ from easyedit_dualedit.experiments.ablate import (
 )
 from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS
 from easyedit_dualedit.measure.target_split import GROUPS, TargetSplit
+from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.report import plots
 
 CONFIG = tiny_config(gate={"kind": "learned"})
@@ -59,7 +61,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_each_variant_differs_from_the_base_in_one_part():
-    base, *others = variants(CONFIG, TRAINING)
+    base, *others, published = variants(CONFIG, TRAINING)
     assert base.config == CONFIG and base.training == TRAINING
     assert len({variant.folder for variant in (base, *others)}) == 1 + len(others)
     for variant in others:
@@ -78,6 +80,12 @@ def test_each_variant_differs_from_the_base_in_one_part():
         }
         trained_otherwise = variant.training != TRAINING
         assert len(changed) + trained_otherwise == 1 or changed == {"text_layer", "vision_layer"}
+    layers = {"text_layer": CONFIG.text_layer, "vision_layer": CONFIG.vision_layer}
+    preset = DualEditConfig.preset("published", **layers, width=CONFIG.width, heads=CONFIG.heads)
+    assert replace(published.config, gate=preset.gate) == preset
+    assert published.training == TRAINING and "last-token" in published.gates
+    names = [variant.name for variant in variants(preset, TRAINING)]
+    assert PUBLISHED not in names, "it is the base then"
     pairs = layer_pairs(CONFIG, TRAINING, [(0, 3)])
     assert (pairs[0].config.text_layer, pairs[0].config.vision_layer) == (0, 3)
 
