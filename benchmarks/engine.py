@@ -5,6 +5,7 @@ takes that computes in bfloat16 and accumulates two batches, on a small model. T
 two ways are compared. Each way runs in a process of its own.
 """
 
+import argparse
 import subprocess
 import sys
 import time
@@ -76,8 +77,11 @@ def measure(way: str) -> str:
 
 def main() -> None:
     """Print the table, or measure the way that is named."""
-    if len(sys.argv) > 1:
-        sys.stdout.write(measure(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("way", nargs="?", choices=WAYS, help="only this one, in this process")
+    way = parser.parse_args().way
+    if way is not None:
+        sys.stdout.write(measure(way))
         return
     names = ("", "s to be ready", "MiB for it", "CPU ms a step", "sum of gradients")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]

@@ -8,6 +8,7 @@ computes is what one H100 was measured at; of an A100 the same share of its peak
 many records run together, and whether layers run again, is what the shipped YAML says.
 """
 
+import argparse
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -319,4 +320,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     print(table(), end="")  # noqa: T201

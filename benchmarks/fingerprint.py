@@ -6,6 +6,7 @@ counts on a model of the same depth, and takes the time on two layers at full wi
 which each tensor costs the same as those of the other layers.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -86,4 +87,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()

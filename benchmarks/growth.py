@@ -8,6 +8,7 @@ on small models on the CPU. No time is taken, so that each number is the same on
 grows with the square of its tokens, whatever is done to it.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -179,4 +180,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     sys.exit(main())

@@ -7,6 +7,7 @@ over as many rows as are packed, with pictures of 640 by 480, or a video of 64 f
 counts as on a GPU, where its matrix is never written out.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -316,4 +317,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()

@@ -8,6 +8,7 @@ with whole forwards. As `train` takes it, its records are split to the memory th
 other processes may have a share in it.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -112,4 +113,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()
