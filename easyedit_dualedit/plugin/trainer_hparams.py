@@ -8,6 +8,19 @@ from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.settings import is_whole
 from easyedit_dualedit.train.config import CACHE_BYTES, TrainingConfig
 
+_KEYS = {
+    "steps": "max_iters",
+    "learning_rate": "lr",
+    "reliability_weight": "cinner",
+    "text_generality_weight": "cedit",
+    "image_generality_weight": "iedit",
+    "image_locality_weight": "cloc",
+    "text_locality_weight": "cloc",
+    "gradient_clip": "grad_clip",
+    "accumulate": "accumulate_bs",
+}
+"""Field of a `TrainingConfig` -> the key that it comes from."""
+
 _LEFT_TO_PRESET = (
     "text_locality_weight",
     "image_locality_weight",
@@ -138,7 +151,10 @@ class TrainerHparams:
         for key in _LEFT_TO_PRESET:
             if getattr(self, key) is not None:
                 values[key] = getattr(self, key)
-        return TrainingConfig.preset(self.preset, **values)
+        try:
+            return TrainingConfig.preset(self.preset, **values)
+        except ConfigError as error:
+            raise ConfigError(self._as_in_files(str(error))) from None
 
     def training_problems(self) -> list[str]:
         """Return a line for each value that no training can have."""
@@ -147,7 +163,7 @@ class TrainerHparams:
             try:
                 self.training_config()
             except ConfigError as error:
-                problems.append(str(error))
+                problems += str(error).split("; ")
         if self.max_iters is None and self.max_epochs is None:
             problems.append("max_iters and max_epochs are both null; set one")
         if not isinstance(getattr(torch.optim, str(self.opt), None), type):
@@ -164,18 +180,30 @@ class TrainerHparams:
             value = getattr(self, key)
             if value is not None and not is_whole(value, 0):
                 problems.append(f"{key} = {value!r}: a whole number, 0 or above")
-        return problems + self._checkpoint_problems()
+        return [*dict.fromkeys(problems), *self._checkpoint_problems()]
 
     def _checkpoint_problems(self) -> list[str]:
         # EasyEdit saves only when it validates, and its final evaluation loads what it saved.
         if not self.final_eval or self.eval_only or (self.debug and not self.save):
             return []
         numbers = (self.max_iters, self.val_interval)
-        if not all(isinstance(number, int) for number in numbers):
+        if not all(is_whole(number, 1) for number in numbers):
             return []
         if self.max_iters is None or self.val_interval < self.max_iters:
             return []
+        most = self.max_iters - 1
+        mended = f"val_interval to at most {most}" if most else "max_iters to 2 or more"
         return [
             f"val_interval = {self.val_interval} with max_iters = {self.max_iters}: EasyEdit would"
-            f" save nothing; set val_interval to at most {self.max_iters - 1}"
+            f" save nothing; set {mended}"
         ]
+
+    def _as_in_files(self, problems: str) -> str:
+        """Return what is wrong with a training, its fields named as these hyperparameters are."""
+        told = []
+        for problem in problems.split("; "):
+            name, equals, rest = problem.partition(" = ")
+            if getattr(self, name, None) is None:
+                name = _KEYS.get(name, name)
+            told.append(f"{name}{equals}{rest}")
+        return "; ".join(dict.fromkeys(told))

@@ -28,7 +28,7 @@ def add(work: Workplace, folder: Path, **changes: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"lr": 1e300}, "learning_rate = 1e+300"),
+        ({"lr": 1e300}, "lr = 1e+300"),
         ({"seed": 2**64}, f"seed = {2**64}: a whole number"),
         ({"seed": 10**400}, "seed = 1000"),
         ({"quantization": "4bit"}, "4-bit weights keep no gradient on a CPU"),

@@ -133,16 +133,19 @@ def test_what_is_not_allowed_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0}, "learning_rate = 0"),
+        ({"lr": 0}, "lr = 0"),
         ({"opt": "Atom"}, "opt = 'Atom'"),
         ({"max_iters": None}, "max_iters and max_epochs are both null"),
         ({"max_iters": 10, "val_interval": 10}, "save nothing; set val_interval to at most 9"),
+        ({"max_iters": 1, "val_interval": 1}, "save nothing; set max_iters to 2 or more"),
+        ({"cloc": -1}, "cloc = -1"),
+        ({"text_locality_weight": -1}, "text_locality_weight = -1"),
         ({"accumulate_bs": 0}, "accumulate_bs = 0"),
         ({"max_iters": 0}, "max_iters = 0"),
         ({"max_iters": "10"}, "max_iters = '10'"),
         ({"max_epochs": 0.5}, "max_epochs = 0.5"),
         ({"log_interval": 0.5}, "log_interval = 0.5"),
-        ({"cinner": -1}, "reliability_weight = -1"),
+        ({"cinner": -1}, "cinner = -1"),
     ],
 )
 def test_what_is_not_allowed_in_training_is_named(changes: dict[str, object], message: str) -> None:
@@ -161,7 +164,14 @@ def test_all_problems_are_reported_together() -> None:
         DualEditMultimodalTrainingHparams.from_dict(
             {"text_layer": -1, "vision_layer": 2, "device": "gpu7", "lr": -1, "gatte": "open"}
         )
-    for part in ("gatte", "did you mean gate", "no model_name", "text_layer = -1", "gpu7", "rate"):
+    for part in (
+        "gatte",
+        "did you mean gate",
+        "no model_name",
+        "text_layer = -1",
+        "gpu7",
+        "lr = -1",
+    ):
         assert part in str(raised.value)
 
 
