@@ -75,6 +75,8 @@ class Gate(Thresholded):
     """
 
     mean: Tensor
+    text: TextKeys | None
+    """Keys of questions without a picture, where they were fitted."""
 
     def __init__(self, hidden_size: int, config: GateConfig):
         """Build a gate over states of `hidden_size`, not calibrated yet."""
@@ -83,7 +85,8 @@ class Gate(Thresholded):
         self.register_buffer("mean", torch.zeros(hidden_size))
         self.register_buffer("thresholds", torch.full((len(CALIBRATED_KINDS),), math.nan))
         self.projection = GateProjection(hidden_size)
-        self.text: TextKeys | None = None
+        # In the dictionary of modules, which gates that share what was learned have in common.
+        self.register_module("text", None)
         self.register_load_state_dict_pre_hook(prepare_learned)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(warn_of_fallback)  # type: ignore[no-untyped-call]
 

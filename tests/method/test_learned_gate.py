@@ -276,7 +276,9 @@ def test_text_keys_are_loaded_where_there_are_any_and_dropped_where_not():
     before = {name: value.clone() for name, value in saved.state_dict().items()}
     saved.text = text_keys(0.6)
     loaded.to(torch.bfloat16)
+    sharing = loaded.with_config(GateConfig("learned", threshold=0.9))
     loaded.load_state_dict(saved.state_dict())
+    assert sharing.text is loaded.text
     assert loaded.text is not None and loaded.text.axes.dtype == torch.bfloat16
     assert loaded.text.threshold(1) == saved.text.threshold(1)
     states, vision, text = questions(3)

@@ -31,7 +31,8 @@ class Stage:
             self.step, self.seconds = saved["step"], saved["seconds"]
             for name, each in stateful.items():
                 each.load_state_dict(saved[name])
-            logger.info("%s goes on at step %d of %d", file.stem, self.step, steps)
+            if self.step < steps:
+                logger.info("%s goes on at step %d of %d", file.stem, self.step, steps)
         self._since = self._saved = time.monotonic()
 
     @property
