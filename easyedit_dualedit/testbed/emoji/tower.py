@@ -80,7 +80,7 @@ def train_tower(
     """
     torch.manual_seed(seed)
     tower = model.model.vision_tower
-    lesson = _Lesson(tower, words, drawings)
+    lesson = TowerLesson(tower, words, drawings)
     for name, steps, whole in (("patches", plan.steps, False), ("whole", plan.whole_steps, True)):
         source = PictureSource(things, seed + whole, single=0.6 if whole else 0.5)
         _run(lesson, source, folder / f"tower-{name}.pt", steps, plan.batch, whole, seed)
@@ -94,8 +94,11 @@ def train_tower(
     return reached | said
 
 
-class _Lesson:
+class TowerLesson:
+    """What the layers below the last are taught by: two classifiers of patches."""
+
     def __init__(self, tower: Any, words: PatchWords, drawings: Drawings) -> None:
+        """Begin with classifiers that know nothing."""
         width = tower.config.hidden_size
         self.tower, self.words, self.drawings = tower, words, drawings
         self.things = nn.Linear(width, len(words.names) + 1)
@@ -130,6 +133,7 @@ class _Lesson:
 
     @torch.no_grad()
     def measure(self, pictures: Sequence[Picture]) -> dict[str, float]:
+        """Return the shares of patches that each classifier has right."""
         entries, things = self.words.of(pictures)
         states = self.look(pictures, None)
         covered = things < len(self.words.names)
@@ -164,7 +168,7 @@ def choose_patches(things: Tensor, none: int, generator: torch.Generator) -> Ten
 
 
 def _run(
-    lesson: _Lesson,
+    lesson: TowerLesson,
     source: PictureSource,
     file: Path,
     steps: int,

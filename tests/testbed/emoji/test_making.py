@@ -25,7 +25,7 @@ from easyedit_dualedit.testbed.emoji.patch_states import patch_states
 from easyedit_dualedit.testbed.emoji.patch_words import PatchWords
 from easyedit_dualedit.testbed.emoji.picture_source import PictureSource
 from easyedit_dualedit.testbed.emoji.stage import Stage
-from easyedit_dualedit.testbed.emoji.tower import TowerPlan, choose_patches
+from easyedit_dualedit.testbed.emoji.tower import TowerLesson, TowerPlan, choose_patches
 from easyedit_dualedit.testbed.emoji.word_memory import MemoryPlan
 
 LANGUAGE = tiny_language()
@@ -89,6 +89,21 @@ def test_patches_are_kept_of_both_things() -> None:
     assert int((shown[1] == 1).sum()) == 12
     assert (shown == len(THINGS)).sum(1).tolist() == [3, 3]
     assert all(len(set(row)) == 15 for row in keep.tolist())
+
+
+def test_with_all_patches_the_tower_learns_entries_alone() -> None:
+    """Things, which it knows by then, kept it from learning the place in a name."""
+    model: Any = build_model(LANGUAGE, SHAPE)
+    lesson = TowerLesson(model.model.vision_tower, WORDS, tiny_drawings())
+    pictures = [draw_single("tiger", random.Random(number)) for number in range(4)]
+    keep = choose_patches(WORDS.of(pictures)[1], len(THINGS), torch.Generator().manual_seed(0))
+    for kept, learns_things in ((keep, True), (None, False)):
+        model.zero_grad()
+        for head in (lesson.things, lesson.entries):
+            head.zero_grad()
+        torch.autograd.backward(lesson.loss(pictures, kept, torch.Generator().manual_seed(0)))
+        assert (lesson.things.weight.grad is not None) == learns_things
+        assert float(lesson.entries.weight.grad.abs().sum()) > 0  # type: ignore[union-attr]
 
 
 def test_the_projector_reads_the_states_that_the_model_gives_it() -> None:
