@@ -95,7 +95,13 @@ def train_tower(
 
 
 class TowerLesson:
-    """What the layers below the last are taught by: two classifiers of patches."""
+    """What the layers below the last are taught by: classifiers of patches.
+
+    Which entry a patch is follows from its thing and its place, but a tower that was asked for
+    things and entries alone did not keep the place: after 3,800 steps a linear map of its states
+    told columns apart in 25 of 100 patches, with six of them, and entries stayed at what a name
+    gives away. So it is asked for the place, too.
+    """
 
     def __init__(self, tower: Any, words: PatchWords, drawings: Drawings) -> None:
         """Begin with classifiers that know nothing."""
@@ -103,6 +109,7 @@ class TowerLesson:
         self.tower, self.words, self.drawings = tower, words, drawings
         self.things = nn.Linear(width, len(words.names) + 1)
         self.entries = nn.Linear(width, len(words.token_of_entry))
+        self.places = nn.Linear(width, GRID * GRID)
 
     def look(self, pictures: Sequence[Picture], keep: Tensor | None) -> Tensor:
         """Return the unit states [n, p, width] below the last layer."""
@@ -114,22 +121,18 @@ class TowerLesson:
     def loss(
         self, pictures: Sequence[Picture], keep: Tensor | None, generator: torch.Generator
     ) -> Tensor:
-        """Return the loss of telling things, and the entries of their patches, apart.
-
-        With all patches it is that of the entries alone. Beside the other, which the first part
-        has all but learned, they stayed at a half: the names were told, and not the place in them.
-        """
+        """Return the loss of telling things, their patches' entries, and places apart."""
         entries, things = (_kept(each, keep) for each in self.words.of(pictures))
+        places = _kept(torch.arange(GRID * GRID).expand(len(pictures), -1), keep)
         chance = torch.rand(things.shape, generator=generator)
         covered = things < len(self.words.names)
         asked = chance < torch.where(covered, _COVERED_SHARE, _GROUND_SHARE)
         states = self.look(pictures, keep)[asked]
         with torch.autocast("cpu", torch.bfloat16):
-            of_things, of_entries = self.things(states), self.entries(states)
-        loss = functional.cross_entropy(of_entries.float(), entries[asked])
-        if keep is None:
-            return loss
-        return loss + functional.cross_entropy(of_things.float(), things[asked])
+            said = self.things(states), self.entries(states), self.places(states)
+        wanted = things[asked], entries[asked], places[asked]
+        losses = map(functional.cross_entropy, (each.float() for each in said), wanted)
+        return torch.stack(list(losses)).sum()
 
     @torch.no_grad()
     def measure(self, pictures: Sequence[Picture]) -> dict[str, float]:
@@ -137,7 +140,9 @@ class TowerLesson:
         entries, things = self.words.of(pictures)
         states = self.look(pictures, None)
         covered = things < len(self.words.names)
+        places = torch.arange(GRID * GRID).expand(len(pictures), -1)
         right = {
+            "place": self.places(states).argmax(-1) == places,
             "thing": (self.things(states).argmax(-1) == things)[covered],
             "entry": (self.entries(states).argmax(-1) == entries)[covered],
             "background": (self.entries(states).argmax(-1) == entries)[~covered],
@@ -183,7 +188,8 @@ def _run(
     hidden = [each for each in taught if each.ndim == 2 and id(each) in inside]
     known = {id(each) for each in hidden}
     others = [each for each in taught if id(each) not in known]
-    heads = [*lesson.things.parameters(), *lesson.entries.parameters()]
+    classifiers = {"things": lesson.things, "entries": lesson.entries, "places": lesson.places}
+    heads = [each for head in classifiers.values() for each in head.parameters()]
     # With it the tower names .57 of all things after 530 steps; AdamW had not left chance by then.
     muon = torch.optim.Muon(hidden, lr=_MUON_RATE, weight_decay=0.01)
     adam = torch.optim.AdamW(
@@ -196,8 +202,7 @@ def _run(
         file,
         steps,
         tower=lesson.tower,
-        things=lesson.things,
-        entries=lesson.entries,
+        **classifiers,
         muon=muon,
         adam=adam,
     )
