@@ -166,7 +166,8 @@ class Gate(Thresholded):
             assignment = assignment.repeat_interleave(len(hidden) // len(assignment))
         vision = text = None
         if self.config.kind == "learned":
-            vision, text = vision_mean(hidden, layout.vision), text_mean(hidden, layout)
+            vision = vision_mean(hidden, layout.vision)
+            text = None if self.text is None else text_mean(hidden, layout)
         return self.route(hidden[rows, index.to(hidden.device)], edits, assignment, vision, text)
 
     def route(
