@@ -226,7 +226,8 @@ class Gate(Thresholded):
         width = self.projection.key_width
         similarity = self.projection.similarity(queries[:, :width], edits[:, :width])
         queries, edits = queries[:, width:], edits[:, width:]
-        if self.text is None or not bool(queries.any()):
+        # Edits that were kept before the gate had text keys have none.
+        if self.text is None or not edits.shape[1] or not bool(queries.any()):
             return similarity
         alone = queries.any(1)[:, None] & edits.any(1)
         # One threshold serves both: distances from 1 are in the unit of the threshold's.

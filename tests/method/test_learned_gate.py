@@ -234,6 +234,16 @@ def test_questions_without_a_picture_are_told_apart_by_their_prompts(form: GateF
     assert alone.is_open.tolist() == [True, False, False, False, False]
 
 
+def test_edits_that_were_kept_before_the_keys_are_compared_as_they_were():
+    gate = gate_of(0.7, 0.9)
+    states, vision, text = questions(3)
+    kept = gate.key(states, vision, text)
+    before = gate.route(states, kept, None, vision, text)
+    gate.text = text_keys(0.8)
+    after = gate.route(states, kept, None, vision, text)
+    assert torch.equal(before.similarity, after.similarity)
+
+
 @pytest.mark.parametrize("form", GATE_FORMS)
 def test_text_keys_change_nothing_where_the_query_or_the_edit_has_a_picture(form: GateForm):
     gate = gate_of(0.3, 0.6, form)
