@@ -307,7 +307,8 @@ def real_tokens(inputs: Mapping[str, Any], prompt: Tensor | None = None) -> Tens
 
 def cache_of(inputs: Mapping[str, Any]) -> Any:
     """Return the cache among a model's inputs, or in its output; None without one."""
-    return next((inputs[name] for name in CACHE_NAMES if inputs.get(name) is not None), None)
+    held = dict(inputs)  # an output of transformers warns when it is asked for a name of before
+    return next((held[name] for name in CACHE_NAMES if held.get(name) is not None), None)
 
 
 def cache_in(output: Any) -> Any:

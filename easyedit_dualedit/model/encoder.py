@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
+from easyedit_dualedit.errors import BackboneError, ConfigError, DataError, PromptEndError
 from easyedit_dualedit.model.backbone import Backbone, PromptMarker
 from easyedit_dualedit.model.inputs import (
     IGNORED,
@@ -129,10 +129,13 @@ class Encoder:
             padding_side: "left" (what `generate` needs) or "right".
 
         Raises:
+            ConfigError: if there is no such side.
             DataError: if there is no query, a target tokenises to nothing, a row is longer than the
                 model can read, a picture or video is bad, or the processor refuses it.
             BackboneError: if the processor does not put image tokens where a picture is.
         """
+        if padding_side not in ("left", "right"):
+            raise ConfigError(f"padding_side = {padding_side!r}; give 'left' or 'right'")
         if not queries:
             raise DataError("no queries to encode; give at least one")
         prompts, others = self._reader.read(queries)
@@ -180,11 +183,9 @@ class Encoder:
         if self._limit is not None and max(counts) > self._limit.most:
             seen = [self.vision_positions(prompt["input_ids"]) for prompt in prompts]
             self._limit.require(queries, counts, seen)
-        totals = torch.tensor(counts)
-        width = int(totals.max())
-        positions = torch.arange(width)
+        totals, positions = torch.tensor(counts)[:, None], torch.arange(max(counts))
         is_left = padding_side == "left"
-        real = positions >= width - totals[:, None] if is_left else positions < totals[:, None]
+        real = positions >= len(positions) - totals if is_left else positions < totals
         inputs = dict(others)
         for name in prompts[0]:
             tokens = self._with_answers(name, [prompt[name] for prompt in prompts], targets)

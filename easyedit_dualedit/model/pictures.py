@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -41,9 +43,10 @@ def picture_of(value: PictureLike) -> Picture:
     kept, not a copy, and has to stay as it is: draw on a copy of it.
 
     Args:
-        value: a path, also as text; a PIL picture; encoded bytes; a data URI; a URL, fetched as
-            transformers does; an open binary file; an array or tensor of uint8, or of floats from
-            0 to 1; a dictionary with `bytes` or `path` of the datasets library.
+        value: a path, also as text or as a `file://` URL; a PIL picture; encoded bytes; a data
+            URI; a URL, fetched as transformers does; an open binary file; an array or tensor of
+            uint8, or of floats from 0 to 1; a dictionary with `bytes` or `path` of the datasets
+            library.
 
     Raises:
         DataError: if it is none of these, or cannot be read.
@@ -137,6 +140,8 @@ def _of_text(text: str) -> Picture:
         except Exception as error:  # whatever the network and its library raise
             raise DataError(f"{_short(text)} cannot be fetched ({_line(error)})") from error
         return fetched
+    if text.startswith("file://"):
+        return Path(url2pathname(urlsplit(text).path))
     if not text or "\0" in text:
         raise DataError(f"{_short(text)} is no path of a picture; {_ALLOWED}")
     return Path(text)

@@ -12,6 +12,7 @@ from tiny_editors import hooks_of_ours, picture, request_of, shared, trained_edi
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 from transformers import DynamicCache, StaticCache
+from transformers.utils import generic
 
 from easyedit_dualedit.errors import (
     CalibrationError,
@@ -364,6 +365,19 @@ def test_a_tuple_holds_a_cache_that_is_marked(llava: TinyModel):
         mine = edited(**step, past_key_values=cache)
         expected = edited(**step, past_key_values=named.past_key_values)
     assert torch.equal(mine.logits, expected.logits)
+
+
+def test_a_call_says_nothing_of_names_that_transformers_has_given_up(
+    llava: TinyModel, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+    monkeypatch.setattr(generic.logger, "warning_once", lambda text, *_: said.append(str(text)))
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    with torch.no_grad():
+        edited(**inputs, use_cache=False)
+        edited.generate(**inputs, max_new_tokens=2)
+    assert not said
 
 
 def test_a_cache_out_of_which_rows_or_tokens_were_taken_is_refused(llava: TinyModel):

@@ -13,7 +13,7 @@ from tiny_editors import backbone_of, picture, request_of, shared
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
 
-from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
+from easyedit_dualedit.errors import BackboneError, ConfigError, DataError, PromptEndError
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import IGNORED, Batch, Query, open_image
 
@@ -252,6 +252,11 @@ def test_rows_without_chat_template_have_no_end(tiny: TinyModel):
 def test_nothing_to_encode_is_refused(llava: TinyModel):
     with pytest.raises(DataError, match="no queries to encode"):
         encoder_of(llava).encode([])
+
+
+def test_a_side_that_does_not_exist_is_refused(llava: TinyModel):
+    with pytest.raises(ConfigError, match="padding_side = 'centre'; give 'left' or 'right'"):
+        encoder_of(llava).encode([Query("What is this?")], padding_side="centre")
 
 
 def test_a_target_that_tokenises_to_nothing_is_refused(

@@ -59,12 +59,15 @@ def forms(folder: Path) -> dict[str, Any]:
     """Return the same picture in the forms that are taken."""
     image = picture(size=(40, 30))
     image.save(folder / "p.png")
+    image.save(folder / "of the child.png")
     content = (folder / "p.png").read_bytes()
     values = np.asarray(image)
     floats = torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255
     return {
         "path": folder / "p.png",
         "text": str(folder / "p.png"),
+        "file URL": (folder / "p.png").as_uri(),
+        "file URL, escaped": (folder / "of the child.png").as_uri(),
         "picture": image,
         "list of one": [image],
         "array": values,
