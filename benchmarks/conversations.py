@@ -3,27 +3,23 @@
 ``python -m benchmarks.conversations`` makes edits of held-out records, one at a time, asks each
 in every `SETTINGS` through the processor's chat template, and prints how many answers are the
 edit's, how many answers about another picture change, and how often the unedited model answers
-as it does to the question alone.
+as it does to the question alone. With ``--without-picture`` the edits are those of the records'
+text-locality questions, each with its record's target, and nothing in the chat shows a picture.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.text_only import asked_of, parser_of
 from easyedit_dualedit import DualEditor, Query
-from easyedit_dualedit.commands.editors import editor_of
-from easyedit_dualedit.commands.records import own_records
-from easyedit_dualedit.data.records import METRICS, Record, metric_queries
+from easyedit_dualedit.data.records import METRICS, QUESTION_PREFIX, Record, metric_queries
 from easyedit_dualedit.model.inputs import input_device
-from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 
 _LONGEST = 12
 """Tokens of a generated answer; longer than any that is asked for."""
@@ -35,9 +31,27 @@ def _said(role: str, text: str) -> Message:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _opened(query: Query) -> Image.Image:
+def _opened(query: Query) -> Image.Image | None:
+    if not query.files:
+        return None
     (file,) = query.files
     return file if isinstance(file, Image.Image) else Image.open(file).convert("RGB")
+
+
+def without_pictures(records: Sequence[Record]) -> list[tuple[Query, Query]]:
+    """Return edits of text-locality questions as typed, and with each the next one's question."""
+    typed = [record.text_locality.prompt.removeprefix(QUESTION_PREFIX) for record in records]
+    targets = [record.request.target for record in records]
+    return [
+        (Query(typed[place], None, target), Query(typed[(place + 1) % len(typed)]))
+        for place, target in enumerate(targets)
+    ]
+
+
+def with_pictures(records: Sequence[Record]) -> list[tuple[Query, Query]]:
+    """Return the records' edits, and with each the question about its locality picture."""
+    others = metric_queries(records, METRICS[-1])
+    return [(record.request, other) for record, other in zip(records, others, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -52,10 +66,11 @@ class Setting:
 
     def messages(self, query: Query) -> list[Message]:
         """Return the chat that ends with a query, its picture in the first turn of the user's."""
-        image: dict[str, Any] = {"type": "image", "image": _opened(query)}
+        picture = _opened(query)
+        image: list[dict[str, Any]] = [{"type": "image", "image": picture}] if picture else []
         told = [_said("system", self.system)] if self.system else []
         earlier, answer = self.before or (query.prompt, "")
-        shown = {"role": "user", "content": [image, {"type": "text", "text": earlier}]}
+        shown = {"role": "user", "content": [*image, {"type": "text", "text": earlier}]}
         if self.before is None:
             return [*told, shown]
         return [*told, shown, _said("assistant", answer), _said("user", query.prompt)]
@@ -70,57 +85,54 @@ SETTINGS = (
 )
 
 
-def measure(editor: DualEditor, records: Sequence[Record]) -> str:
-    """Return a Markdown table of all settings, percent."""
-    processor = editor.encoder.processor
-    request, other = METRICS[0], METRICS[-1]
+def measure(editor: DualEditor, asked: Sequence[tuple[Query, Query]]) -> str:
+    """Return a Markdown table of all settings, percent.
+
+    Args:
+        editor: edits its model.
+        asked: edits, each with another question that it has to leave alone.
+    """
+    processor, unedited = editor.encoder.processor, editor.backbone.model
 
     def answer(model: Any, chat: Sequence[Message]) -> str:
         inputs = processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(input_device(editor.backbone.model))
+        ).to(input_device(unedited))
         made = model.generate(**inputs, max_new_tokens=_LONGEST, do_sample=False)
         text = processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return str(text).strip()
 
     counts: Counter[tuple[str, str]] = Counter()
-    for record in tqdm(records, desc="edits", unit="edit"):
-        target = record.request.target or ""
-        edited = editor.edit(_opened(record.request), record.request.prompt, target)
-        (elsewhere,) = metric_queries([record], other)
+    for request, other in tqdm(asked, desc="edits", unit="edit"):
+        edited = editor.edited(editor.read([request]))
         alone = None
         for setting in SETTINGS:
-            chat = setting.messages(record.request)
-            unedited = answer(editor.backbone.model, chat)
-            alone = unedited if alone is None else alone
-            counts[setting.name, "alike"] += unedited == alone
-            counts[setting.name, request] += answer(edited, chat) == target
-            chat = setting.messages(elsewhere)
-            counts[setting.name, other] += answer(edited, chat) == answer(
-                editor.backbone.model, chat
-            )
+            chat = setting.messages(request)
+            before = answer(unedited, chat)
+            alone = before if alone is None else alone
+            counts[setting.name, "alike"] += before == alone
+            counts[setting.name, "edit"] += answer(edited, chat) == (request.target or "").strip()
+            chat = setting.messages(other)
+            counts[setting.name, "other"] += answer(edited, chat) == answer(unedited, chat)
     lines = [
-        "| question | the edit's answer | another picture's answer stays"
+        "| question | the edit's answer | another question's answer stays"
         " | the unedited model answers as to the question alone |",
         "|---|---|---|---|",
     ]
     for setting in SETTINGS:
-        shares = [counts[setting.name, each] / len(records) for each in (request, other, "alike")]
+        shares = [counts[setting.name, each] / len(asked) for each in ("edit", "other", "alike")]
         lines.append(f"| {setting.name} | " + " | ".join(f"{100 * s:.1f}" for s in shares) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--hparams", default="emoji", help="emoji or testbed")
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
+    parser = parser_of(__doc__)
+    parser.add_argument("--without-picture", action="store_true", help="edits of text alone")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
-    records = own_records(hparams.model_name, arguments.data, "eval")[: arguments.count]
-    sys.stdout.write(measure(editor_of(hparams), records) + "\n")
+    editor, records = asked_of(arguments)
+    chosen = without_pictures if arguments.without_picture else with_pictures
+    sys.stdout.write(measure(editor, chosen(records[: arguments.count])) + "\n")
 
 
 if __name__ == "__main__":

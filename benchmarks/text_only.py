@@ -118,32 +118,43 @@ def _answer(model: EditedModel, editor: DualEditor, query: Query, target: str) -
     return str(editor.encoder.tokenizer.decode(made[0, start:], skip_special_tokens=True)).strip()
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what says which adapters are asked, and about which records."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--hparams", default="emoji", help="emoji or testbed")
     parser.add_argument("--archive", help="other adapters than those of the hparams")
     parser.add_argument("--dtype", help="another than that of the hparams, such as float32")
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
+    return parser
+
+
+def asked_of(arguments: argparse.Namespace) -> tuple[DualEditor, list[Record]]:
+    """Return the editor that a command line of `parser_of` names, and its held-out records."""
+    torch.set_num_threads(1)
+    hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
+    asked = {"archive": arguments.archive, "dtype": arguments.dtype}
+    hparams = replace(hparams, **{name: each for name, each in asked.items() if each})
+    return editor_of(hparams), own_records(hparams.model_name, arguments.data, "eval")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = parser_of(__doc__)
     parser.add_argument("--untaught", action="store_true", help="words that no training taught")
     parser.add_argument("--open", action="store_true", help="hold the gate open")
     parser.add_argument(
         "--together", action="store_true", help="all edits in one model, and other questions"
     )
-    parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
-    asked = {"archive": arguments.archive, "dtype": arguments.dtype}
-    hparams = replace(hparams, **{name: each for name, each in asked.items() if each})
-    records = own_records(hparams.model_name, arguments.data, "eval")
+    editor, records = asked_of(arguments)
     if arguments.together:
-        sys.stdout.write(measure_together(editor_of(hparams), records, arguments.count) + "\n")
+        sys.stdout.write(measure_together(editor, records, arguments.count) + "\n")
         return
     records = records[: arguments.count]
     if arguments.untaught:
         records = with_untaught_targets(records)
-    sys.stdout.write(measure(editor_of(hparams), records, is_open=arguments.open) + "\n")
+    sys.stdout.write(measure(editor, records, is_open=arguments.open) + "\n")
 
 
 if __name__ == "__main__":
