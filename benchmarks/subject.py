@@ -1,5 +1,6 @@
-"""The model that is measured: a LLaVA of random weights, in one of several shapes."""
+"""The model that is measured: a LLaVA of random weights in one of several shapes, or a real one."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
+from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 
 _CHAT = (
     "{% for message in messages %}{{ 'USER: ' }}{% for part in message['content'] %}"
@@ -73,11 +76,15 @@ class Shapes:
     """How often edits and forwards are timed."""
     steps: int = 40
     """How many training steps are timed; 0 where a processor would take too long or too much."""
+    hparams: str | None = None
+    """Name of the model's hyperparameters; None means random weights."""
+    shown: int | None = None
+    """Positions that a picture takes; None means one for each patch."""
 
     @property
     def image_tokens(self) -> int:
         """Positions that a picture takes."""
-        return (self.side // 14) ** 2
+        return (self.side // 14) ** 2 if self.shown is None else self.shown
 
     @property
     def weight_bytes(self) -> int:
@@ -100,9 +107,12 @@ class Shapes:
         return self.weight_bytes + layers * positions * kept * self.dtype.itemsize + _PROCESS_BYTES
 
     def narrow(self) -> "Shapes":
-        """Return shapes of the same depth and as many tokens, for which any machine has room."""
+        """Return random weights of the same depth and as many tokens, or as fill a square."""
         return replace(
             self,
+            hparams=None,
+            shown=None,
+            side=14 * math.ceil(math.sqrt(self.image_tokens)),
             hidden=NARROW,
             inner=NARROW,
             heads=1,
@@ -138,8 +148,26 @@ SHAPES: dict[str, Shapes] = {
         repeats=3,
         steps=0,
     ),
+    "emoji": Shapes(
+        hidden=576,
+        inner=1536,
+        layers=30,
+        heads=9,
+        side=96,
+        tower_inner=2304,
+        tower_layers=5,
+        tower_heads=4,
+        text_layer=15,
+        vision_layer=18,
+        width=512,
+        vocabulary=49154,
+        repeats=10,
+        steps=8,
+        hparams="emoji",
+        shown=78,
+    ),
 }
-"""Shapes by name: those of the published measurements, and those of a model that people edit."""
+"""Shapes by name: of the published measurements, of a model that people edit, of a real one."""
 
 
 def model_classes() -> Any:
@@ -157,7 +185,30 @@ def bytes_of_weights(editor: DualEditor) -> int:
 
 
 def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") -> DualEditor:
-    """Return an editor on a fresh model, its adapters changing something."""
+    """Return an editor on a fresh model, or on the one named, its adapters changing something."""
+    if shapes.hparams is None:
+        model, processor = _drawn(shapes, device)
+    else:
+        named = DualEditMultimodalHparams.from_hparams(shapes.hparams).model_name
+        model, processor = load_model(named, dtype=shapes.dtype, device=device)
+    settings = DualEditConfig.preset(
+        "default",
+        text_layer=shapes.text_layer,
+        vision_layer=shapes.vision_layer,
+        width=shapes.width,
+        heads=8,
+        gate={"kind": "cosine", "threshold": -1.0},
+    )
+    editor = DualEditor(model, processor, settings)
+    with torch.no_grad():
+        for name, parameter in editor.adapters.named_parameters():
+            if "output" in name:
+                parameter.normal_(0.0, 0.02)
+    return editor
+
+
+def _drawn(shapes: Shapes, device: torch.device | str) -> tuple[Any, Any]:
+    """Return a LLaVA of random weights, and its processor."""
     classes = model_classes()
     folder = Path(testbed.__file__).parent / "llava-onevision-testbed"
     tokenizer: Any = classes.AutoTokenizer.from_pretrained(folder)
@@ -201,20 +252,7 @@ def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") ->
         model: Any = classes.LlavaForConditionalGeneration(config)
     model.eval().requires_grad_(False)
     _fill(model)
-    settings = DualEditConfig.preset(
-        "default",
-        text_layer=shapes.text_layer,
-        vision_layer=shapes.vision_layer,
-        width=shapes.width,
-        heads=8,
-        gate={"kind": "cosine", "threshold": -1.0},
-    )
-    editor = DualEditor(model, processor, settings)
-    with torch.no_grad():
-        for name, parameter in editor.adapters.named_parameters():
-            if "output" in name:
-                parameter.normal_(0.0, 0.02)
-    return editor
+    return model, processor
 
 
 @contextmanager

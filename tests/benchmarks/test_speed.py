@@ -14,6 +14,7 @@ import torch
 from benchmarks import speed
 from benchmarks.clock import Clock, gflop_of
 from benchmarks.depth import step_gflop
+from benchmarks.measures import Measures
 from benchmarks.memory import free_bytes, peak_mib
 from benchmarks.page import folder_of, page_of, write_page
 from benchmarks.shares import parts_of_an_edit, shares_of
@@ -104,6 +105,20 @@ def test_narrow_shapes_keep_depth_layers_and_tokens():
     assert (narrow.layers, narrow.tower_layers, narrow.image_tokens) == (32, 24, 576)
     assert (narrow.text_layer, narrow.vision_layer) == (wide.text_layer, wide.vision_layer)
     assert narrow.weight_bytes < 2**24 < 2**33 < wide.weight_bytes
+
+
+def test_a_model_may_be_one_that_hyperparameters_name():
+    named = replace(
+        PUBLISHED, hparams="testbed", text_layer=1, vision_layer=2, width=32, shown=72, side=96
+    )
+    editor = editor_of(named)
+    assert editor.backbone.model.config.model_type == "llava_onevision"
+    written = [each for name, each in editor.adapters.named_parameters() if "output" in name]
+    assert written and all(bool(each.any()) for each in written), "they change something"
+    narrow = named.narrow()
+    assert narrow.hparams is None and narrow.image_tokens == 81
+    found = Measures(named, Clock(torch.device("cpu")), 1, 1, 2).training("queries")
+    assert found["times"], "a step of it can be timed"
 
 
 def test_weights_take_the_bytes_that_the_shapes_say():
