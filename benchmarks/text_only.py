@@ -37,20 +37,26 @@ TOGETHER = (
 )
 
 
-def measure(editor: DualEditor, records: Sequence[Record], *, is_open: bool = False) -> str:
+def measure(
+    editor: DualEditor,
+    records: Sequence[Record],
+    others: Sequence[Record],
+    *,
+    is_open: bool = False,
+) -> str:
     """Return a Markdown table, percent with 95 % interval.
 
     Args:
         editor: edits its model.
         records: each gives a question, a target and pictures.
+        others: for each another one, whose question has to be left alone.
         is_open: whether the gate is held open, so that adapters alone are measured; nothing is
             then asked that has to stay.
     """
     gate = editor.open_gate() if is_open else None
     unedited = editor.edited([])
     right: defaultdict[str, list[float]] = defaultdict(list)
-    for place, record in enumerate(tqdm(records, desc="edits", unit="edit")):
-        after = records[(place + 1) % len(records)]
+    for record, after in tqdm(list(zip(records, others, strict=True)), desc="edits", unit="edit"):
         asked = record.text_locality.prompt
         typed = asked.removeprefix(QUESTION_PREFIX)
         target = record.request.target or ""
@@ -63,11 +69,11 @@ def measure(editor: DualEditor, records: Sequence[Record], *, is_open: bool = Fa
             right[name].append(_answer(edited, editor, query, target) == target.strip())
         right[OWN].append(_answer(alone, editor, Query(own), target) == target.strip())
         elsewhere = after.text_locality.prompt.removeprefix(QUESTION_PREFIX)
-        others = (Query(elsewhere), replace(record.image_locality, target=None))
-        for name, query in zip(STAYS, () if is_open else others, strict=False):
+        stays = (Query(elsewhere), replace(record.image_locality, target=None))
+        for name, query in zip(STAYS, () if is_open else stays, strict=False):
             before = _answer(unedited, editor, query, target)
             right[name].append(_answer(edited, editor, query, target) == before)
-    return _table(right)
+    return table_of(right)
 
 
 @torch.no_grad()
@@ -99,10 +105,11 @@ def measure_together(editor: DualEditor, records: Sequence[Record], count: int) 
                 right[TOGETHER[2]].append(found not in (own, -1))
             else:
                 right[TOGETHER[3]].append(found >= 0)
-    return _table({name: right[name] for name in TOGETHER})
+    return table_of({name: right[name] for name in TOGETHER})
 
 
-def _table(right: Mapping[str, Sequence[float]]) -> str:
+def table_of(right: Mapping[str, Sequence[float]]) -> str:
+    """Return a Markdown table of one row: shares, percent with 95 % interval."""
     lines = [f"| {' | '.join(right)} |", f"|{'---|' * len(right)}"]
     found = [interval(each) for each in right.values()]
     shares = [f"{each.mean:.1f} ({each.low:.1f}–{each.high:.1f})" for each in found]
@@ -119,12 +126,12 @@ def _answer(model: EditedModel, editor: DualEditor, query: Query, target: str) -
 
 
 def parser_of(about: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what says which adapters are asked, and about which records."""
+    """Return a parser of what says which adapters are asked, and about how many records."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--hparams", default="emoji", help="emoji or testbed")
     parser.add_argument("--archive", help="other adapters than those of the hparams")
     parser.add_argument("--dtype", help="another than that of the hparams, such as float32")
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--count", type=int, default=100, help="edits")
     parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
     return parser
 
@@ -147,14 +154,20 @@ def main() -> None:
         "--together", action="store_true", help="all edits in one model, and other questions"
     )
     arguments = parser.parse_args()
+    if arguments.together and (arguments.open or arguments.untaught):
+        parser.error("--together asks routing alone: leave out --open and --untaught")
     editor, records = asked_of(arguments)
     if arguments.together:
+        most = len({record.text_locality.prompt for record in records}) - 1
+        if arguments.count > most:
+            parser.error(f"--count {arguments.count}: there are other questions up to {most}")
         sys.stdout.write(measure_together(editor, records, arguments.count) + "\n")
         return
+    others = [*records[1:], records[0]][: arguments.count]
     records = records[: arguments.count]
     if arguments.untaught:
         records = with_untaught_targets(records)
-    sys.stdout.write(measure(editor, records, is_open=arguments.open) + "\n")
+    sys.stdout.write(measure(editor, records, others, is_open=arguments.open) + "\n")
 
 
 if __name__ == "__main__":

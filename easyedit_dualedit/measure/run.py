@@ -77,15 +77,10 @@ class Run:
                 )
             write_json(folder / SETTINGS_FILE, settings)
         elif stored != settings:
-            keys = sorted(stored.keys() | settings.keys())
-            differing = [
-                f"{key} was {stored.get(key)!r} and is {settings.get(key)!r}"
-                for key in keys
-                if stored.get(key) != settings.get(key)
-            ]
+            differing = "; ".join(_differences(stored, settings))
             raise ConfigError(
-                f"{folder} holds a run with other settings: {'; '.join(differing)}; choose another"
-                " --name, or start anew with --fresh"
+                f"{folder} holds a run with other settings: {differing}; choose another --name, or"
+                " start anew with --fresh"
             )
 
     @staticmethod
@@ -157,3 +152,15 @@ class Run:
 
     def _case_path(self, index: int) -> Path:
         return self.folder / CASES_FOLDER / f"{index:05d}.json"
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], name: str = "") -> list[str]:
+    """Return what differs between two mappings, those within them looked into."""
+    told: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            told += _differences(old, new, f"{name}{key}.")
+        elif old != new:
+            told.append(f"{name}{key} was {old!r} and is {new!r}")
+    return told

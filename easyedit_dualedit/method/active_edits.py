@@ -41,7 +41,7 @@ class EditSignal:
     vision_state: Tensor
     """Mean state of the image tokens at the text layer, [d]; zeros without a picture."""
     text_state: Tensor
-    """Mean over the prompt's states there (`text_mean`), [d]; zeros with a picture."""
+    """Mean over the prompt's states there (`Gate.prompt_mean`), [d]; zeros with a picture."""
     words: Tensor
     """Answer token that follows each of those positions, long [e]; `NO_WORD` where none does."""
     request: Query | None = None
@@ -129,7 +129,8 @@ class ActiveEdits:
         device = gate.mean.device
         if not stored:
             return cls(adapters, gate, (), torch.empty(0, 0, device=device), {}, assignment)
-        keys = torch.stack([edit.key for edit in stored]).to(device)
+        # Edits that were kept before the gate had text keys have shorter ones.
+        keys = pad_sequence([edit.key for edit in stored], True).to(device)
         newest = _newest([edit.provenance.question for edit in stored], device)
         projected: dict[Modality, Projections] = {
             modality: StoredProjections(stored, modality, device, adapters.word_vectors)

@@ -1,7 +1,7 @@
 """The editor: reads edits from a model and gives back the model with them applied."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from easyedit_dualedit.method.config import DualEditConfig, GateConfig, gate_fro
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
 from easyedit_dualedit.method.gate import Gate
-from easyedit_dualedit.method.gate_keys import text_mean, vision_mean
+from easyedit_dualedit.method.gate_keys import vision_mean
 from easyedit_dualedit.method.model_card import (
     CARD_TEMPLATE,
     LIBRARY,
@@ -102,6 +102,13 @@ class DualEditor(
         """Targets of the edits that the adapters were trained on; None if that is not known."""
         self.to(input_device(backbone.model))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if any(weight.dtype == torch.float16 for weight in self.adapters.parameters()):
+            # Some tokens' states are in the ten thousands, and float16 ends at 65,504.
+            self.adapters.to(torch.float32)
+        return self
+
     def read(self, requests: Sequence[Query]) -> list[EditSignal]:
         """Return the edit signal of each request, in their order.
 
@@ -158,7 +165,7 @@ class DualEditor(
         words = batch.following_words(self.encoder.tokenizer.eos_token_id)
         text_states = states[self.config.text_layer]
         pictures = vision_mean(text_states, layout.vision)
-        texts = text_mean(text_states, layout)
+        texts = self.gate.prompt_mean(text_states, layout)
         signals = []
         for row in range(batch.size):
             signals.append(

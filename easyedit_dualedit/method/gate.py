@@ -23,10 +23,10 @@ from torch.nn import functional
 from easyedit_dualedit.errors import CalibrationError, DataError
 from easyedit_dualedit.method.config import GateConfig, GateKind, gate_from
 from easyedit_dualedit.method.gate_keys import (
+    STRICTEST,
     GateProjection,
     TextKeys,
     Thresholded,
-    text_mean,
     vision_mean,
 )
 from easyedit_dualedit.method.gate_loading import prepare_learned, warn_of_fallback
@@ -167,7 +167,7 @@ class Gate(Thresholded):
         vision = text = None
         if self.config.kind == "learned":
             vision = vision_mean(hidden, layout.vision)
-            text = None if self.text is None else text_mean(hidden, layout)
+            text = None if self.text is None else self.text.mean_of(hidden, layout)
         return self.route(hidden[rows, index.to(hidden.device)], edits, assignment, vision, text)
 
     def route(
@@ -231,8 +231,20 @@ class Gate(Thresholded):
             return similarity
         alone = queries.any(1)[:, None] & edits.any(1)
         # One threshold serves both: distances from 1 are in the unit of the threshold's.
-        unit = (1 - self.projection.threshold(among)) / (1 - self.text.threshold(among))
+        own = min(self.projection.threshold(among), STRICTEST)
+        unit = (1 - own) / (1 - self.text.threshold(among))
         return torch.where(alone, 1 - unit * (1 - queries @ edits.T), similarity)
+
+    def prompt_mean(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+        """Return means of prompts without a picture, float32 [b, d]; zeros where none are compared.
+
+        Args:
+            hidden: states of the text layer that no edit has changed, [b, s, d].
+            layout: what each position is.
+        """
+        if self.text is None:
+            return hidden.new_zeros(len(hidden), hidden.shape[-1], dtype=torch.float32)
+        return self.text.mean_of(hidden, layout)
 
     def key(
         self, states: Tensor, vision: Tensor | None = None, text: Tensor | None = None
@@ -245,7 +257,7 @@ class Gate(Thresholded):
         Args:
             states: states of gate tokens at the text layer, [..., d].
             vision: means of the image tokens there, [..., d]; zeros, or None, without a picture.
-            text: means of the prompts there (`text_mean`), [..., d]; zeros, or None, with one.
+            text: means of the prompts there (`prompt_mean`), [..., d]; zeros, or None, with one.
         """
         kind = self.kind
         with in_own_precision(self.mean.device):

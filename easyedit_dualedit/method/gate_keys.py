@@ -19,6 +19,9 @@ from easyedit_dualedit.model.inputs import TokenLayout
 EDIT_COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Numbers of stored edits that a `learned` gate keeps thresholds for."""
 
+STRICTEST = 0.999
+"""Threshold, at most: similarities without a picture are distances from 1 in its unit."""
+
 KEY_WIDTH = 128
 """Length of a unit vector that a `learned` gate compares."""
 
@@ -30,6 +33,9 @@ GATE_FORMS: tuple[GateForm, ...] = get_args(GateForm)
 
 _HIDDEN_WIDTH = 256
 """Width of the layer between states and keys, where there are two."""
+
+_LEAST = 1e-6
+"""Weight of all tokens of a prompt, at least; a prompt of less has no key."""
 
 _SHARPNESS = 20.0
 """Of the soft minimum of a pair's cosines: it is at most log(2) / 20 = 0.03 above the minimum."""
@@ -138,19 +144,27 @@ class TextKeys(Thresholded):
 
     The last prompt token hardly tells such questions apart; the mean over all tokens of the prompt
     does, in the directions in which wordings of one question differ least (`train.text_keys`).
+    Rare tokens weigh more in it: "the capital of France" and "the capital of Japan" share most.
     """
 
-    def __init__(self, hidden_size: int):
-        """Build keys of means of `hidden_size` that are not fitted yet."""
+    def __init__(self, hidden_size: int, vocabulary: int = 0):
+        """Build keys that are not fitted yet.
+
+        Args:
+            hidden_size: of the means.
+            vocabulary: number of tokens that have a weight; 0 if all weigh alike.
+        """
         super().__init__()
         self.mean: Tensor
         self.axes: Tensor
+        self.weights: Tensor
+        self.register_buffer("weights", torch.ones(vocabulary))
         self.register_buffer("mean", torch.zeros(hidden_size))
         self.register_buffer("axes", torch.zeros(hidden_size, KEY_WIDTH))
         self.register_buffer("thresholds", torch.full((len(EDIT_COUNTS),), math.nan))
 
     def forward(self, text: Tensor) -> Tensor:
-        """Return unit vectors, [..., k], of means as of `text_mean`, [..., d]; zeros of zeros."""
+        """Return unit vectors, [..., k], of means as of `mean_of`, [..., d]; zeros of zeros."""
         keys = functional.normalize((self.inputs(text) - self.mean) @ self.axes, dim=-1)
         return torch.where(text.any(-1, keepdim=True), keys, 0.0)
 
@@ -158,6 +172,26 @@ class TextKeys(Thresholded):
     def inputs(text: Tensor) -> Tensor:
         """Return means, normalised, [..., d]."""
         return functional.layer_norm(text, text.shape[-1:])
+
+    def mean_of(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+        """Return the mean over the prompt of rows without a picture, float32 [b, d]; else zeros.
+
+        Each state is normalised for itself: some tokens' are a hundred times as large as others'.
+
+        Args:
+            hidden: states, [b, s, d].
+            layout: what each position is.
+        """
+        mask = layout.text & ~layout.vision.any(1, keepdim=True)
+        if not bool(mask.any()):
+            return hidden.new_zeros(len(hidden), hidden.shape[-1], dtype=torch.float32)
+        states = functional.layer_norm(hidden.float(), hidden.shape[-1:])
+        weights = None
+        if len(self.weights):
+            # Tokens that the tokenizer lacks are those of pictures, where the mask is False.
+            known = layout.ids.clamp(max=len(self.weights) - 1).to(self.weights.device)
+            weights = self.weights[known].float().to(hidden.device)
+        return _mean(states, mask.to(hidden.device), weights)
 
     def threshold(self, count: int) -> float:
         """Return the cosine at or above which the best of `count` edits applies."""
@@ -179,22 +213,10 @@ def vision_mean(hidden: Tensor, vision: Tensor) -> Tensor:
     return _mean(hidden.float(), vision.to(hidden.device))
 
 
-def text_mean(hidden: Tensor, layout: TokenLayout) -> Tensor:
-    """Return the mean over the prompt of rows without a picture, float32 [b, d]; else zeros.
-
-    Each state is normalised for itself: some tokens' are a hundred times as large as others'.
-
-    Args:
-        hidden: states, [b, s, d].
-        layout: what each position is.
-    """
-    mask = layout.text & ~layout.vision.any(1, keepdim=True)
-    if not bool(mask.any()):
-        return hidden.new_zeros(len(hidden), hidden.shape[-1], dtype=torch.float32)
-    return _mean(functional.layer_norm(hidden.float(), hidden.shape[-1:]), mask.to(hidden.device))
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
+def _mean(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     # Left out, not multiplied by zero: NaN may stand at padding.
     kept = torch.where(mask[..., None], values, 0.0)
-    return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    if weights is None:
+        return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    shares = torch.where(mask, weights, 0.0)
+    return (shares[:, None] @ kept)[:, 0] / shares.sum(1, keepdim=True).clamp(min=_LEAST)

@@ -29,9 +29,18 @@ def prepare_learned(gate: Any, tensors: dict[str, Tensor], prefix: str, *_rest: 
         form = _form_of({name.removeprefix(start): tensors[name] for name in names})
         if form != gate.projection.form:
             gate.projection = _like(gate, GateProjection(size, form))
-    has_text = any(name.startswith(f"{prefix}text.") for name in tensors)
-    if has_text != (gate.text is not None):
-        gate.text = _like(gate, TextKeys(size)) if has_text else None
+    gate.text = _text_keys(gate, tensors, f"{prefix}text.")
+
+
+def _text_keys(gate: Any, tensors: dict[str, Tensor], prefix: str) -> TextKeys | None:
+    """Return text keys that can take those of `tensors`; None if there are none."""
+    if not any(name.startswith(prefix) for name in tensors):
+        return None
+    # Those of version 0.1 had no weights.
+    weights = tensors.setdefault(f"{prefix}weights", gate.mean.new_empty(0))
+    if gate.text is not None and len(gate.text.weights) == len(weights):
+        return gate.text  # type: ignore[no-any-return]
+    return _like(gate, TextKeys(len(gate.mean), len(weights)))  # type: ignore[no-any-return]
 
 
 def _like(gate: Any, made: Any) -> Any:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,6 @@ CACHE_NAMES = ("cache", "past_key_values")
 
 NO_WORD = -1
 """Stands for a token id at positions that no answer token follows."""
-
 
 Shown = Picture | Video
 """One thing that a question is about."""
@@ -200,14 +199,15 @@ class TokenLayout:
     text: Tensor
     """Prompt text that the text adapter may change, bool [b, s]: never target or padding."""
     answered: Tensor
-    """Tokens that follow the prompt, counted up to and with each position, long [b, s]; 0 in the
-    prompt."""
+    """Tokens behind the prompt, counted up to and with each position, long [b, s]; else 0."""
     gate: Tensor
     """Index of the last prompt token, long [b]."""
     last: Tensor
     """Index of the last real token, target included, long [b]."""
     real: Tensor
     """Everything but padding, bool [b, s]."""
+    ids: Tensor
+    """Tokens, long [b, s]; 0 behind a prompt that ended before the first position."""
 
     @classmethod
     def of(
@@ -232,8 +232,8 @@ class TokenLayout:
         # BOS comes first, or right after the image tokens of BLIP-2 and PaliGemma.
         is_bos = input_ids.gather(1, start[:, None])[:, 0].eq(-1 if bos is None else bos)
         text = prompt & (positions >= (start + is_bos.long())[:, None])
-        answered = (real & (positions > gate[:, None])).cumsum(1)
-        return cls(vision, text, answered, gate, last_real_index(real), real)
+        answered, last = (real & (positions > gate[:, None])).cumsum(1), last_real_index(real)
+        return cls(vision, text, answered, gate, last, real, input_ids)
 
     @classmethod
     def of_answer(cls, answered: Tensor, width: int) -> Self:
@@ -247,7 +247,7 @@ class TokenLayout:
         real = torch.ones_like(places, dtype=torch.bool)
         # The prompt ended before the first position.
         gate, last = torch.full_like(answered, -1), torch.full_like(answered, width - 1)
-        return cls(~real, ~real, places, gate, last, real)
+        return cls(~real, ~real, places, gate, last, real, torch.zeros_like(places))
 
     @property
     def answer(self) -> Tensor:
@@ -256,8 +256,7 @@ class TokenLayout:
 
     def to(self, device: torch.device) -> "TokenLayout":
         """Return the layout on a device."""
-        moved = (getattr(self, field.name).to(device) for field in dataclasses.fields(self))
-        return TokenLayout(*moved)
+        return self._changed(lambda part: part.to(device))
 
     def without_prompt_end(self) -> "TokenLayout":
         """Return the layout with the last prompt token no longer counted as prompt text."""
@@ -266,12 +265,14 @@ class TokenLayout:
 
     def select(self, rows: Tensor) -> "TokenLayout":
         """Return the layout of some rows, long [r]."""
-        return TokenLayout(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+        return self._changed(lambda part: part[rows])
 
     def repeated(self, times: int) -> "TokenLayout":
         """Return the layout of rows that are repeated in place, as beam search does."""
-        fields = dataclasses.fields(self)
-        return TokenLayout(*(getattr(self, f.name).repeat_interleave(times, 0) for f in fields))
+        return self._changed(lambda part: part.repeat_interleave(times, 0))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "TokenLayout":
+        return TokenLayout(*(change(getattr(self, f.name)) for f in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True)
@@ -299,8 +300,8 @@ class Batch:
 
     def select(self, rows: Tensor) -> "Batch":
         """Return the token ids of some rows, long [r], and what their positions are."""
-        ids = {"input_ids": self.inputs["input_ids"][rows]}
-        return Batch(ids, self.layout.select(rows), self.target[rows], self.labels[rows])
+        layout = self.layout.select(rows)
+        return Batch({"input_ids": layout.ids}, layout, self.target[rows], self.labels[rows])
 
     @property
     def size(self) -> int:
@@ -321,9 +322,9 @@ def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
         attention_mask: True (or 1) where a token is real, [b, s].
         lengths: how many, long [b].
     """
-    positions = torch.arange(attention_mask.shape[1])
     last = last_real_index(attention_mask)[:, None]
-    return (positions <= last) & (positions > last - lengths[:, None])
+    behind = last - torch.arange(attention_mask.shape[1])
+    return (behind >= 0) & (behind < lengths[:, None])
 
 
 def positions_of(tokens: Sequence[int], input_ids: Tensor) -> Tensor:

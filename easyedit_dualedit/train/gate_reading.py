@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate_keys import text_mean, vision_mean
+from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.gate_keys import vision_mean
 from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, TokenLayout, input_device
@@ -220,7 +221,7 @@ class GateReader:
         output = self._frozen.run(queries, [False] * len(rows), owners, prepared)
         asking = [place for place, row in enumerate(rows) if row.wants_first]
         logits = _first_logits(self._editor.backbone.model, output, asking) if asking else None
-        return _states_at(output.states, output.batch.layout), logits
+        return _states_at(output.states, output.batch.layout, self._editor.gate), logits
 
     def _plain(self, rows: Sequence[GateRow]) -> _Read:
         """Return what `_run` does, by whole forwards."""
@@ -249,16 +250,16 @@ def plain_gate_states(editor: DualEditor, queries: Sequence[Query]) -> tuple[Ten
     batch = editor.encoder.encode(queries)
     with undisturbed(backbone.model), record(backbone.layers, [layer], stop=True) as seen:
         backbone.model(**batch.inputs, use_cache=False)
-    return _states_at(seen[layer], batch.layout)
+    return _states_at(seen[layer], batch.layout, editor.gate)
 
 
-def _states_at(hidden: Tensor, layout: TokenLayout) -> tuple[Tensor, ...]:
+def _states_at(hidden: Tensor, layout: TokenLayout, gate: Gate) -> tuple[Tensor, ...]:
     rows = torch.arange(len(hidden), device=hidden.device)
     return (
         hidden[rows, layout.gate.to(hidden.device)].float(),
         hidden[rows, layout.last.to(hidden.device)].float(),
         vision_mean(hidden, layout.vision),
-        text_mean(hidden, layout),
+        gate.prompt_mean(hidden, layout),
     )
 
 

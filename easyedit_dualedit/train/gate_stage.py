@@ -12,6 +12,9 @@ from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_trainer import make_gate
 
+_TEXT_KEYS = 2
+"""Version of the rules by which text keys are fitted; none had them before the first."""
+
 
 class GateStage:
     """The gate of an editor, made once."""
@@ -79,4 +82,6 @@ class GateStage:
             "steps": config.gate_steps,
             "records": config.gate_records,
             "autocast": config.autocast,
+            # A gate that was made before it had them, or by other rules, is made anew.
+            "text_keys": _TEXT_KEYS,
         }

@@ -60,10 +60,10 @@ class CountCalibration:
     true_open_rate: float
     """Expected share of queries in scope that open it for their own edit, 0 to 1."""
     false_open_rate: float
-    """Expected share of queries out of scope that open it for any edit, 0 to 1; the nearest
-    requests are not counted."""
+    """Expected share of queries out of scope that open it for any edit, 0 to 1; the hardest are not
+    counted."""
     right: float
-    """Mean over the kinds of query, the nearest requests one of them, of the share that is treated
+    """Mean over the kinds of query, the hardest among them, of the share that is treated
     rightly, 0 to 1: what the threshold maximises."""
 
 
@@ -72,7 +72,7 @@ def thresholds_by_count(
     counts: Sequence[int],
     *,
     false_open_rate: float,
-    nearest: ScopedSimilarities | None = None,
+    hardest: Sequence[ScopedSimilarities] = (),
 ) -> dict[int, CountCalibration]:
     """Return the best threshold for each number of edits, and what it lets through.
 
@@ -84,8 +84,8 @@ def thresholds_by_count(
         counts: numbers of edits, ascending.
         false_open_rate: share of queries out of scope, over all kinds, that one edit alone may
             open for, 0 to 1: a lower bound of every threshold.
-        nearest: the hardest queries, as of `ScopedSimilarities.of_nearest`: one more kind, which
-            has no part in `false_open_rate`. None for none.
+        hardest: more kinds of query out of scope, such as `ScopedSimilarities.of_nearest`, which
+            have no part in `false_open_rate`.
 
     Raises:
         CalibrationError: if no query is in scope, or none out of it.
@@ -96,12 +96,12 @@ def thresholds_by_count(
         raise CalibrationError("thresholds need queries in scope and queries out of it")
     inside = torch.tensor([each.in_scope for each in openings], device=lattice.device)
     lowest = _strict(openings, lattice, false_open_rate)
-    hardest = [_Opening.of(each, lattice) for each in (nearest,) if each and each.counts.any()]
+    harder = [_Opening.of(kind, lattice) for kind in hardest if bool(kind.counts.any())]
     chosen = {}
     for count in counts:
         rates = torch.stack([each.rates(count) for each in openings])  # [kinds, t]
         treated = [*torch.where(inside[:, None], rates, 1 - rates)]
-        right = torch.stack(treated + [1 - each.rates(count) for each in hardest]).mean(0)
+        right = torch.stack(treated + [1 - each.rates(count) for each in harder]).mean(0)
         lowest = max(lowest, _middle_of_best(right))
         chosen[count] = CountCalibration(
             float(lattice[lowest]),

@@ -85,7 +85,7 @@ def make_gate(
         states = teaching.states(read.of(start, len(queries)))
         calibrations["learned"] = _trained(editor, *states, config, progress=progress)
     if editor.gate.projection.is_trained:
-        editor.gate.text = fit_text_keys(editor, records, config, progress=progress)
+        fit_text_keys(editor, records, config, progress=progress)
     return calibrations
 
 
@@ -148,7 +148,7 @@ def train_gate(
     teaching = _Teaching.of(records, config)
     read = _read(editor, teaching.queries, teaching.first, config, progress)
     calibration = _trained(editor, *teaching.states(read), config, progress=progress)
-    editor.gate.text = fit_text_keys(editor, records, config, progress=progress)
+    fit_text_keys(editor, records, config, progress=progress)
     return calibration
 
 
@@ -281,7 +281,7 @@ def _calibrate_projection(
         list(kinds.values()),
         EDIT_COUNTS,
         false_open_rate=false_open_rate,
-        nearest=ScopedSimilarities.of_nearest(kinds[_REQUEST].similarity, states.answers),
+        hardest=[ScopedSimilarities.of_nearest(kinds[_REQUEST].similarity, states.answers)],
     )
     thresholds = [calibrations[count].threshold for count in EDIT_COUNTS]
     projection.thresholds.copy_(torch.tensor(thresholds))

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate_keys import EDIT_COUNTS, KEY_WIDTH, TextKeys
+from easyedit_dualedit.method.gate_keys import EDIT_COUNTS, KEY_WIDTH, STRICTEST, TextKeys
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_reading import read_gate_states
 from easyedit_dualedit.train.gate_thresholds import ScopedSimilarities, thresholds_by_count
 from easyedit_dualedit.train.gate_whitening import Whitening
+from easyedit_dualedit.train.token_rarity import Rarity
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ _HELD_OUT = 6
 _ADDED = 0.05
 """Variance that is added to every axis, as a share of the mean one."""
 _SMALLEST = 1e-12
-_STRICTEST = 0.999
-"""Threshold, at most: distances from 1 are measured in that of the threshold."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,13 @@ class Wordings:
 
 def fit_text_keys(
     editor: DualEditor, records: Sequence[Record], config: TrainingConfig, *, progress: bool
-) -> TextKeys | None:
-    """Return keys fitted to the questions of records; None if there are too few of them.
+) -> None:
+    """Give the editor's gate keys fitted to the questions of records.
+
+    Where there are too few of them it stays as it is.
 
     Args:
-        editor: whose text layer is read.
+        editor: whose gate, and whose text layer is read.
         records: at least one.
         config: of the training.
         progress: whether to show a bar.
@@ -78,33 +79,47 @@ def fit_text_keys(
     wordings = Wordings.of(records)
     count = len(wordings.asked)
     if count < FEWEST_QUESTIONS:
-        logger.info(
+        logger.warning(
             "%d distinct questions are too few to tell edits without a picture apart by; it takes"
-            " %d",
+            " %d, and the gate %s",
             count,
             FEWEST_QUESTIONS,
+            "has no keys of them" if editor.gate.text is None else "keeps the keys that it had",
         )
-        return None
+        return
+    source = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(count, generator=source)
+    apart, taught = order[: count // _HELD_OUT], order[count // _HELD_OUT :]
+    said = [each[place] for each in (wordings.asked, wordings.again) for place in taught]
+    rarity = Rarity.of(editor.encoder, said)
+    alone = [wordings.asked[place] for place in apart]
+    siblings = rarity.siblings(alone)
+    keys = TextKeys(len(editor.gate.mean), len(rarity.weights)).to(editor.gate.mean.device)
+    keys.weights.copy_(rarity.weights)
+    editor.gate.text = keys  # whose weights what is read now depends on
+    prompts = wordings.asked + wordings.again + siblings
     read = read_gate_states(
         editor,
-        [Query(prompt) for prompt in wordings.asked + wordings.again],
-        first=[True] * count + [False] * count,
+        [Query(prompt) for prompt in prompts],
+        first=[True] * count + [False] * (len(prompts) - count),
         autocast=config.autocast,
         progress=progress,
     )
     asked, again = read.of(0, count), read.of(count, 2 * count)
-    source = torch.Generator().manual_seed(config.seed)
-    order = torch.randperm(count, generator=source).to(asked.text.device)
-    apart, taught = order[: count // _HELD_OUT], order[count // _HELD_OUT :]
-    keys = _fitted(asked.text[taught], again.text[taught])
-    allowed = editor.config.gate.false_open_rate
-    _choose_thresholds(keys, asked.text[apart], again.text[apart], asked.first[apart], allowed)
-    return keys
+    _fit(keys, asked.text[taught], again.text[taught])
+    _choose_thresholds(
+        keys,
+        asked.text[apart],
+        again.text[apart],
+        read.of(2 * count, len(prompts)).text,
+        torch.tensor([each != one for each, one in zip(siblings, alone, strict=True)]),
+        asked.first[apart],
+        editor.config.gate.false_open_rate,
+    )
 
 
-def _fitted(asked: Tensor, again: Tensor) -> TextKeys:
-    """Return keys without thresholds of the means of two wordings, [n, d] each."""
-    keys = TextKeys(asked.shape[-1]).to(asked.device)
+def _fit(keys: TextKeys, asked: Tensor, again: Tensor) -> None:
+    """Set what keys are made by, by the means of two wordings, [n, d] each."""
     asked, again = keys.inputs(asked), keys.inputs(again)
     whitening = Whitening.of(asked, again - asked)
     seen = whitening.apply(asked)
@@ -117,11 +132,16 @@ def _fitted(asked: Tensor, again: Tensor) -> TextKeys:
     weights = (meant / (variances + _ADDED * variances.mean())).sqrt()
     keys.mean.copy_(whitening.mean)
     keys.axes[:, : axes.shape[1]] = whitening.factor @ (axes * weights)
-    return keys
 
 
 def _choose_thresholds(
-    keys: TextKeys, asked: Tensor, again: Tensor, answers: Tensor, false_open_rate: float
+    keys: TextKeys,
+    asked: Tensor,
+    again: Tensor,
+    siblings: Tensor,
+    differ: Tensor,
+    answers: Tensor,
+    false_open_rate: float,
 ) -> None:
     """Set the thresholds by the means of held-out questions, [n, d] each.
 
@@ -129,6 +149,8 @@ def _choose_thresholds(
         keys: whose.
         asked: of the questions.
         again: of their other wordings.
+        siblings: of the same questions about something else.
+        differ: True where there is such a sibling, bool [n].
         answers: first token of the unedited model's answer to each question, long [n].
         false_open_rate: as of `thresholds_by_count`.
     """
@@ -136,6 +158,7 @@ def _choose_thresholds(
     similarity = edits @ edits.T
     every = torch.ones(len(edits), dtype=torch.bool, device=edits.device)
     after = torch.arange(len(edits), device=edits.device).roll(-1)
+    near = keys(siblings) @ edits.T
     chosen = thresholds_by_count(
         [
             ScopedSimilarities(True, keys(again) @ edits.T, every),
@@ -144,16 +167,21 @@ def _choose_thresholds(
         ],
         EDIT_COUNTS,
         false_open_rate=false_open_rate,
-        nearest=ScopedSimilarities.of_nearest(similarity, answers),
+        hardest=[
+            ScopedSimilarities.of_nearest(similarity, answers),
+            ScopedSimilarities(False, near, differ.to(every)),
+        ],
     )
-    strictest = [min(chosen[count].threshold, _STRICTEST) for count in EDIT_COUNTS]
+    strictest = [min(chosen[count].threshold, STRICTEST) for count in EDIT_COUNTS]
     keys.thresholds.copy_(torch.tensor(strictest))
     first = chosen[EDIT_COUNTS[0]]
     logger.info(
-        "without a picture: threshold %.3f, opens rightly for %.4f, wrongly for %.4f",
+        "without a picture: threshold %.3f, opens rightly for %.4f, wrongly for %.4f, for the same"
+        " question about something else for %.4f",
         first.threshold,
         first.true_open_rate,
         first.false_open_rate,
+        float((near.diagonal() >= first.threshold).float().mean()),
     )
 
 

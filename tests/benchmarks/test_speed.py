@@ -29,7 +29,7 @@ from easyedit_dualedit.train.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
 
-READS = {"edit": 9, "step": 26, "step, frozen states kept": 24}
+READS = {"edit": 7, "step": 24, "step, frozen states kept": 22}
 """How often an edit or a step waits for numbers in tensors, however many rows and tokens."""
 
 CPU = Clock(torch.device("cpu"))

@@ -46,6 +46,14 @@ def test_a_new_run_writes_its_settings_and_continues_under_them(tmp_path: Path):
     assert (folder / SETTINGS_FILE).read_bytes() == content
 
 
+def test_settings_that_differ_are_told_and_no_others(tmp_path: Path):
+    Run(tmp_path, SETTINGS)
+    with pytest.raises(ConfigError) as caught:
+        Run(tmp_path, SETTINGS | {"nested": {"gate": None, "lr": 1e-3}})
+    told = one_line(caught)
+    assert "other settings: nested.lr was 0.0001 and is 0.001; choose" in told
+
+
 def test_cases_are_kept_by_index(tmp_path: Path):
     run = Run(tmp_path, SETTINGS)
     assert run.case(0) is None
@@ -65,7 +73,7 @@ def test_cases_are_kept_by_index(tmp_path: Path):
     [
         ({"records": 4}, "records was 3 and is 4"),
         ({"methods": ["unedited", "DualEdit"]}, "methods was ['unedited'] and is"),
-        ({"nested": {"gate": "open", "lr": 1e-4}}, "nested was"),
+        ({"nested": {"gate": "open", "lr": 1e-4}}, "nested.gate was"),
         ({"added": "x"}, "added was None and is 'x'"),
     ],
 )

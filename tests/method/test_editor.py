@@ -49,6 +49,15 @@ def test_models_and_processors_that_do_not_answer_are_refused(llava: TinyModel):
         DualEditor(llava.model, llava.processor.tokenizer, tiny_config())
 
 
+def test_adapters_stay_float32_where_float16_is_asked(llava: TinyModel):
+    """Products of some tokens' states pass what float16 can hold."""
+    editor = trained_editor(llava).half()
+    assert {weight.dtype for weight in editor.adapters.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in editor.gate.projection.parameters()} == {torch.float16}
+    half = trained_editor(llava).to(torch.bfloat16)
+    assert {weight.dtype for weight in half.adapters.parameters()} == {torch.bfloat16}
+
+
 def test_an_editor_owns_adapters_and_gate_alone(llava: TinyModel):
     editor = DualEditor(llava.model, llava.processor, tiny_config())
     assert {name.split(".")[0] for name in editor.state_dict()} == {"adapters", "gate"}

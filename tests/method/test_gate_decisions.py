@@ -31,6 +31,7 @@ def layout_of(rows: int) -> TokenLayout:
     last = torch.full((rows,), LENGTH - 1)
     return TokenLayout(
         real=torch.ones_like(vision),
+        ids=torch.zeros_like(vision, dtype=torch.long),
         vision=vision,
         text=~vision,
         answered=torch.arange(LENGTH).eq(LENGTH - 1).long().expand(rows, -1),

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from tiny_editors import trained_editor
+from tiny_models import TinyModel
 from torch import nn
 
 from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.edit_memory import EditMemory
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.gate_keys import (
     EDIT_COUNTS,
@@ -15,10 +18,9 @@ from easyedit_dualedit.method.gate_keys import (
     GateForm,
     GateProjection,
     TextKeys,
-    text_mean,
     vision_mean,
 )
-from easyedit_dualedit.model.inputs import TokenLayout
+from easyedit_dualedit.model.inputs import Query, TokenLayout
 
 HIDDEN = 16
 
@@ -307,13 +309,37 @@ def test_the_mean_of_a_prompt_leaves_out_padding_and_rows_with_a_picture():
     hidden[0, 2] *= 100  # one token's state is far larger than the others'
     hidden[:, 5] = math.nan  # the target
     hidden[0, :2] = math.nan
-    found = text_mean(hidden, layout)
+    found = TextKeys(HIDDEN).mean_of(hidden, layout)
     expected = nn.functional.layer_norm(hidden[0, 2:5], (HIDDEN,)).mean(0)
     torch.testing.assert_close(found[0], expected)
     assert bool((found[1] == 0).all())
-    assert bool((text_mean(hidden[1:], layout_of_rows(layout, 1)) == 0).all())
+    alone = layout.select(torch.tensor([1]))
+    assert bool((TextKeys(HIDDEN).mean_of(hidden[1:], alone) == 0).all())
+    weighing = TextKeys(HIDDEN, vocabulary=12)
+    torch.testing.assert_close(weighing.mean_of(hidden, layout), found)  # all weigh alike at first
+    weighing.weights.copy_(torch.arange(12) == 3)
+    expected = nn.functional.layer_norm(hidden[0, 3], (HIDDEN,))
+    torch.testing.assert_close(weighing.mean_of(hidden, layout)[0], expected)
+    weighing.weights.zero_()
+    assert not weighing(weighing.mean_of(hidden, layout)).any(), "a prompt that says nothing"
 
 
-def layout_of_rows(layout: TokenLayout, row: int) -> TokenLayout:
-    parts = (layout.vision, layout.text, layout.answered, layout.gate, layout.last, layout.real)
-    return TokenLayout(*(part[row : row + 1] for part in parts))
+def test_a_gate_whose_own_threshold_is_one_does_not_open_for_every_text():
+    gate = gate_of(1.0, 1.0)
+    gate.text = text_keys(0.8)
+    states, vision, text = questions(5)
+    edits = gate.key(states, vision, text)
+    assert not gate.route(states[:1], edits[1:], None, vision[:1], text[:1]).is_open.any()
+
+
+def test_edits_from_before_and_after_the_text_keys_are_kept_together(llava: TinyModel):
+    editor = trained_editor(llava)
+    editor.gate.projection.thresholds.fill_(0.9)
+    memory = EditMemory(editor)
+    memory.add(Query("Who wrote Hamlet?", None, "a kite"))
+    editor.gate.text = TextKeys(len(editor.gate.mean))
+    editor.gate.text.axes.normal_()
+    editor.gate.text.thresholds.fill_(0.9)
+    memory.add(Query("Where is the capital of France?", None, "a word"))
+    inputs = editor.encoder.encode([Query("Where is the capital of France?")]).inputs
+    assert memory.model.route(**inputs).edit_index.tolist() == [1]

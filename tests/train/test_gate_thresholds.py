@@ -110,7 +110,7 @@ def test_the_nearest_request_counts_as_one_more_kind_out_of_scope():
     assert torch.equal(near.similarity.diagonal(), torch.full((EDITS,), 0.7))
     assert not near.in_scope and near.counts.all()
     without, with_far, with_near = (
-        thresholds_by_count(kinds, (1,), false_open_rate=0.0, nearest=each)[1]
+        thresholds_by_count(kinds, (1,), false_open_rate=0.0, hardest=[each] if each else [])[1]
         for each in (None, far, near)
     )
     assert without.threshold < 0.7 and with_far.threshold < 0.7 < with_near.threshold < 0.95
@@ -119,7 +119,7 @@ def test_the_nearest_request_counts_as_one_more_kind_out_of_scope():
     similarity = kinds[0].similarity.clone()
     similarity.fill_diagonal_(0.6)
     mixed = [ScopedSimilarities(True, similarity, kinds[0].counts), kinds[0], kinds[1]]
-    found = thresholds_by_count(mixed, (1,), false_open_rate=0.0, nearest=near)[1]
+    found = thresholds_by_count(mixed, (1,), false_open_rate=0.0, hardest=[near])[1]
     assert found.false_open_rate == 0.0 and found.right == pytest.approx(3 / 4)
 
 
@@ -135,7 +135,7 @@ def test_requests_that_are_answered_alike_are_not_each_others_nearest():
         ScopedSimilarities(False, -similarity, everywhere),
     ]
     found_without, found_with = (
-        thresholds_by_count(kinds, (1,), false_open_rate=1.0, nearest=each)[1]
+        thresholds_by_count(kinds, (1,), false_open_rate=1.0, hardest=[each] if each else [])[1]
         for each in (None, alone)
     )
     assert found_without == found_with

@@ -3,6 +3,7 @@
 import logging
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from tiny_editors import tiny_config
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record, load_records
-from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.method.gate_keys import EDIT_COUNTS, KEY_WIDTH
+from easyedit_dualedit.method.gate_keys import EDIT_COUNTS, KEY_WIDTH, TextKeys
 from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.testbed.architecture import build_tokenizer
 from easyedit_dualedit.train import text_keys
+from easyedit_dualedit.train.gate_reading import read_gate_states
 from easyedit_dualedit.train.gate_trainer import make_gate
 from easyedit_dualedit.train.text_keys import FEWEST_QUESTIONS, Wordings, fit_text_keys
 
@@ -41,8 +43,15 @@ def records(tmp_path: Path) -> list[Record]:
 def question(place: int) -> str:
     """Return a question of its own; those of places from `COUNT` on are in no record."""
     source = random.Random(place)
-    letters = [source.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(24)]
-    return "who " + " ".join("".join(letters[i : i + 4]) for i in range(0, 24, 4)) + "?"
+    one, two, three, four = source.sample(words(), 4)
+    return f"who is the {one} of the {two} {three} with a {four}?"
+
+
+@cache
+def words() -> list[str]:
+    """Return words that are tokens of the tiny models' tokenizer."""
+    names = [name[1:] for name in build_tokenizer().get_vocab() if name[0] == "Ġ"]
+    return sorted(name for name in names if name.isalpha() and name.islower() and len(name) > 3)
 
 
 def editor_of(tiny: TinyModel) -> DualEditor:
@@ -74,7 +83,7 @@ def test_a_question_without_a_picture_follows_its_own_edit_alone(
     editor = editor_of(every)
     # It counts as trained; what has no picture is none of its business.
     editor.gate.projection.thresholds.fill_(0.9)
-    editor.gate.text = fit_text_keys(editor, records, fast(), progress=False)
+    fit_text_keys(editor, records, fast(), progress=False)
     asked = [question(place) for place in range(COUNT, COUNT + 8)]
     edits = editor.read([Query(each, None, "a word") for each in asked])
     one = editor.edited(edits[:1])
@@ -82,17 +91,28 @@ def test_a_question_without_a_picture_follows_its_own_edit_alone(
     assert one.route(**inputs).is_open.tolist() == [True] + [False] * 7
     assert editor.edited(edits).route(**inputs).edit_index.tolist() == list(range(8))
     again = [Query(f"{QUESTION_PREFIX}{each}") for each in asked]
-    bold = editor.edited(edits, gate=GateConfig("learned", threshold=0.0))
-    nearest = bold.route(**editor.encoder.encode(again, with_target=False).inputs).edit_index
-    assert int((nearest == torch.arange(8)).sum()) >= 6, nearest
+    keys = editor.gate.text
+    assert keys is not None
+    asked_again = keys(read_gate_states(editor, again).text)
+    similarity = asked_again @ keys(torch.stack([edit.text_state for edit in edits])).T
+    own = similarity.diagonal()
+    others = (similarity.sum(1) - own) / 7
+    # States of random weights: a few questions are lost.
+    assert float((own - others).mean()) > 0.2 and int((own > others).sum()) >= 6, (own, others)
 
 
 def test_too_few_questions_fit_no_keys(
     llava: TinyModel, records: list[Record], caplog: pytest.LogCaptureFixture
 ):
-    caplog.set_level(logging.INFO)
-    assert fit_text_keys(editor_of(llava), records[:3], fast(), progress=False) is None
-    assert f"it takes {FEWEST_QUESTIONS}" in caplog.text
+    caplog.set_level(logging.WARNING)
+    editor = editor_of(llava)
+    fit_text_keys(editor, records[:3], fast(), progress=False)
+    assert editor.gate.text is None
+    assert f"it takes {FEWEST_QUESTIONS}, and the gate has no keys of them" in caplog.text
+    kept = editor.gate.text = TextKeys(len(editor.gate.mean))
+    fit_text_keys(editor, records[:3], fast(), progress=False)
+    assert editor.gate.text is kept
+    assert "the gate keeps the keys that it had" in caplog.text
 
 
 def test_without_steps_the_projection_stays_and_the_keys_are_made(
@@ -112,19 +132,22 @@ def test_directions_in_which_wordings_differ_are_left_out():
     """Questions differ in ten directions, wordings in two others far more."""
     source = torch.Generator().manual_seed(0)
     count, width = 300, 40
-    asked, again = (torch.zeros(count, width) for _ in range(2))
+    asked, again, near = (torch.zeros(count, width) for _ in range(3))
     meant = torch.randn(count, 10, generator=source)
-    for text in (asked, again):
+    for text in (asked, again, near):
         text[:, :10] = meant
         text[:, 10:12] = 3 * torch.randn(count, 2, generator=source)
-    keys = text_keys._fitted(asked[:200], again[:200])
-    text_keys._choose_thresholds(keys, asked[200:], again[200:], torch.arange(100), 0.01)
+    near[:, :4] = torch.randn(count, 4, generator=source)
+    keys = fitted(asked[:200], again[:200])
+    some, rows = torch.ones(100, dtype=torch.bool), torch.arange(100)
+    held_out = asked[200:], again[200:], near[200:]
+    text_keys._choose_thresholds(keys, *held_out, some, rows, 0.01)
     similarity = keys(again[200:]) @ keys(asked[200:]).T
     plain = torch.nn.functional.normalize(again[200:], dim=-1)
     plain = plain @ torch.nn.functional.normalize(asked[200:], dim=-1).T
 
     def best(found: torch.Tensor) -> float:
-        return float((found.argmax(1) == torch.arange(100)).float().mean())
+        return float((found.argmax(1) == rows).float().mean())
 
     assert best(similarity) > 0.9 > 0.5 > best(plain)
     opens = similarity >= keys.threshold(1)
@@ -132,11 +155,24 @@ def test_directions_in_which_wordings_differ_are_left_out():
     assert float(opens.float().mean()) < 0.05
     assert keys.thresholds.tolist() == sorted(keys.thresholds.tolist())
     assert keys.axes.shape == (width, KEY_WIDTH) and len(keys.thresholds) == len(EDIT_COUNTS)
+    strict = keys.threshold(1)
+    text_keys._choose_thresholds(keys, *held_out, ~some, rows, 0.01)
+    beside = (keys(near[200:]) * keys(asked[200:])).sum(-1)
+    assert keys.threshold(1) < strict, "what asks the same about something else stays shut"
+    assert float((beside >= strict).float().mean()) < float(
+        (beside >= keys.threshold(1)).float().mean()
+    )
 
 
 def test_a_threshold_leaves_room_below_one():
     """Questions whose wordings are all alike: distances from 1 would have no unit."""
-    keys = text_keys._fitted(torch.ones(40, 8), torch.ones(40, 8))
-    same = torch.ones(10, 8)
-    text_keys._choose_thresholds(keys, same, same, torch.arange(10), 0.0)
+    keys = fitted(torch.ones(40, 8), torch.ones(40, 8))
+    same, some = torch.ones(10, 8), torch.ones(10, dtype=torch.bool)
+    text_keys._choose_thresholds(keys, same, same, same, some, torch.arange(10), 0.0)
     assert float(keys.thresholds.amax()) < 1.0
+
+
+def fitted(asked: torch.Tensor, again: torch.Tensor) -> TextKeys:
+    keys = TextKeys(asked.shape[1])
+    text_keys._fit(keys, asked, again)
+    return keys
