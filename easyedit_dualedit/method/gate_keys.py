@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from easyedit_dualedit.model.inputs import TokenLayout
+from easyedit_dualedit.model.inputs import NO_WORD, TokenLayout
 
 EDIT_COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Numbers of stored edits that a `learned` gate keeps thresholds for."""
@@ -176,20 +176,21 @@ class TextKeys(Thresholded):
     def mean_of(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
         """Return the mean over the prompt of rows without a picture, float32 [b, d]; else zeros.
 
-        Each state is normalised for itself: some tokens' are a hundred times as large as others'.
+        What stands before the last turn of a chat has no part. Each state is normalised for
+        itself: some tokens' are a hundred times as large as others'.
 
         Args:
             hidden: states, [b, s, d].
             layout: what each position is.
         """
-        mask = layout.text & ~layout.vision.any(1, keepdim=True)
+        mask = layout.text & (layout.ids != NO_WORD) & ~layout.vision.any(1, keepdim=True)
         if not bool(mask.any()):
             return hidden.new_zeros(len(hidden), hidden.shape[-1], dtype=torch.float32)
         states = functional.layer_norm(hidden.float(), hidden.shape[-1:])
         weights = None
         if len(self.weights):
             # Tokens that the tokenizer lacks are those of pictures, where the mask is False.
-            known = layout.ids.clamp(max=len(self.weights) - 1).to(self.weights.device)
+            known = layout.ids.clamp(0, len(self.weights) - 1).to(self.weights.device)
             weights = self.weights[known].float().to(hidden.device)
         return _mean(states, mask.to(hidden.device), weights)
 

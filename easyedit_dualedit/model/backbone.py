@@ -5,7 +5,8 @@ end. They are asked once, when an editor is made. The answers are the user's whe
 else they come from the model's and the processor's own interfaces, never from a name.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 from easyedit_dualedit.model.families import BackboneConfig, Family, family_of
-from easyedit_dualedit.model.inputs import input_device
+from easyedit_dualedit.model.inputs import NO_WORD, input_device
 
 _PROBES = ("a", "B?", "7 .", "two words")
 _LONGEST_MARKER = 16
@@ -150,7 +151,7 @@ class PromptMarker:
         Raises:
             PromptEndError: naming the rows in which the marker does not occur.
         """
-        found = self._last(input_ids, attention_mask)
+        found = _end_of_last(self.ids, input_ids, attention_mask.bool())
         if bool((found < 0).any()):
             raise PromptEndError(self._missing((found < 0).nonzero().flatten().tolist()))
         return found
@@ -168,22 +169,11 @@ class PromptMarker:
             attention_mask: True (or 1) where a token is real, shape [b, s].
             special: ids of the special tokens, which no answer has.
         """
-        found = self._last(input_ids, attention_mask)
+        found = _end_of_last(self.ids, input_ids, attention_mask.bool())
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         behind = attention_mask.bool() & (positions > found[:, None])
         is_other = (behind & torch.isin(input_ids, special)).any(1) | ~behind.any(1)
         return torch.where(is_other | (len(self.ids) == 1), -1, found)
-
-    def _last(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the index of the last token of the last marker of each row, -1 without one."""
-        length = len(self.ids)
-        if input_ids.shape[1] < length:
-            return torch.full_like(input_ids[:, 0], -1)
-        marker = torch.tensor(self.ids, device=input_ids.device)
-        windows = input_ids.unfold(1, length, 1)  # [b, s - length + 1, length]
-        is_marker = (windows == marker).all(-1) & attention_mask.bool()[:, length - 1 :]
-        positions = torch.arange(length - 1, input_ids.shape[1], device=input_ids.device)
-        return torch.where(is_marker, positions, -1).amax(1)
 
     def _missing(self, rows: Sequence[int]) -> str:
         return (
@@ -192,6 +182,70 @@ class PromptMarker:
             " processor's chat template and add_generation_prompt=True, or pass labels that are"
             " -100 over the prompt"
         )
+
+
+@dataclass(frozen=True)
+class TurnMarker:
+    """The token ids with which a chat template begins a question."""
+
+    ids: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, prompt_ids: Callable[[str], Sequence[int]], special: Container[int | None]
+    ) -> Self | None:
+        """Return the marker of a chat template, or None if it cannot be told from a question.
+
+        Args:
+            prompt_ids: gives the token ids of a question as the template writes it.
+            special: ids of special tokens, which no question has.
+        """
+        columns = zip(*(prompt_ids(probe) for probe in _PROBES), strict=False)
+        common = [column[0] for column in itertools.takewhile(lambda c: len({*c}) == 1, columns)]
+        # A system prompt of the template's own stands before the first question alone, and in some
+        # templates a special token, too.
+        places = [place for place, token in enumerate(common) if token in special]
+        behind = common[places[-1] + 1 :] if places else common
+        marker = common[places[-1] :] if len(behind) == 1 else behind
+        return cls(tuple(marker)) if len(marker) > 1 else None
+
+    def last_of(self, input_ids: Tensor, real: Tensor, end: Tensor) -> Tensor:
+        """Return token ids with `NO_WORD` before the question of the last turn, [b, s].
+
+        Args:
+            input_ids: token ids, long [b, s].
+            real: True at everything but padding, bool [b, s].
+            end: index at or before which the question begins, long [b].
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        begin = _end_of_last(self.ids, input_ids, real & (positions <= end[:, None]))
+        return input_ids.masked_fill(positions <= begin[:, None], NO_WORD)
+
+
+def _end_of_last(ids: Sequence[int], input_ids: Tensor, allowed: Tensor) -> Tensor:
+    """Return the index of the last token of the last of some ids in each row, -1 without them.
+
+    Args:
+        ids: at least one.
+        input_ids: token ids, long [b, s].
+        allowed: True where they may end, bool [b, s].
+    """
+    length = len(ids)
+    if input_ids.shape[1] < length:
+        return torch.full_like(input_ids[:, 0], -1)
+    windows = input_ids.unfold(1, length, 1)  # [b, s - length + 1, length]
+    found = (windows == torch.tensor(ids, device=input_ids.device)).all(-1)
+    positions = torch.arange(length - 1, input_ids.shape[1], device=input_ids.device)
+    return torch.where(found & allowed[:, length - 1 :], positions, -1).amax(1)
+
+
+def output_head(backbone: Backbone) -> nn.Module | None:
+    """Return the module that makes logits of states, if the model names one."""
+    # A module of the user's around the model need not pass the method on.
+    parts: list[Any] = [backbone.model, *backbone.path]
+    having = [part for part in parts if hasattr(part, "get_output_embeddings")]
+    head = having[0].get_output_embeddings() if having else None
+    return head if isinstance(head, nn.Module) else None
 
 
 def _found_decoder(model: nn.Module) -> tuple[nn.Module, tuple[nn.Module, ...]]:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, ConfigError, DataError, PromptEndError
-from easyedit_dualedit.model.backbone import Backbone, PromptMarker
+from easyedit_dualedit.model.backbone import Backbone, PromptMarker, TurnMarker, output_head
 from easyedit_dualedit.model.inputs import (
     IGNORED,
     Batch,
@@ -77,6 +77,9 @@ class Encoder:
         self._reader = PromptReader(backbone, processor, template, self.opened.open)
         self.marker = PromptMarker.of(self._prompt_ids)
         """How every prompt ends; None if the template's prompts have no common ending."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {self.tokenizer.bos_token_id, *(id_ for id_ in added if added[id_].special)}
+        self._turn = TurnMarker.of(self._prompt_ids, special)
         self.last_prompt_token = last_prompt_token
         self._limit = PositionLimit.of(backbone.model.config)
         self._answer_prefix: str = (
@@ -263,6 +266,9 @@ class Encoder:
             gate = self.marker.last_index(input_ids, real)
         bos = self.tokenizer.bos_token_id
         layout = TokenLayout.of(input_ids, real, gate, self.vision_positions(input_ids), bos)
+        if self._turn is not None:
+            end = gate - len(self.marker.ids if self.marker else ())
+            layout = dataclasses.replace(layout, ids=self._turn.last_of(input_ids, real, end))
         return layout if self.last_prompt_token else layout.without_prompt_end()
 
     def vision_positions(self, input_ids: Tensor) -> Tensor:
@@ -292,15 +298,6 @@ class Encoder:
                 )
             rows = weight[ids.clamp(min=0).to(weight.device)].float().to(ids.device)
         return functional.normalize(rows, dim=-1) * (ids >= 0)[..., None]
-
-
-def output_head(backbone: Backbone) -> nn.Module | None:
-    """Return the module that makes logits of states, if the model names one."""
-    # A module of the user's around the model need not pass the method on.
-    parts: list[Any] = [backbone.model, *backbone.path]
-    having = [part for part in parts if hasattr(part, "get_output_embeddings")]
-    head = having[0].get_output_embeddings() if having else None
-    return head if isinstance(head, nn.Module) else None
 
 
 class OpenedPictures:

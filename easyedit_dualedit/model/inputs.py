@@ -207,7 +207,7 @@ class TokenLayout:
     real: Tensor
     """Everything but padding, bool [b, s]."""
     ids: Tensor
-    """Tokens, long [b, s]; 0 behind a prompt that ended before the first position."""
+    """Tokens of the last turn and of the answer, long [b, s]; `NO_WORD` or others before it."""
 
     @classmethod
     def of(
@@ -300,8 +300,8 @@ class Batch:
 
     def select(self, rows: Tensor) -> "Batch":
         """Return the token ids of some rows, long [r], and what their positions are."""
-        layout = self.layout.select(rows)
-        return Batch({"input_ids": layout.ids}, layout, self.target[rows], self.labels[rows])
+        ids = {"input_ids": self.inputs["input_ids"][rows]}
+        return Batch(ids, self.layout.select(rows), self.target[rows], self.labels[rows])
 
     @property
     def size(self) -> int:

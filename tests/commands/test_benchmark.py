@@ -413,7 +413,7 @@ def test_hyperparameters_are_chosen_before_anything_is_measured(work: Workplace,
     assert call(command).code == 0
     assert metrics_of(run_of(work)) == metrics
     command[command.index("--tune") + 1] = "3"
-    assert "tuning was" in call(command).error
+    assert "tuning.trials was" in call(command).error
 
 
 def test_names_of_methods_are_arguments():

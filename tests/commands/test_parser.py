@@ -779,7 +779,7 @@ def test_locate_proposes_layers_that_training_accepts(work: Workplace, call: Any
     assert "other settings" in call(work.locate("--limit", 3, "--noise", 1)).error
     for key, value in (("dtype", "bfloat16"), ("backbone", {"answer_prefix": "so: "})):
         other = work.hparams(**SHORT | {key: value})
-        assert f"other settings: {key} was" in call(work.locate("--limit", 3, hparams=other)).error
+        assert f"other settings: {key}" in call(work.locate("--limit", 3, hparams=other)).error
 
 
 def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any):
