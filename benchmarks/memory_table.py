@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.expected import shipped_training
 from benchmarks.live_bytes import LiveBytes
-from easyedit_dualedit.model.backbone import Backbone, output_head
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import output_head
 from easyedit_dualedit.model.hooks import record
 from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.model.row_memory import allowed_memory

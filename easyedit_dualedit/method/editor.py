@@ -97,7 +97,7 @@ class DualEditor(
         self._layers = config.layers
         self.encoder = Encoder(backbone, processor, last_prompt_token=config.last_prompt_token)
         self.adapters = DualAdapters(backbone.hidden_size, config, self.encoder.word_vectors)
-        self.gate = Gate(backbone.hidden_size, config.gate)
+        self.gate = Gate(backbone.hidden_size, config.gate, self.encoder.turn)
         self.training_targets: tuple[str, ...] | None = None
         """Targets of the edits that the adapters were trained on; None if that is not known."""
         self.to(input_device(backbone.model))

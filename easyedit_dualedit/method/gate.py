@@ -30,6 +30,7 @@ from easyedit_dualedit.method.gate_keys import (
     vision_mean,
 )
 from easyedit_dualedit.method.gate_loading import prepare_learned, warn_of_fallback
+from easyedit_dualedit.model.backbone import TurnMarker
 from easyedit_dualedit.model.hooks import in_own_precision
 from easyedit_dualedit.model.inputs import TokenLayout
 
@@ -78,10 +79,17 @@ class Gate(Thresholded):
     text: TextKeys | None
     """Keys of questions without a picture, where they were fitted."""
 
-    def __init__(self, hidden_size: int, config: GateConfig):
-        """Build a gate over states of `hidden_size`, not calibrated yet."""
+    def __init__(self, hidden_size: int, config: GateConfig, turn: TurnMarker | None = None):
+        """Build a gate over states of `hidden_size`, not calibrated yet.
+
+        Args:
+            hidden_size: of the states that it compares.
+            config: which kind decides.
+            turn: tells where the last turn of a chat begins; text keys compare nothing before it.
+        """
         super().__init__()
         self.config = config
+        self._turn = turn
         self.register_buffer("mean", torch.zeros(hidden_size))
         self.register_buffer("thresholds", torch.full((len(CALIBRATED_KINDS),), math.nan))
         self.projection = GateProjection(hidden_size)
@@ -167,7 +175,7 @@ class Gate(Thresholded):
         vision = text = None
         if self.config.kind == "learned":
             vision = vision_mean(hidden, layout.vision)
-            text = None if self.text is None else self.text.mean_of(hidden, layout)
+            text = None if self.text is None else self.prompt_mean(hidden, layout)
         return self.route(hidden[rows, index.to(hidden.device)], edits, assignment, vision, text)
 
     def route(
@@ -244,7 +252,7 @@ class Gate(Thresholded):
         """
         if self.text is None:
             return hidden.new_zeros(len(hidden), hidden.shape[-1], dtype=torch.float32)
-        return self.text.mean_of(hidden, layout)
+        return self.text.mean_of(hidden, layout, self._turn)
 
     def key(
         self, states: Tensor, vision: Tensor | None = None, text: Tensor | None = None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from easyedit_dualedit.model.inputs import NO_WORD, TokenLayout
+from easyedit_dualedit.model.backbone import TurnMarker
+from easyedit_dualedit.model.inputs import TokenLayout
 
 EDIT_COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Numbers of stored edits that a `learned` gate keeps thresholds for."""
@@ -173,7 +174,9 @@ class TextKeys(Thresholded):
         """Return means, normalised, [..., d]."""
         return functional.layer_norm(text, text.shape[-1:])
 
-    def mean_of(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+    def mean_of(
+        self, hidden: Tensor, layout: TokenLayout, turn: TurnMarker | None = None
+    ) -> Tensor:
         """Return the mean over the prompt of rows without a picture, float32 [b, d]; else zeros.
 
         What stands before the last turn of a chat has no part. Each state is normalised for
@@ -182,15 +185,17 @@ class TextKeys(Thresholded):
         Args:
             hidden: states, [b, s, d].
             layout: what each position is.
+            turn: tells where the last turn begins; None takes the whole prompt.
         """
-        mask = layout.text & (layout.ids != NO_WORD) & ~layout.vision.any(1, keepdim=True)
+        mask = layout.text & ~layout.vision.any(1, keepdim=True)
         if not bool(mask.any()):
             return hidden.new_zeros(len(hidden), hidden.shape[-1], dtype=torch.float32)
         states = functional.layer_norm(hidden.float(), hidden.shape[-1:])
+        mask = mask if turn is None else mask & turn.last_turn(layout)
         weights = None
         if len(self.weights):
             # Tokens that the tokenizer lacks are those of pictures, where the mask is False.
-            known = layout.ids.clamp(0, len(self.weights) - 1).to(self.weights.device)
+            known = layout.ids.clamp(max=len(self.weights) - 1).to(self.weights.device)
             weights = self.weights[known].float().to(hidden.device)
         return _mean(states, mask.to(hidden.device), weights)
 

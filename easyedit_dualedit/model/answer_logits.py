@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easyedit_dualedit.model.backbone import Backbone, output_head
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import output_head
 from easyedit_dualedit.model.hooks import Hooks
 
 

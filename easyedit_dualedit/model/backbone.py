@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError, LayerError, PromptEndError
 from easyedit_dualedit.model.families import BackboneConfig, Family, family_of
-from easyedit_dualedit.model.inputs import NO_WORD, input_device
+from easyedit_dualedit.model.inputs import TokenLayout, input_device
 
 _PROBES = ("a", "B?", "7 .", "two words")
 _LONGEST_MARKER = 16
@@ -189,16 +189,22 @@ class TurnMarker:
     """The token ids with which a chat template begins a question."""
 
     ids: tuple[int, ...]
+    ending: int
+    """Tokens with which a prompt ends behind the question."""
 
     @classmethod
     def of(
-        cls, prompt_ids: Callable[[str], Sequence[int]], special: Container[int | None]
+        cls,
+        prompt_ids: Callable[[str], Sequence[int]],
+        special: Container[int | None],
+        ending: int,
     ) -> Self | None:
         """Return the marker of a chat template, or None if it cannot be told from a question.
 
         Args:
             prompt_ids: gives the token ids of a question as the template writes it.
             special: ids of special tokens, which no question has.
+            ending: tokens with which a prompt ends behind the question.
         """
         columns = zip(*(prompt_ids(probe) for probe in _PROBES), strict=False)
         common = [column[0] for column in itertools.takewhile(lambda c: len({*c}) == 1, columns)]
@@ -207,19 +213,14 @@ class TurnMarker:
         places = [place for place, token in enumerate(common) if token in special]
         behind = common[places[-1] + 1 :] if places else common
         marker = common[places[-1] :] if len(behind) == 1 else behind
-        return cls(tuple(marker)) if len(marker) > 1 else None
+        return cls(tuple(marker), ending) if len(marker) > 1 else None
 
-    def last_of(self, input_ids: Tensor, real: Tensor, end: Tensor) -> Tensor:
-        """Return token ids with `NO_WORD` before the question of the last turn, [b, s].
-
-        Args:
-            input_ids: token ids, long [b, s].
-            real: True at everything but padding, bool [b, s].
-            end: index at or before which the question begins, long [b].
-        """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        begin = _end_of_last(self.ids, input_ids, real & (positions <= end[:, None]))
-        return input_ids.masked_fill(positions <= begin[:, None], NO_WORD)
+    def last_turn(self, layout: TokenLayout) -> Tensor:
+        """Return True from the question of each row's last turn on, bool [b, s]."""
+        positions = torch.arange(layout.ids.shape[1], device=layout.ids.device)
+        before_end = positions <= (layout.gate - self.ending)[:, None]
+        begin = _end_of_last(self.ids, layout.ids, layout.real & before_end)
+        return positions > begin[:, None]
 
 
 def _end_of_last(ids: Sequence[int], input_ids: Tensor, allowed: Tensor) -> Tensor:
@@ -237,15 +238,6 @@ def _end_of_last(ids: Sequence[int], input_ids: Tensor, allowed: Tensor) -> Tens
     found = (windows == torch.tensor(ids, device=input_ids.device)).all(-1)
     positions = torch.arange(length - 1, input_ids.shape[1], device=input_ids.device)
     return torch.where(found & allowed[:, length - 1 :], positions, -1).amax(1)
-
-
-def output_head(backbone: Backbone) -> nn.Module | None:
-    """Return the module that makes logits of states, if the model names one."""
-    # A module of the user's around the model need not pass the method on.
-    parts: list[Any] = [backbone.model, *backbone.path]
-    having = [part for part in parts if hasattr(part, "get_output_embeddings")]
-    head = having[0].get_output_embeddings() if having else None
-    return head if isinstance(head, nn.Module) else None
 
 
 def _found_decoder(model: nn.Module) -> tuple[nn.Module, tuple[nn.Module, ...]]:

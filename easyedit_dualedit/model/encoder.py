@@ -5,20 +5,17 @@ token for token the prompt that `generate` sees.
 """
 
 import dataclasses
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, ConfigError, DataError, PromptEndError
-from easyedit_dualedit.model.backbone import Backbone, PromptMarker, TurnMarker, output_head
+from easyedit_dualedit.model.backbone import Backbone, PromptMarker, TurnMarker
 from easyedit_dualedit.model.inputs import (
     IGNORED,
     Batch,
@@ -27,13 +24,10 @@ from easyedit_dualedit.model.inputs import (
     answer_mask,
     input_device,
     last_real_index,
-    open_image,
-    picture_key,
     positions_of,
 )
-from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.position_limit import PositionLimit
-from easyedit_dualedit.model.prompts import PromptReader
+from easyedit_dualedit.model.prompts import OpenedPictures, PromptReader
 from easyedit_dualedit.model.video_frames import Clip
 
 
@@ -79,7 +73,9 @@ class Encoder:
         """How every prompt ends; None if the template's prompts have no common ending."""
         added = self.tokenizer.added_tokens_decoder
         special = {self.tokenizer.bos_token_id, *(id_ for id_ in added if added[id_].special)}
-        self._turn = TurnMarker.of(self._prompt_ids, special)
+        ending = len(self.marker.ids) if self.marker else 0
+        self.turn = TurnMarker.of(self._prompt_ids, special, ending)
+        """How every question begins; None if the template does not say."""
         self.last_prompt_token = last_prompt_token
         self._limit = PositionLimit.of(backbone.model.config)
         self._answer_prefix: str = (
@@ -266,9 +262,6 @@ class Encoder:
             gate = self.marker.last_index(input_ids, real)
         bos = self.tokenizer.bos_token_id
         layout = TokenLayout.of(input_ids, real, gate, self.vision_positions(input_ids), bos)
-        if self._turn is not None:
-            end = gate - len(self.marker.ids if self.marker else ())
-            layout = dataclasses.replace(layout, ids=self._turn.last_of(input_ids, real, end))
         return layout if self.last_prompt_token else layout.without_prompt_end()
 
     def vision_positions(self, input_ids: Tensor) -> Tensor:
@@ -300,48 +293,10 @@ class Encoder:
         return functional.normalize(rows, dim=-1) * (ids >= 0)[..., None]
 
 
-class OpenedPictures:
-    """Decodes each file once for as long as its picture fits into a budget of memory."""
-
-    def __init__(self, budget: int = 2**27):
-        """Keep at most `budget` bytes of decoded pictures; by default a batch of photographs."""
-        self._budget = budget
-        self._size = 0
-        self._held: OrderedDict[Hashable, Image.Image] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type["OpenedPictures"], tuple[int]]:
-        """Return how to copy or pickle: without what is held."""
-        return OpenedPictures, (self._budget,)
-
-    def open(self, picture: Picture) -> Image.Image:
-        """Return a picture as RGB, upright; nobody may change it.
-
-        Raises:
-            DataError: if the file is missing, truncated or no picture.
-        """
-        if isinstance(picture, Image.Image):
-            return open_image(picture)
-        key = picture_key(picture)
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-        opened = open_image(picture)
-        self.keep(picture, opened)
-        return opened
-
-    def keep(self, picture: Picture, opened: Image.Image) -> None:
-        """Keep what somebody else has decoded of a file."""
-        key, size = picture_key(picture), _bytes_of(opened)
-        with self._lock:
-            if key in self._held or size > self._budget:
-                return
-            while self._size + size > self._budget:
-                self._size -= _bytes_of(self._held.popitem(last=False)[1])
-            self._held[key] = opened
-            self._size += size
-
-
-def _bytes_of(picture: Image.Image) -> int:
-    return picture.width * picture.height * 3
+def output_head(backbone: Backbone) -> nn.Module | None:
+    """Return the module that makes logits of states, if the model names one."""
+    # A module of the user's around the model need not pass the method on.
+    parts: list[Any] = [backbone.model, *backbone.path]
+    having = [part for part in parts if hasattr(part, "get_output_embeddings")]
+    head = having[0].get_output_embeddings() if having else None
+    return head if isinstance(head, nn.Module) else None

@@ -207,7 +207,7 @@ class TokenLayout:
     real: Tensor
     """Everything but padding, bool [b, s]."""
     ids: Tensor
-    """Tokens of the last turn and of the answer, long [b, s]; `NO_WORD` or others before it."""
+    """Token ids, long [b, s]; 0 behind a prompt that ended before the first position."""
 
     @classmethod
     def of(

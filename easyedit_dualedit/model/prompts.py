@@ -1,6 +1,8 @@
 """Prompts as the chat template writes them and the processor reads them, pictures included."""
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, DataError
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.inputs import Query, positions_of
+from easyedit_dualedit.model.inputs import Query, open_image, picture_key, positions_of
 from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.video_frames import Clip, Clips
 
@@ -297,3 +299,50 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
         for value in values
     ]
     return torch.cat(padded)
+
+
+class OpenedPictures:
+    """Decodes each file once for as long as its picture fits into a budget of memory."""
+
+    def __init__(self, budget: int = 2**27):
+        """Keep at most `budget` bytes of decoded pictures; by default a batch of photographs."""
+        self._budget = budget
+        self._size = 0
+        self._held: OrderedDict[Hashable, Image.Image] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["OpenedPictures"], tuple[int]]:
+        """Return how to copy or pickle: without what is held."""
+        return OpenedPictures, (self._budget,)
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Return a picture as RGB, upright; nobody may change it.
+
+        Raises:
+            DataError: if the file is missing, truncated or no picture.
+        """
+        if isinstance(picture, Image.Image):
+            return open_image(picture)
+        key = picture_key(picture)
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        opened = open_image(picture)
+        self.keep(picture, opened)
+        return opened
+
+    def keep(self, picture: Picture, opened: Image.Image) -> None:
+        """Keep what somebody else has decoded of a file."""
+        key, size = picture_key(picture), _bytes_of(opened)
+        with self._lock:
+            if key in self._held or size > self._budget:
+                return
+            while self._size + size > self._budget:
+                self._size -= _bytes_of(self._held.popitem(last=False)[1])
+            self._held[key] = opened
+            self._size += size
+
+
+def _bytes_of(picture: Image.Image) -> int:
+    return picture.width * picture.height * 3

@@ -20,6 +20,7 @@ from easyedit_dualedit.method.gate_keys import (
     TextKeys,
     vision_mean,
 )
+from easyedit_dualedit.model.backbone import TurnMarker
 from easyedit_dualedit.model.inputs import Query, TokenLayout
 
 HIDDEN = 16
@@ -322,6 +323,19 @@ def test_the_mean_of_a_prompt_leaves_out_padding_and_rows_with_a_picture():
     torch.testing.assert_close(weighing.mean_of(hidden, layout)[0], expected)
     weighing.weights.zero_()
     assert not weighing(weighing.mean_of(hidden, layout)).any(), "a prompt that says nothing"
+
+
+def test_what_stands_before_the_last_turn_has_no_part_in_the_mean():
+    """Token 7 begins a question, and token 2 is the prompt's end."""
+    ids = torch.tensor([[7, 8, 5, 3, 2, 7, 8, 4, 2]])
+    real, seen = torch.ones_like(ids).bool(), torch.zeros_like(ids).bool()
+    layout = TokenLayout.of(ids, real, torch.tensor([8]), seen, None)
+    hidden = torch.randn(1, 9, HIDDEN)
+    found = TextKeys(HIDDEN).mean_of(hidden, layout, TurnMarker((7, 8), 1))
+    alone = layout.select(torch.tensor([0]))
+    expected = nn.functional.layer_norm(hidden[0, 7:], (HIDDEN,)).mean(0)
+    torch.testing.assert_close(found[0], expected)
+    assert not torch.allclose(TextKeys(HIDDEN).mean_of(hidden, alone)[0], expected)
 
 
 def test_a_gate_whose_own_threshold_is_one_does_not_open_for_every_text():

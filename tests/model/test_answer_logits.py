@@ -10,8 +10,8 @@ from tiny_models import TinyModel
 from torch import nn
 
 from easyedit_dualedit.model.answer_logits import last_position, logits_at
-from easyedit_dualedit.model.backbone import Backbone, output_head
-from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder, output_head
 from easyedit_dualedit.model.inputs import Query
 
 

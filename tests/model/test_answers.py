@@ -11,8 +11,8 @@ from easyedit_dualedit.model.answers import (
     greedy_answers,
     normalised,
 )
-from easyedit_dualedit.model.backbone import Backbone, output_head
-from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.model.backbone import Backbone
+from easyedit_dualedit.model.encoder import Encoder, output_head
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tiny_data import editor_of, fast, step_losses, write_data
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import Record, load_records
-from easyedit_dualedit.model.encoder import OpenedPictures
+from easyedit_dualedit.model.prompts import OpenedPictures
 from easyedit_dualedit.train.pictures_ahead import PicturesAhead
 from easyedit_dualedit.train.trainer import train
 
