@@ -36,11 +36,13 @@ from easyedit_dualedit.model.video_frames import by_length
 
 
 def require_targets(requests: Sequence[Query]) -> None:
-    """Check that requests say what is to be answered.
+    """Check that requests are a list, and say what is to be answered.
 
     Raises:
         DataError: naming the first that does not.
     """
+    if isinstance(requests, Query):
+        raise DataError(f"the request {requests.prompt!r} stands alone; give a list of requests")
     for request in requests:
         if request.target is None:
             raise DataError(f"the request {request.prompt!r} has no target; give the answer")

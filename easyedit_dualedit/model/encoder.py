@@ -135,6 +135,8 @@ class Encoder:
         """
         if padding_side not in ("left", "right"):
             raise ConfigError(f"padding_side = {padding_side!r}; give 'left' or 'right'")
+        if isinstance(queries, Query):
+            raise DataError(f"the query {queries.prompt!r} stands alone; give a list of queries")
         if not queries:
             raise DataError("no queries to encode; give at least one")
         prompts, others = self._reader.read(queries)

@@ -117,6 +117,14 @@ def test_requests_without_target_are_refused(llava: TinyModel):
         editor.read([])
 
 
+def test_a_query_where_a_list_is_expected_is_refused(llava: TinyModel):
+    editor, request = trained_editor(llava), request_of()
+    with pytest.raises(DataError, match="stands alone; give a list of requests"):
+        editor.read(request)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="stands alone; give a list of queries"):
+        editor.encoder.encode(request)  # type: ignore[arg-type]
+
+
 def test_a_batch_without_targets_carries_no_edit(llava: TinyModel):
     editor = trained_editor(llava)
     batch = editor.encoder.encode([request_of(), OTHER], with_target=False)
