@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.text_only import asked_of, parser_of
+from benchmarks.text_only import add_records, asked_editor, asked_records, parser_of
 from easyedit_dualedit import DualEditor, Query
 from easyedit_dualedit.data.records import METRICS, QUESTION_PREFIX, Record, metric_queries
 from easyedit_dualedit.model.inputs import input_device
@@ -39,7 +39,11 @@ def _opened(query: Query) -> Image.Image | None:
 
 
 def without_pictures(records: Sequence[Record]) -> list[tuple[Query, Query]]:
-    """Return edits of text-locality questions as typed, and with each the next one's question."""
+    """Return edits of text-locality questions as typed, and with each the next one's question.
+
+    Args:
+        records: at least two: of one, the next would be itself.
+    """
     typed = [record.text_locality.prompt.removeprefix(QUESTION_PREFIX) for record in records]
     targets = [record.request.target for record in records]
     return [
@@ -128,11 +132,12 @@ def measure(editor: DualEditor, asked: Sequence[tuple[Query, Query]]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = parser_of(__doc__)
+    add_records(parser)
     parser.add_argument("--without-picture", action="store_true", help="edits of text alone")
     arguments = parser.parse_args()
-    editor, records = asked_of(arguments)
-    chosen = without_pictures if arguments.without_picture else with_pictures
-    sys.stdout.write(measure(editor, chosen(records[: arguments.count])) + "\n")
+    records = asked_records(arguments)
+    asked = without_pictures(records) if arguments.without_picture else with_pictures(records)
+    sys.stdout.write(measure(asked_editor(arguments), asked[: arguments.count]) + "\n")
 
 
 if __name__ == "__main__":

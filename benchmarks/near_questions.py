@@ -3,7 +3,7 @@
 ``python -m benchmarks.near_questions`` edits each question of `ASKED`, eight sorts about five
 things each, one at a time, and asks routing alone: whether the question finds its edit as it was
 typed and in `WORDINGS` that say the same, and whether the four others of its sort, and those of
-other sorts, find it. `--count` and `--data` have no effect.
+other sorts, find it.
 """
 
 import sys
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
-from benchmarks.text_only import asked_of, parser_of, table_of
+from benchmarks.text_only import asked_editor, parser_of, table_of
 from easyedit_dualedit import DualEditor, Query
 from easyedit_dualedit.data.records import QUESTION_PREFIX
 
@@ -93,9 +93,8 @@ def measure(editor: DualEditor) -> str:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = parser_of(__doc__)
-    editor, _ = asked_of(parser.parse_args(given))
-    sys.stdout.write(measure(editor) + "\n")
+    arguments = parser_of(__doc__).parse_args(given)
+    sys.stdout.write(measure(asked_editor(arguments)) + "\n")
 
 
 if __name__ == "__main__":

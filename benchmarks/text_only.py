@@ -126,28 +126,38 @@ def _answer(model: EditedModel, editor: DualEditor, query: Query, target: str) -
 
 
 def parser_of(about: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what says which adapters are asked, and about how many records."""
+    """Return a parser of what says which adapters are asked."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--hparams", default="emoji", help="emoji or testbed")
     parser.add_argument("--archive", help="other adapters than those of the hparams")
     parser.add_argument("--dtype", help="another than that of the hparams, such as float32")
-    parser.add_argument("--count", type=int, default=100, help="edits")
-    parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
     return parser
 
 
-def asked_of(arguments: argparse.Namespace) -> tuple[DualEditor, list[Record]]:
-    """Return the editor that a command line of `parser_of` names, and its held-out records."""
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """Add what says how many records are asked about."""
+    parser.add_argument("--count", type=int, default=100, help="edits")
+    parser.add_argument("--data", type=Path, default=Path("outputs/demo/data"))
+
+
+def asked_editor(arguments: argparse.Namespace) -> DualEditor:
+    """Return the editor that a command line of `parser_of` names."""
     torch.set_num_threads(1)
     hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
     asked = {"archive": arguments.archive, "dtype": arguments.dtype}
-    hparams = replace(hparams, **{name: each for name, each in asked.items() if each})
-    return editor_of(hparams), own_records(hparams.model_name, arguments.data, "eval")
+    return editor_of(replace(hparams, **{name: each for name, each in asked.items() if each}))
+
+
+def asked_records(arguments: argparse.Namespace) -> list[Record]:
+    """Return the held-out records of the model that a command line of `parser_of` names."""
+    hparams = DualEditMultimodalHparams.from_hparams(arguments.hparams)
+    return own_records(hparams.model_name, arguments.data, "eval")
 
 
 def main() -> None:
     """Measure and print."""
     parser = parser_of(__doc__)
+    add_records(parser)
     parser.add_argument("--untaught", action="store_true", help="words that no training taught")
     parser.add_argument("--open", action="store_true", help="hold the gate open")
     parser.add_argument(
@@ -156,17 +166,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.together and (arguments.open or arguments.untaught):
         parser.error("--together asks routing alone: leave out --open and --untaught")
-    editor, records = asked_of(arguments)
+    records = asked_records(arguments)
     if arguments.together:
         most = len({record.text_locality.prompt for record in records}) - 1
         if arguments.count > most:
             parser.error(f"--count {arguments.count}: there are other questions up to {most}")
-        sys.stdout.write(measure_together(editor, records, arguments.count) + "\n")
+        sys.stdout.write(measure_together(asked_editor(arguments), records, arguments.count) + "\n")
         return
     others = [*records[1:], records[0]][: arguments.count]
     records = records[: arguments.count]
     if arguments.untaught:
         records = with_untaught_targets(records)
+    editor = asked_editor(arguments)
     sys.stdout.write(measure(editor, records, others, is_open=arguments.open) + "\n")
 
 

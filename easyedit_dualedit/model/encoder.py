@@ -5,6 +5,7 @@ token for token the prompt that `generate` sees.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -69,12 +70,13 @@ class Encoder:
         self.opened = OpenedPictures()
         """Pictures that were decoded last."""
         self._reader = PromptReader(backbone, processor, template, self.opened.open)
-        self.marker = PromptMarker.of(self._prompt_ids)
+        prompt_ids = functools.cache(self._prompt_ids)  # both markers ask for the same prompts
+        self.marker = PromptMarker.of(prompt_ids)
         """How every prompt ends; None if the template's prompts have no common ending."""
         added = self.tokenizer.added_tokens_decoder
         special = {self.tokenizer.bos_token_id, *(id_ for id_ in added if added[id_].special)}
         ending = len(self.marker.ids) if self.marker else 0
-        self.turn = TurnMarker.of(self._prompt_ids, special, ending)
+        self.turn = TurnMarker.of(prompt_ids, special, ending)
         """How every question begins; None if the template does not say."""
         self.last_prompt_token = last_prompt_token
         self._limit = PositionLimit.of(backbone.model.config)

@@ -156,7 +156,7 @@ def test_numbers_hold_nothing_that_a_second_run_would_change(run: Path):
     first = json.dumps(collected(run))
     for path in run.glob("methods/*/cases/*.json"):
         case = json.loads(path.read_text())
-        case["seconds"] = {"edit": 7.0, "forward": 9.0, "pair": [1.0, 9.0]}
+        case["seconds"] = {"edit": 9.0, "forward": 9.0, "pair": [1.0, 9.0]}
         path.write_text(json.dumps(case))
     assert json.dumps(collected(run)) == first
 

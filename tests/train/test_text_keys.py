@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_data import fast, write_data
-from tiny_editors import tiny_config
+from tiny_editors import shared, tiny_config
 from tiny_models import TinyModel
 
 from easyedit_dualedit.data.records import QUESTION_PREFIX, Record, load_records
@@ -19,6 +19,7 @@ from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.testbed.architecture import build_tokenizer
 from easyedit_dualedit.train import text_keys
 from easyedit_dualedit.train.gate_reading import read_gate_states
+from easyedit_dualedit.train.gate_stage import GateStage
 from easyedit_dualedit.train.gate_trainer import make_gate
 from easyedit_dualedit.train.text_keys import FEWEST_QUESTIONS, Wordings, fit_text_keys
 
@@ -113,6 +114,38 @@ def test_too_few_questions_fit_no_keys(
     fit_text_keys(editor, records[:3], fast(), progress=False)
     assert editor.gate.text is kept
     assert "the gate keeps the keys that it had" in caplog.text
+
+
+def test_a_gate_from_before_there_were_keys_is_made_anew(llava: TinyModel, records: list[Record]):
+    stage = GateStage(editor_of(llava), records, fast(gate_steps=2))
+    assert stage.run(progress=False)
+    kept = stage.state_dict()
+    for made_of, is_due in ((kept["made_of"], False), ({**kept["made_of"]}, True)):
+        if is_due:
+            del made_of["text_keys"]
+        later = GateStage(editor_of(llava), records, fast(gate_steps=2))
+        later.load_state_dict({**kept, "made_of": made_of})
+        assert later.run(progress=False) is is_due
+
+
+def test_earlier_turns_have_no_part_in_what_an_editor_compares():
+    tiny = shared("llava-onevision")
+    editor = editor_of(tiny)
+    editor.gate.text = TextKeys(len(editor.gate.mean))
+    chat = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "Where is it?"), ("assistant", "left"), ("user", "How many?"))
+    ]
+    text = tiny.processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = editor.encoder.tokenizer(text, return_tensors="pt")
+    layout = editor.encoder.layout(inputs["input_ids"], inputs["attention_mask"])
+    hidden = torch.randn(1, layout.ids.shape[1], len(editor.gate.mean))
+    before = editor.gate.prompt_mean(hidden, layout)
+    assert bool(before.any())
+    hidden[:, :8] = 1.0 - hidden[:, :8]
+    assert torch.equal(editor.gate.prompt_mean(hidden, layout), before)
+    hidden[:, -6] = 1.0 - hidden[:, -6]
+    assert not torch.equal(editor.gate.prompt_mean(hidden, layout), before)
 
 
 def test_without_steps_the_projection_stays_and_the_keys_are_made(
