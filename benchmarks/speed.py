@@ -161,7 +161,12 @@ def _machine(device: torch.device) -> dict[str, str]:
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """Return what the command was asked for; what was left out follows from the shapes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--shapes", choices=list(SHAPES), default="published")
+    parser.add_argument(
+        *("--shapes", "--hparams"),
+        choices=list(SHAPES),
+        default="published",
+        help="of which model; its weights are drawn at random, so that none is fetched",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, help="timed edits and forwards")
     parser.add_argument("--steps", type=int, help="timed training steps; 0 computes their work")

@@ -66,13 +66,13 @@ def measure(
         shown = record.image_rephrase.image
         queries = (Query(typed), Query(asked), Query(typed, shown))
         for name, query in zip(ASKED, queries, strict=True):
-            right[name].append(_answer(edited, editor, query, target) == target.strip())
-        right[OWN].append(_answer(alone, editor, Query(own), target) == target.strip())
+            right[name].append(answer_of(edited, editor, query, target) == target.strip())
+        right[OWN].append(answer_of(alone, editor, Query(own), target) == target.strip())
         elsewhere = after.text_locality.prompt.removeprefix(QUESTION_PREFIX)
         stays = (Query(elsewhere), replace(record.image_locality, target=None))
         for name, query in zip(STAYS, () if is_open else stays, strict=False):
-            before = _answer(unedited, editor, query, target)
-            right[name].append(_answer(edited, editor, query, target) == before)
+            before = answer_of(unedited, editor, query, target)
+            right[name].append(answer_of(edited, editor, query, target) == before)
     return table_of(right)
 
 
@@ -116,7 +116,7 @@ def table_of(right: Mapping[str, Sequence[float]]) -> str:
     return "\n".join([*lines, f"| {' | '.join(shares)} |"])
 
 
-def _answer(model: EditedModel, editor: DualEditor, query: Query, target: str) -> str:
+def answer_of(model: EditedModel, editor: DualEditor, query: Query, target: str) -> str:
     """Return the greedy answer to a question, with room to run on after the target."""
     room = len(editor.encoder.tokenizer(target)["input_ids"]) + 4
     inputs = editor.encoder.encode([query], with_target=False).inputs

@@ -99,6 +99,11 @@ def _trained(record: Record) -> tuple[Query, ...]:
     return record.request, record.text_rephrase, record.image_rephrase, record.image_locality
 
 
+def test_shapes_are_named_as_hyperparameters_are():
+    assert speed.arguments(["--hparams", "emoji"]).shapes == "emoji"
+    assert speed.arguments([]).shapes == "published"
+
+
 def test_narrow_shapes_keep_depth_layers_and_tokens():
     wide = SHAPES["llava-1.5-7b"]
     narrow = wide.narrow()

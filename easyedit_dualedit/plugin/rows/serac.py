@@ -6,7 +6,7 @@ transformers model.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,11 +19,12 @@ from easyedit_dualedit.measure.contender import Bench, Contender, Edited, Method
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.processors import completed
+from easyedit_dualedit.plugin.rows.counterfactual import counterfactual_model
 from easyedit_dualedit.plugin.rows.dialect import DialectModel
 from easyedit_dualedit.plugin.rows.model_parts import count_of
 from easyedit_dualedit.plugin.rows.output import own_output
 from easyedit_dualedit.plugin.rows.shipped import Shipped, training_hparams
-from easyedit_dualedit.plugin.rows.small_models import name_small_models
+from easyedit_dualedit.plugin.rows.small_models import name_small_models, vocabulary_of
 from easyedit_dualedit.plugin.rows.training import (
     TRAINING_REMARKS,
     Training,
@@ -40,7 +41,8 @@ _REMARKS = (
     "Hyperparameters are those that EasyEdit ships for BLIP-2.",
     "Without small_name and cls_name, counterfactual model (OPT) and scope classifier (DistilBERT)"
     " start untrained, of at most OPT-125M's and DistilBERT's size, with the model's own"
-    " vocabulary: SERAC mixes probabilities token by token.",
+    " vocabulary: SERAC mixes probabilities token by token. small_name = own takes a copy of the"
+    " model's own language model, a folder any causal language model with the same tokens.",
     "EasyEdit draws the projection of the picture into the counterfactual model anew for every"
     " edit and never trains it; that is left so, so the counterfactual model hardly sees.",
     "The scope classifier reads the whole row: with the answer fed in, that answer too.",
@@ -135,21 +137,37 @@ def _make_serac(host: Host, bench: Bench) -> Method:
     config.dtype = next(model.parameters()).dtype
     config.name = _OPT_NAME
     dialect = DialectModel(model.requires_grad_(False), processor)
-    archive = given_archive(bench)
+    archive, training = given_archive(bench), None
     folder = bench.folder / "easyedit-serac"
     if archive is None:
         # Before the settings name the folders of small models that are made here.
         training = Training(host, SERAC, bench, config, folder)
-        name_small_models(config, dialect.encoder, bench)
-        if not training.is_done:
-            training.run(dialect, completed(processor, model.config), convert=dialect.samples_of)
         archive = training.archive
-    else:
-        name_small_models(config, dialect.encoder, bench)
-    with own_output(folder.resolve()):
-        alg = host.trainers["SERAC_MULTI"](dialect, config, None)
+    name_small_models(config, dialect.encoder, bench)
+    with _counterfactual(host, config, vocabulary_of(model)) as make:
+        if training and not training.is_done:
+            training.run(dialect, completed(processor, model.config), convert=dialect.samples_of)
+        with own_output(folder.resolve()):
+            alg = make(dialect, config, None)
     load_archive(alg, archive, config.device)
     return TrainedSerac(alg.eval(), dialect)
+
+
+@contextlib.contextmanager
+def _counterfactual(host: Host, config: Any, tokens: int) -> Iterator[Callable[..., Any]]:
+    """Yield EasyEdit's SERAC; its trainer makes it with a counterfactual model that is no OPT."""
+    shipped = host.trainers[SERAC.method]
+    given = counterfactual_model(config.small_name, tokens)
+    if given is None:
+        yield shipped
+        return
+    host.module("trainer.utils").set_dropout(given[0], config.dropout)
+    make = partial(shipped, replacement=given[0], replacement_tok=given[1])
+    host.trainers[SERAC.method] = make
+    try:
+        yield make
+    finally:
+        host.trainers[SERAC.method] = shipped
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

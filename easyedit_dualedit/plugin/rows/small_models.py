@@ -1,4 +1,4 @@
-"""The two small models of a SERAC, made untrained where none are named."""
+"""The two small models of a SERAC: those that are named, the model's own, or untrained ones."""
 
 import copy
 import shutil
@@ -12,30 +12,38 @@ from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.files import write_json
 from easyedit_dualedit.measure.contender import Bench
 from easyedit_dualedit.model.encoder import Encoder
+from easyedit_dualedit.plugin.rows.counterfactual import own_language_model, same_tokens
 from easyedit_dualedit.plugin.rows.training import resolved
 
 _LONGEST_TEXT = 512
 _WIDTH, _HEAD = 768, 64
 _SAVED_FILE = "saved.json"
+OWN = "own"
+"""What `small_name` is where the model's own language model is the counterfactual one."""
 
 
 def name_small_models(config: Any, encoder: Encoder, bench: Bench) -> None:
-    """Fill in folders of untrained small models where the settings name none.
+    """Fill in folders of small models: the model's own, or untrained ones where none are named.
 
     Raises:
-        ConfigError: if a counterfactual model is named whose vocabulary is not the model's.
+        ConfigError: if a counterfactual model is named whose vocabulary is not the model's, or
+            the model's own where it cannot stand alone.
     """
     folder = bench.folder.resolve() / "easyedit-serac-parts"
     backbone, tokenizer = encoder.backbone, encoder.tokenizer
     model: Any = backbone.model
-    tokens = _vocabulary(model)
-    if config.small_name:
+    tokens = vocabulary_of(model)
+    if config.small_name == OWN:
+        _save(own_language_model(backbone), tokenizer, folder / OWN)
+        config.small_name = str(folder / OWN)
+    elif config.small_name:
         own = transformers.AutoConfig.from_pretrained(resolved(str(config.small_name))).vocab_size
-        if own != tokens:
+        if own != tokens and not same_tokens(resolved(str(config.small_name)), tokenizer):
             raise ConfigError(
                 f"small_name = {config.small_name!r} has a vocabulary of {own} tokens and the model"
-                f" one of {tokens}: SERAC mixes their probabilities, so they must be the same;"
-                " leave small_name out to have one made"
+                f" one of {tokens}: SERAC mixes their probabilities, so their tokens must be the"
+                f" same; leave small_name out to have one made, or give {OWN!r}, which is the"
+                " model's own language model"
             )
     for setting, made in (("small_name", "opt"), ("cls_name", "distilbert")):
         given = getattr(config, setting)
@@ -97,7 +105,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     write_json(folder / _SAVED_FILE, {})
 
 
-def _vocabulary(model: Any) -> int:
+def vocabulary_of(model: Any) -> int:
     """Return how many tokens a model gives logits for."""
     head = model.get_output_embeddings()
     return int(model.config.get_text_config().vocab_size if head is None else head.weight.shape[0])

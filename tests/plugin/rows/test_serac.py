@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from easyedit_fixtures import needs_master, shared_workplace
 from tiny_trainings import records_of, training_bench
 
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.measure.easyedit_rows import joined_row
 from easyedit_dualedit.model.inputs import IGNORED
+from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.serac import serac
+from easyedit_dualedit.plugin.rows.small_models import vocabulary_of
 
 pytestmark = [needs_master, pytest.mark.usefixtures("nothing_written")]
 
@@ -66,3 +69,46 @@ def test_a_counterfactual_model_of_another_vocabulary_is_refused(
     )
     with pytest.raises(ConfigError, match="vocabulary of 7 tokens"):
         serac(host).make(bench)
+
+
+def test_the_models_own_language_model_is_the_counterfactual_one(
+    host: Host, tmp_path: Path
+) -> None:
+    workplace = shared_workplace("llava-onevision")
+    bench = training_bench(workplace, tmp_path / "bench", small_name="own", lr=1e-3)
+    method: Any = serac(host).make(bench)
+    assert host.trainers["SERAC_MULTI"] is type(method._alg)
+    assert {"opt"} & {path.name for path in bench.folder.rglob("*")} == set()
+    dialect, record = method._dialect, records_of(workplace)[0]
+    ids = torch.arange(20, 30)[None]
+    with torch.no_grad():
+        expected = dialect.base(input_ids=ids).logits
+        fresh = transformers.AutoModelForCausalLM.from_pretrained(
+            bench.folder / "easyedit-serac-parts" / "own"
+        )
+        torch.testing.assert_close(fresh(input_ids=ids).logits, expected)
+        # What was trained is a copy.
+        trained = method._alg.replacement(input_ids=ids).logits
+        assert not torch.allclose(trained, expected)
+    row = joined_row(dialect.encoder, record.request)
+    with method.edit(record) as edited:
+        logits = edited.model(**row.inputs).logits
+    assert logits.shape[:2] == row.inputs["input_ids"].shape
+    total = logits.exp().sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-3, rtol=0)
+
+
+def test_a_named_language_model_with_other_rows_for_the_same_tokens_is_taken(
+    host: Host, tmp_path: Path
+) -> None:
+    workplace = shared_workplace("llava-onevision")
+    model, processor = load_model(str(workplace.model))
+    tokens = vocabulary_of(model)
+    folder = tmp_path / "small"
+    small = transformers.GPT2Config(vocab_size=tokens + 5, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(small).save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    bench = training_bench(workplace, tmp_path / "bench", small_name=str(folder))
+    method: Any = serac(host).make(bench)
+    logits = method._alg.replacement(input_ids=torch.arange(5)[None]).logits
+    assert logits.shape == (1, 5, tokens)
