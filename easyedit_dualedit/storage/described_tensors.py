@@ -28,6 +28,8 @@ from easyedit_dualedit.storage.tensor_check import digest_of_tensors
 
 _SAVING = ".saving-"
 _MODE = 0o644
+_LENGTH = 8
+"""Bytes at the beginning of a file of tensors, which say how long its header is."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class DescribedTensors:
                     numbers = Path(temporary, self.numbers)
                     described = Path(temporary, self.described)
                     save_file(dict(tensors), numbers, metadata=metadata)
+                    _sort_metadata(numbers)
                     values = {**values, self.digest: self._digest(numbers.read_bytes())}
                     text = json.dumps(values, **style) + "\n"
                     described.write_text(text, encoding="utf-8")
@@ -178,8 +181,21 @@ def _own_description(content: bytes) -> dict[str, Any] | None:
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    length = int.from_bytes(content[:8], "little")
-    return dict(json.loads(content[8 : 8 + length])["__metadata__"])
+    length = int.from_bytes(content[:_LENGTH], "little")
+    return dict(json.loads(content[_LENGTH : _LENGTH + length])["__metadata__"])
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort what a file of tensors says: safetensors writes it in any order, so that the same
+    tensors made other bytes each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(_LENGTH)
+            file.write(text.ljust(length))  # spaces at the end, as safetensors has them
 
 
 def _clear(folder: Path) -> None:

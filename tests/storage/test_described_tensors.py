@@ -133,3 +133,16 @@ def test_tensors_of_another_folder_are_refused_where_they_say_nothing(tmp_path: 
     save_file({"x": torch.zeros(3)}, tmp_path / "things.safetensors")
     with pytest.raises(ArchiveError, match="is not the one in things.json"):
         read(tmp_path)
+
+
+def test_the_same_tensors_make_the_same_bytes(tmp_path: Path):
+    tensors = {"x": torch.arange(3.0), "y": torch.ones(2, 2)}
+    values = {"a": 'quotes " and \\', "b": "Ä\n", "c": [1.5, None]}
+    made = set()
+    for _ in range(12):
+        FILES.write(tmp_path, values, tensors, indent=1)
+        made.add((tmp_path / FILES.numbers).read_bytes())
+        found, read_again = FILES.read(tmp_path)
+        assert {name: found[name] for name in values} == values
+        assert all(torch.equal(read_again[name], each) for name, each in tensors.items())
+    assert len(made) == 1
