@@ -32,6 +32,7 @@ from easyedit_dualedit.train.trainer import train
 
 ASKED = ("one hop", "edit's target one hop further", "request", "text rephrase", "image rephrase")
 _CHECKPOINT = "training.pt"
+_GATE_RECORDS = 60
 
 
 def one_hop_records(records: Sequence[Record]) -> list[Record]:
@@ -62,7 +63,9 @@ def teach(
         for record, made in zip(records, drawn, strict=True)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    train(editor, taught, replace(config, augment_targets=0.0), checkpoint=folder / _CHECKPOINT)
+    # The gate is held open when they are measured: few records of its are read.
+    given = replace(config, augment_targets=0.0, gate_steps=0, gate_records=_GATE_RECORDS)
+    train(editor, taught, given, checkpoint=folder / _CHECKPOINT)
     editor.save(folder)
     (folder / _CHECKPOINT).unlink()
     return editor
