@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,13 +167,16 @@ class EditMemory:
         Raises:
             DataError: if there is no edit of an id; none is removed then.
         """
-        given = [[each] if isinstance(each, str | StoredEdit) else each for each in ids]
+        given = [
+            [each] if isinstance(each, str) or not isinstance(each, Iterable) else each
+            for each in ids
+        ]
         chosen = {_id_of(each) for several in given for each in several}
         with _CHANGES:
             held = {edit.id for edit in self._edits}
-            unknown = sorted(chosen - held)
-            if unknown:
-                raise DataError(f"no edits {unknown} among the {len(held)} held; list them first")
+            if not chosen <= held:
+                told = ", ".join(sorted(map(repr, chosen - held)))
+                raise DataError(f"no edits {told} among the {len(held)} held; list them first")
             self._hold(without(self._edits, chosen))
 
     def clear(self) -> None:

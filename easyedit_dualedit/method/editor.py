@@ -204,7 +204,10 @@ class DualEditor(
 
         Raises:
             ConfigError: if `gate` describes none.
+            DataError: if one signal stands alone.
         """
+        if isinstance(edits, EditSignal):
+            raise DataError("the edit signal stands alone; give a list of signals")
         chosen = self.gate.with_config(gate)
         active = ActiveEdits.of(edits, self.adapters, chosen, assignment)
         return EditedModel(self.encoder, active)

@@ -116,7 +116,11 @@ def test_unknown_ids_are_refused_and_nothing_is_removed(llava: TinyModel):
     ids = memory.add(requests(2))
     with pytest.raises(DataError, match="'nothing'"):
         memory.remove(ids[0], "nothing")
+    with pytest.raises(DataError, match="no edits 'nothing', 0 among the 2 held"):
+        memory.remove(0, "nothing")  # type: ignore[arg-type]
     assert [edit.id for edit in memory] == ids
+    memory.remove(each for each in ids)  # type: ignore[arg-type]
+    assert not len(memory)
 
 
 def test_edits_in_one_batch_are_those_made_one_by_one(every: TinyModel):

@@ -123,6 +123,9 @@ def test_a_query_where_a_list_is_expected_is_refused(llava: TinyModel):
         editor.read(request)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="stands alone; give a list of queries"):
         editor.encoder.encode(request)  # type: ignore[arg-type]
+    (signal,) = editor.read([request])
+    with pytest.raises(DataError, match="stands alone; give a list of signals"):
+        editor.edited(signal)  # type: ignore[arg-type]
 
 
 def test_a_batch_without_targets_carries_no_edit(llava: TinyModel):
