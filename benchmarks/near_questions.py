@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.near_questions`` edits each question of `ASKED`, eight sorts about five
 things each, one at a time, and asks routing alone: whether the question finds its edit as it was
-typed and in `WORDINGS` that say the same, and whether the four others of its sort, and those of
-other sorts, find it.
+typed and in `WORDINGS` that say the same, and whether the four others of its sort, those of other
+sorts, and two `FURTHER` ones about its own thing find it.
 """
 
 import sys
@@ -51,6 +51,18 @@ WORDINGS = {
 }
 """Questions -> the same in other words."""
 
+FURTHER = {
+    "What is the capital of {}?": ("What is the population of {}?", "What is the currency of {}?"),
+    "Who wrote {}?": ("When was {} written?", "What is {} about?"),
+    "What color is a {}?": ("Where do you find a {}?", "What does a {} weigh?"),
+    "Who is the president of {}?": ("What is the flag of {}?", "Where is {}?"),
+    "When was {} born?": ("Where was {} born?", "When did {} die?"),
+    "How many legs does a {} have?": ("How many eyes does a {} have?", "What does a {} eat?"),
+    "What language is spoken in {}?": ("What money is used in {}?", "How many people live in {}?"),
+    "Where does a {} live?": ("What does a {} eat?", "How long does a {} live?"),
+}
+"""Sorts of questions -> others about the same thing."""
+
 COLUMNS = (
     "as typed",
     "as the data have it",
@@ -58,19 +70,22 @@ COLUMNS = (
     "in other words",
     "the same about another thing",
     "another sort",
+    "another about the same thing",
 )
 
 
 @torch.no_grad()
 def measure(editor: DualEditor) -> str:
     """Return a Markdown table of how many questions find the edit, percent with 95 % interval."""
-    sorts = [sort for sort, asked in ASKED.items() for _ in asked]
+    things = [(sort, thing) for sort, named in _THINGS.items() for thing in named]
+    sorts = [sort for sort, _ in things]
     typed = [question for asked in ASKED.values() for question in asked]
     ways = (
         typed,
         [f"{QUESTION_PREFIX}{question}" for question in typed],
         [question.rstrip("?").lower() for question in typed],
         [WORDINGS.get(question, question) for question in typed],
+        *([FURTHER[sort][at].format(each) for sort, each in things] for at in range(2)),
     )
     batches = [
         editor.encoder.encode([Query(question) for question in asked], with_target=False).inputs
@@ -85,6 +100,7 @@ def measure(editor: DualEditor) -> str:
             found[name].append(each[place])
         if typed[place] in WORDINGS:
             found[COLUMNS[3]].append(opens[3][place])
+        found[COLUMNS[6]] += [each[place] for each in opens[4:]]
         for other, is_open in enumerate(opens[0]):
             if other != place:
                 found[COLUMNS[4 if sorts[other] == sorts[place] else 5]].append(is_open)

@@ -14,6 +14,7 @@ from easyedit_dualedit.app.session import Made, Session, Shown
 from easyedit_dualedit.app.sessions import Sessions
 from easyedit_dualedit.app.trial import Trial
 from easyedit_dualedit.errors import DualEditError
+from easyedit_dualedit.report.page.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Actions:
         if not trial.prompt:
             first = self.examples[0] if self.examples else Trial()
             return View("", results_html(None, {}), first, list_changed=True)
-        again = f"Welcome back: {_counted(count)}, and what you asked last."
+        again = f"Welcome back: {counted(count, 'edit')}, and what you asked last."
         return View(message_html(again), _asked(session, trial), trial, list_changed=True)
 
     @_told
@@ -139,7 +140,8 @@ class Actions:
     def save(self, key: str) -> View:
         """Make a file of all edits."""
         session = self.sessions.of(key)
-        told = f"Saved {_counted(len(session.edits))}, with names and pictures: Load takes the file"
+        saved = counted(len(session.edits), "edit")
+        told = f"Saved {saved}, with names and pictures: Load takes the file"
         return View(message_html(told), file=session.saved())
 
     @_told
@@ -160,7 +162,11 @@ class Actions:
         if file is None:
             return View(message_html("No file was chosen"))
         count = session.load(Path(file))
-        told = f"Loaded {_counted(count)}" if count else "All edits of this file are there already"
+        told = (
+            f"Loaded {counted(count, 'edit')}"
+            if count
+            else "All edits of this file are there already"
+        )
         return View(message_html(told), _asked_last(session), list_changed=True)
 
 
@@ -197,8 +203,4 @@ def _of_making(made: Made) -> str:
 
 
 def _in_force(session: Session) -> str:
-    return _counted(len(session.in_force))
-
-
-def _counted(count: int) -> str:
-    return f"{count} edit" if count == 1 else f"{count} edits"
+    return counted(len(session.in_force), "edit")

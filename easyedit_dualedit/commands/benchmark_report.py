@@ -107,10 +107,19 @@ def write_reports(folder: Path, shown: Console, images: Path | None) -> None:
     )
 
 
+def require_pictures(images: Path | None) -> None:
+    """Check that a folder of pictures is there, if one is given.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if images is not None and not images.is_dir():
+        raise ConfigError(f"--images {images}: there is no such folder; give that of the pictures")
+
+
 def _pictures(cases: Sequence[Mapping[str, Any]], images: Path | None) -> dict[str, Path]:
+    require_pictures(images)
     if images is None:
         return {}
-    if not images.is_dir():
-        raise ConfigError(f"--images {images}: there is no such folder; give that of the pictures")
     queries = [query for case in cases for query in case["queries"].values()]
     return {name: images / name for query in queries for name in names_of(query)}

@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.opened_edits import asked, not_taking, opened
     from easyedit_dualedit.model.inputs import Query, open_image
     from easyedit_dualedit.model.video_frames import strip_of
+    from easyedit_dualedit.report.page.wording import counted
 
     video = Query(".", arguments.image).video
     if arguments.image is not None:
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     shown = console()
     if not_taking(memory):
         shown.print(Text(not_taking(memory), style="bold"))
-    shown.print(f"{len(memory)} edits; an empty line, {' or '.join(_LEAVE)} ends it")
+    shown.print(f"{counted(len(memory), 'edit')}; an empty line, {' or '.join(_LEAVE)} ends it")
     while True:
         shown.print("> ", end="")
         prompt = sys.stdin.readline().strip()

@@ -3,7 +3,7 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from easyedit_dualedit.commands.arguments import (
     EDIT_HPARAMS,
@@ -89,6 +89,7 @@ def _add(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.opened_edits import opened
     from easyedit_dualedit.files import require_writable
+    from easyedit_dualedit.report.page.wording import counted
 
     requests = _requests(arguments)
     require_writable(arguments.edits)
@@ -123,7 +124,7 @@ def _add(arguments: argparse.Namespace) -> None:
     if taken < len(asked):
         shown.print(f"{len(asked) - taken} of {len(asked)} edits added do not take")
     per_edit = memory.stored_bytes / max(1, len(memory)) / 1000
-    shown.print(f"{total} edits in {arguments.edits}, {per_edit:.1f} kB each")
+    shown.print(f"{counted(total, 'edit')} in {arguments.edits}, {per_edit:.1f} kB each")
 
 
 def _missing(memory: "EditMemory", requests: "list[Query]") -> "list[Query]":
@@ -131,29 +132,30 @@ def _missing(memory: "EditMemory", requests: "list[Query]") -> "list[Query]":
 
     Of those that come again, the last one counts.
     """
-    last: dict[str, Query] = {}
-    again: dict[tuple[str, str | None], int] = {}
-    for place, request in enumerate(requests):
-        last[_question(request)] = request
-        again[_question(request), request.target] = place
+    from easyedit_dualedit.method.stored_edit import question_of
+
+    # By what pictures show: one may have several files.
+    asked = [question_of(request) for request in requests]
+    last: dict[tuple[Any, ...], Query] = {}
+    again: dict[tuple[Any, ...], int] = {}
+    for place, (question, request) in enumerate(zip(asked, requests, strict=True)):
+        last[question] = request
+        again[question, request.target] = place
     missing = []
-    for place, request in enumerate(requests):
-        if again[_question(request), request.target] != place:
+    for place, (question, request) in enumerate(zip(asked, requests, strict=True)):
+        if again[question, request.target] != place:
             continue
         newest = memory.find(request, any_target=True)
-        is_last = newest is not None and newest.provenance.target == last[_question(request)].target
+        is_last = newest is not None and newest.provenance.target == last[question].target
         if memory.find(request) is None or not is_last:
             missing.append(request)
     return missing
 
 
-def _question(request: "Query") -> str:
-    return f"{' '.join(request.prompt.split())} {request.image!r}"
-
-
 def _list(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.method.edit_file import EditFile
+    from easyedit_dualedit.report.page.wording import counted
     from easyedit_dualedit.report.table import Table, numbers, texts
 
     stored = EditFile.load(arguments.edits)
@@ -168,7 +170,7 @@ def _list(arguments: argparse.Namespace) -> None:
         takes = f"no: {winner.id} is newer" if overruled else _taking(about)
         rows.append([edit.id, about.time, about.prompt, about.target, takes, pictures, size])
     columns = [*texts("id", "made", "prompt", "target", "takes", "pictures"), *numbers("kB")]
-    title = f"{len(stored.edits)} edits in {arguments.edits}, oldest first"
+    title = f"{counted(len(stored.edits), 'edit')} in {arguments.edits}, oldest first"
     console().print(Table(columns, rows, title).for_terminal())
 
 
@@ -198,6 +200,7 @@ def _remove(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.method.edit_file import EditFile
+    from easyedit_dualedit.report.page.wording import counted
 
     stored = EditFile.load(arguments.edits)
     _require_ids(stored, arguments.ids, arguments.edits)
@@ -209,7 +212,7 @@ def _export(arguments: argparse.Namespace) -> None:
         return EditFile(stored.owner, chosen)
 
     EditFile.change(arguments.output, copied)
-    console().print(f"{len(chosen)} edits written to {arguments.output}")
+    console().print(f"{counted(len(chosen), 'edit')} written to {arguments.output}")
 
 
 def _apply(arguments: argparse.Namespace) -> None:
@@ -217,6 +220,7 @@ def _apply(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.commands.editors import answer_to
     from easyedit_dualedit.commands.opened_edits import asked, opened
     from easyedit_dualedit.model.inputs import Query
+    from easyedit_dualedit.report.page.wording import counted
     from easyedit_dualedit.report.table import Table, texts
 
     editor, memory = opened(arguments)
@@ -226,7 +230,7 @@ def _apply(arguments: argparse.Namespace) -> None:
         before = answer_to(editor.backbone.model, editor.encoder, query)
         rows.append([prompt, before, *asked(editor, memory, query)])
     columns = texts("prompt", "before", "after", "edit")
-    console().print(Table(columns, rows, f"{len(memory)} edits applied").for_terminal())
+    console().print(Table(columns, rows, f"{counted(len(memory), 'edit')} applied").for_terminal())
 
 
 def _requests(arguments: argparse.Namespace) -> "list[Query]":

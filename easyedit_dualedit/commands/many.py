@@ -98,6 +98,10 @@ def _many(
     counts = sorted(set(arguments.counts))
     # What cannot end well is told before records are drawn and a model is loaded.
     require_writable(folder)
+    if arguments.report is not None:
+        if arguments.report.is_dir():
+            raise ConfigError(f"--report {arguments.report} is a folder; name a file in it")
+        require_writable(arguments.report.parent)
     methods = methods_of(hparams, folder, arguments.methods)
     with processes.first_alone():
         records = _records(arguments, hparams.model_name, folder / "data", counts)
@@ -165,7 +169,7 @@ def _many(
             gate["costs"] = routing_costs(editor, routed, among)
             write_json(cases / GATE_FILE, gate)
         machine = f"{platform.machine()}, {torch.get_num_threads()} thread"
-        about = {**settings, "machine": machine}
+        about = {**settings, "machine": machine, "own_records": arguments.data is None}
         write_reports(folder, groups, sized, about, arguments.report, split)
 
 

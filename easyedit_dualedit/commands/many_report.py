@@ -17,6 +17,7 @@ from easyedit_dualedit.measure.target_split import TargetSplit, told
 from easyedit_dualedit.method.edit_memory import DEFAULT_PRECISION
 from easyedit_dualedit.method.packing import PRECISIONS
 from easyedit_dualedit.report.many_edits import many_split_table, report_of
+from easyedit_dualedit.report.page.wording import counted
 from easyedit_dualedit.report.plots import is_available as has_plots
 from easyedit_dualedit.report.plots import plot_many, plot_sizes
 from easyedit_dualedit.report.target_split import split_line
@@ -73,7 +74,9 @@ def write_reports(
     shown = console()
     for name, of_method in points.items():
         for point in of_method:
-            shown.print(f"{name}: {point['edits']} edits, average {point['average']:.1f}")
+            shown.print(
+                f"{name}: {counted(point['edits'], 'edit')}, average {point['average']:.1f}"
+            )
     parts = many_split_table(metrics)
     if parts is not None:
         shown.print(parts.for_terminal())

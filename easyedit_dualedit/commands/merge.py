@@ -20,12 +20,18 @@ def run(arguments: argparse.Namespace) -> None:
         BACKGROUND_FOLDER,
         keep_background,
     )
-    from easyedit_dualedit.commands.benchmark_report import PLAN_FILE, keep_plan, write_reports
+    from easyedit_dualedit.commands.benchmark_report import (
+        PLAN_FILE,
+        keep_plan,
+        require_pictures,
+        write_reports,
+    )
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.runs import alone_in
     from easyedit_dualedit.experiments.shards import merge
     from easyedit_dualedit.files import read_json
 
+    require_pictures(arguments.images)
     with alone_in(arguments.output):
         merge(arguments.folders, arguments.output)
         for source in arguments.folders:

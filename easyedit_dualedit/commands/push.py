@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="USER/NAME",
         help="of edits: the adapters that they were made with, for the card",
     )
-    parser.add_argument("--license", default="unknown", help="of the hub's list, such as mit")
+    parser.add_argument("--license", help="of the hub's list, such as mit (default: unknown)")
     parser.add_argument(
         "--include",
         action="append",
@@ -84,8 +84,10 @@ def run(arguments: argparse.Namespace) -> None:
     shared = SharedFolder.read(arguments.folder)
     files = [*shared.files, *_further(arguments.folder, arguments.include, shared.files)]
     own = arguments.folder / CARD_FILE
+    if arguments.adapters is not None:
+        require_name(arguments.adapters)
     if own.is_file() and arguments.results is None:
-        card = own.read_text(encoding="utf-8")
+        card = _own_card(own, arguments)
     else:
         card = card_of(shared.content, _about(arguments, shared))
     shown = console()
@@ -111,6 +113,26 @@ def run(arguments: argparse.Namespace) -> None:
             token=arguments.token,
         )
     shown.print(f"sent: {', '.join([CARD_FILE, *files])} to {address}", markup=False)
+
+
+def _own_card(path: Path, arguments: argparse.Namespace) -> str:
+    """Return the card that a folder has, which is sent as it is.
+
+    Raises:
+        ConfigError: if options ask for what another card would say.
+        DataError: if it is no UTF-8.
+    """
+    options = ("base_model", "adapters", "license")
+    given = [f"--{name.replace('_', '-')}" for name in options if getattr(arguments, name)]
+    if given:
+        raise ConfigError(
+            f"{path} is sent as it is, without {', '.join(given)}: leave that out, take the file"
+            " away, or give --results, with which a card is written"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
 def _further(folder: Path, patterns: list[str], known: tuple[str, ...]) -> list[str]:
@@ -162,7 +184,7 @@ def _about(arguments: argparse.Namespace, shared: "SharedFolder") -> "About":
         model,
         shipped,
         arguments.adapters or "",
-        arguments.license,
+        arguments.license or "unknown",
         metrics,
         recipe,
         read_curves(curves) if (curves / LINES_FILE).is_file() else (),

@@ -16,6 +16,7 @@ from torch import Tensor
 from easyedit_dualedit.errors import ArchiveError
 from easyedit_dualedit.method.config import Modality
 from easyedit_dualedit.method.fingerprint import ModelFingerprint
+from easyedit_dualedit.method.joined_edits import joined
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.method.stored_edit import PackedProjection, Provenance, StoredEdit
 from easyedit_dualedit.model.inputs import NO_WORD
@@ -143,7 +144,7 @@ class EditFile:
             return cls(owner, _edits(entries, tensors))
 
     def beside(self, there: Self, known: Collection[str], source: Path) -> Self:
-        """Return these edits with those that others have added to a folder meanwhile.
+        """Return these edits with those that others have added to a folder meanwhile, oldest first.
 
         Args:
             there: what the folder holds now.
@@ -155,13 +156,12 @@ class EditFile:
             ArchiveError: if what is there belongs to another model, other adapters or another gate.
         """
         self.owner.require(there.owner, str(source))
-        own = {edit.id: edit for edit in self.edits}
+        own = {edit.id for edit in self.edits}
         held = {edit.id for edit in there.edits}
-        kept = [
-            own.get(edit.id, edit) for edit in there.edits if edit.id in own or edit.id not in known
-        ]
+        kept = [edit for edit in there.edits if edit.id in own or edit.id not in known]
         new = [edit for edit in self.edits if edit.id not in held and edit.id not in known]
-        return type(self)(self.owner, (*kept, *new))
+        edits = joined([*kept, *new], self.edits, there.edits)
+        return type(self)(self.owner, tuple(edits))
 
     @staticmethod
     def exists(folder: Path) -> bool:

@@ -1,6 +1,5 @@
 """The edits of one editor: added and removed one by one or in batches, saved, loaded, merged."""
 
-import hashlib
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +17,9 @@ from easyedit_dualedit.method.edit_file import EditFile, EditsOwner
 from easyedit_dualedit.method.edited_model import EditedModel
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.edits_fit import require_fit
-from easyedit_dualedit.method.fingerprint import ModelFingerprint
+from easyedit_dualedit.method.fingerprint import ModelFingerprint, adapters_digest
 from easyedit_dualedit.method.gate import Gate
+from easyedit_dualedit.method.joined_edits import joined
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
 from easyedit_dualedit.method.reading import read_to_store
 from easyedit_dualedit.method.stored_edit import (
@@ -105,16 +105,16 @@ class EditMemory:
         made = read_to_store(self._editor, batch, self._gate, self.precision)
         with _CHANGES:
             self._owner = self._owner or owner
-            edits = self._edits[:]
+            edits, newest = self._edits[:], dict(self._newest)
             for edit in made:
-                older = self._newest.get(edit.provenance.question)
+                older = newest.get(edit.provenance.question)
                 if older is not None:
                     _warn_of_two(edit, older)
                     edits = unanswered(edits, {edit.provenance.question})
                 edits.append(edit)
                 about = edit.provenance
-                self._newest[about.question] = self._newest[_asked(about)] = edit
-            self._edits = edits
+                newest[about.question] = newest[_asked(about)] = edit
+            self._edits, self._newest = edits, newest
         return [edit.id for edit in made]
 
     def find(self, request: Query, *, any_target: bool = False) -> StoredEdit | None:
@@ -187,6 +187,8 @@ class EditMemory:
     def merge(self, other: "EditMemory") -> None:
         """Add the edits of another memory, those with ids that are held already left out.
 
+        Of two edits of one question the newer wins, whichever memory it comes from.
+
         Raises:
             ArchiveError: if they belong to another model, other adapters or another gate.
         """
@@ -196,9 +198,11 @@ class EditMemory:
             self._owner = self._owner or owner
             held = {edit.id for edit in self._edits}
             come = [edit for edit in other if edit.id not in held]
-            both = {edit.provenance.question for edit in come}
-            both &= {edit.provenance.question for edit in self._edits}
-            self._hold(unanswered([*self._edits, *come], both))
+            for edit in come:
+                mine = self._newest.get(edit.provenance.question)
+                if mine is not None:
+                    _warn_of_two(*joined([edit, mine])[::-1])
+            self._hold(joined([*self._edits, *come], self._edits, other._edits))
 
     @property
     def model(self) -> EditedModel:
@@ -219,7 +223,7 @@ class EditMemory:
         """What edits that are made now belong to: model, adapters, gate and precision."""
         return EditsOwner(
             ModelFingerprint.of(self._editor.backbone),
-            _digest_of(self._editor, self._gate),
+            adapters_digest(self._editor, self._gate),
             self._gate.kind,
             self.precision,
         )
@@ -335,16 +339,6 @@ def _about(request: Query) -> Provenance:
 
 def _asked(about: Provenance) -> tuple[Any, ...]:
     return (*about.question, about.target)
-
-
-def _digest_of(editor: DualEditor, gate: Gate) -> str:
-    digest = hashlib.sha256()
-    adapters = {name: t for name, t in editor.state_dict().items() if not name.startswith("gate.")}
-    own = {f"gate.{name}": tensor for name, tensor in gate.state_dict().items()}
-    for name, tensor in sorted({**adapters, **own}.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 __all__ = ["DEFAULT_PRECISION", "PRECISIONS", "EditMemory"]

@@ -1,6 +1,7 @@
 """What tells a model from another: adapters and edits belong to one."""
 
 import base64
+import hashlib
 import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -261,3 +262,19 @@ def _agrees(stored: tuple[float, ...], own: tuple[float, ...]) -> bool:
     mine, theirs = torch.tensor(stored), torch.tensor(own)
     room = _FIRST_TOLERANCE * torch.maximum(mine.abs(), theirs.abs()) + 1e-6
     return bool(((mine - theirs).abs() <= room).all())  # NaN is never within
+
+
+def adapters_digest(editor: nn.Module, gate: nn.Module) -> str:
+    """Return what tells adapters with a gate from others.
+
+    Args:
+        editor: whose tensors count, but for those of its own gate.
+        gate: that is used in its place.
+    """
+    digest = hashlib.sha256()
+    adapters = {name: t for name, t in editor.state_dict().items() if not name.startswith("gate.")}
+    own = {f"gate.{name}": tensor for name, tensor in gate.state_dict().items()}
+    for name, tensor in sorted({**adapters, **own}.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

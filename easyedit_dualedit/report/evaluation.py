@@ -12,6 +12,7 @@ from easyedit_dualedit.measure.protocols import EVALUATION_PROTOCOLS, OF_SOME_RE
 from easyedit_dualedit.measure.specificity import FAMILIES
 from easyedit_dualedit.report.alike_pictures import alike_table
 from easyedit_dualedit.report.benchmark import measured_protocols, protocol_table
+from easyedit_dualedit.report.page.wording import counted
 from easyedit_dualedit.report.table import Table, mean_and_interval, numbers, texts
 from easyedit_dualedit.report.target_split import split_line, split_table
 
@@ -90,7 +91,7 @@ def print_report(
         console.print(alike.for_terminal())
     if split_line(metrics):
         console.print(Text(split_line(metrics), style="dim"))
-    console.print(f"{count} edits, each made and measured alone\n", style="dim")
+    console.print(f"{counted(count, 'edit')}, each made and measured alone\n", style="dim")
     for case in cases[:: max(1, len(cases) // examples)][:examples]:
         console.print(_example(case, method).for_terminal(title_on_the_left=True))
 

@@ -14,7 +14,16 @@ _TIMED = {
     "share": lambda value: "-" if value is None else f"{100 * value:.2f}",
 }
 
-_COMMAND = "EASYEDIT_HOME=/path/to/EasyEdit python run_multimodal_edit.py many"
+_COMMAND = (
+    "EASYEDIT_HOME=/path/to/EasyEdit python run_multimodal_edit.py many --report docs/many_edits.md"
+)
+"""What makes figures of records that are drawn here."""
+
+_SCENES = (
+    "Every scene of these records is another one, so no edit says anything about another's picture."
+    " "
+)
+"""What is true of records that are drawn here, and may be of no others."""
 
 
 def report_of(metrics: Mapping[str, Any], *, plots: bool = True) -> str:
@@ -25,14 +34,15 @@ def report_of(metrics: Mapping[str, Any], *, plots: bool = True) -> str:
         plots: whether to show the plots beside it.
     """
     settings = metrics["settings"]
+    is_own = settings.get("own_records", True)
+    scenes = _SCENES if is_own else ""
     parts = [
         "# Many edits in one model",
         "Edits are made one after the other and none is undone; all of them are asked afterwards,"
         " under `generate`: free greedy answers, exact match, locality as the same text before and"
-        " after. Every scene of these records is another one, so no edit says anything about"
-        " another's picture. Points of fewer than a hundred edits are means over groups of other"
+        f" after. {scenes}Points of fewer than a hundred edits are means over groups of other"
         " records, each in a model of its own.",
-        f"```bash\n{_COMMAND} --report docs/many_edits.md\n```",
+        f"```bash\n{_COMMAND}\n```" if is_own else "",
         f"Made with version {settings['version']}, torch {settings['torch']}, transformers"
         f" {settings['transformers']}, EasyEdit {settings['easyedit']}; {settings['records']}"
         f" records; {settings['machine']}.",
@@ -41,7 +51,7 @@ def report_of(metrics: Mapping[str, Any], *, plots: bool = True) -> str:
         "![Average of the five metrics by number of edits](many_edits.png)" if plots else "",
         *_split(metrics),
         "EasyEdit's methods run with the hyperparameters that it ships for a 7B model, as in"
-        " [results.md](results.md); a row that is missing could not be run.",
+        " [results.md](results.md); a row that is missing was left out, or could not be run.",
         '"% failed" are edits at which a method raised an error; the next one was made then.',
         "## What the gate does as edits grow in number",
         "Of queries in scope, the share that the gate routes to their own edit; of all others, the"

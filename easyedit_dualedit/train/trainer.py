@@ -243,14 +243,13 @@ def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:
 
 
 def records_of_steps(records: Sequence[Record], config: TrainingConfig) -> Sequence[Record]:
-    """Return the records that steps draw: all, unless they end within the first epoch."""
-    batches = config.steps * config.accumulate
-    if batches >= len(records) // config.batch_size:
-        return records
-    places = [
-        place for step in range(batches) for place in batch_indices(step, len(records), config)
-    ]
-    return [records[place] for place in sorted(places)]
+    """Return the records that steps draw, in their order; one epoch may leave out a last part."""
+    drawn: set[int] = set()
+    for step in range(config.steps * config.accumulate):
+        drawn.update(batch_indices(step, len(records), config))
+        if len(drawn) == len(records):
+            return records
+    return [records[place] for place in sorted(drawn)]
 
 
 def _require_numbers(values: Iterable[float], what: str, config: TrainingConfig) -> None:

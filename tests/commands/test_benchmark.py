@@ -199,6 +199,9 @@ def test_shards_merge_to_the_unsharded_run(whole: tuple[Workplace, str], call: A
         assert "not complete" in called.out
     parts = [str(run_of(work, f"part{place}")) for place in range(2)]
     merged = run_of(work, "merged")
+    refused = call(["merge", *parts, "--output", str(merged), "--images", str(merged / "no")])
+    assert refused.code == 2 and "there is no such folder" in refused.error
+    assert not merged.exists()
     called = call(["merge", *parts, "--output", str(merged), "--images", str(work.images)])
     assert called.code == 0, called.err
     assert (merged / METRICS_FILE).read_bytes() == (run_of(work) / METRICS_FILE).read_bytes()

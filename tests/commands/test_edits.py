@@ -104,7 +104,7 @@ def test_edits_are_copied_to_be_shared(work: Workplace, folder: Path, call: Any)
     ids = ids_in(folder)
     target = work.folder / "copy"
     command = ["edits", "export", "--edits", str(folder), "--output", str(target)]
-    assert "1 edits written" in call([*command, ids[1]]).out
+    assert "1 edit written" in call([*command, ids[1]]).out
     assert ids_in(target) == [ids[1]]
     assert "holds edits already" in call(command).error
     assert ids_in(folder) == ids
@@ -230,12 +230,31 @@ def test_edits_of_which_nobody_knows_whether_they_take_still_load(
 def test_an_edit_that_is_there_is_not_added_again(work: Workplace, folder: Path, call: Any):
     call(add(work, folder, *one(work)))
     again = call(add(work, folder, *one(work)))
-    assert "1 of 1 edits are there already" in again.out and "1 edits in" in again.out
+    assert "1 of 1 edits are there already" in again.out and "1 edit in" in again.out
     work.rewrite(lambda items: items.extend(items[:2]))
     file = ["--data", work.data, "--images", work.images]
     call(add(work, folder, *file))
     prompts = [edit.provenance.prompt for edit in EditFile.load(folder).edits]
     assert len(prompts) == len(set(prompts)) > 2
+
+
+def test_edits_of_one_picture_under_two_names_are_not_added_again(
+    work: Workplace, folder: Path, call: Any
+):
+    copied = work.images / "copy of 0.png"
+    copied.write_bytes((work.images / "0.png").read_bytes())
+
+    def ask_twice(items: list[dict[str, Any]]) -> None:
+        asked = {**items[0], "src": PROMPT, "image": "0.png", "alt": "red"}
+        items[:] = [asked, {**asked, "image": copied.name, "alt": "green"}]
+
+    work.rewrite(ask_twice)
+    command = add(work, folder, "--data", work.data, "--images", work.images)
+    made = []
+    for _ in range(2):
+        call(command)
+        made.append(ids_in(folder))
+    assert made[0] == made[1] and len(made[0]) == 2
 
 
 def test_an_overruled_edit_is_listed_as_such_until_the_newer_one_goes(

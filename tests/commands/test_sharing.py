@@ -140,12 +140,18 @@ def test_a_card_of_ones_own_is_sent_and_more_files_only_if_asked_for(
     hub: Hub, mine: Path, call: Any
 ):
     (mine / "README.md").write_text("---\nlicense: mit\n---\nmy own\n")
-    assert call(push(mine, "--include", "*.png", "--revision", "v2")).code == 0
+    refused = call(push(mine, "--license", "mit"))
+    assert refused.code == 2
+    assert "sent as it is, without --base-model, --license: leave that out" in refused.error
+    as_it_is = ["push", str(mine), NAME]
+    assert call([*as_it_is, "--include", "*.png", "--revision", "v2"]).code == 0
     there = hub.repositories[NAME]
     files = there.commits[there.branches["v2"]]
     assert set(files) - {".gitattributes"} == FILES | {"picture.png"}
     assert b"my own" in files["README.md"]
     assert "fits no file" in call(push(mine, "--include", "*.gif")).error
+    (mine / "README.md").write_bytes(b"caf\xe9")
+    assert "README.md is no UTF-8" in call([*as_it_is, "--dry-run"]).error
 
 
 def test_nothing_is_sent_that_is_damaged_or_only_shown(hub: Hub, mine: Path, call: Any):

@@ -170,6 +170,14 @@ def command(work: Workplace, *more: object) -> list[str]:
     ]  # fmt: skip
 
 
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(
+    work: Workplace, call: Any
+):
+    refused = call(command(work, "--report", work.folder))
+    assert refused.code == 2 and "is a folder; name a file in it" in refused.error
+    assert not (work.folder / "out" / "many" / "cases").exists()
+
+
 def test_the_command_writes_a_report_and_continues(work: Workplace, call: Any):
     called = call(command(work))
     assert called.code == 0, called.error
@@ -180,6 +188,8 @@ def test_the_command_writes_a_report_and_continues(work: Workplace, call: Any):
     sizes = [row["bytes_per_edit"] for row in metrics["sizes"]]
     assert sizes == sorted(sizes, reverse=True) and sizes[2] < 0.6 * sizes[0]
     report = (folder / "many_edits.md").read_text()
+    # What is said of our own records may not be true of these.
+    assert "Every scene" not in report and "```" not in report
     assert report == report_of(metrics, plots="](many_edits.png)" in report)
     # The adapters know their targets: all of these were seen.
     assert metrics["targets"]["seen"] == 8 and metrics["targets"]["unseen"] == 0

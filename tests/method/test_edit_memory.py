@@ -578,6 +578,66 @@ def test_edits_of_another_process_stay_when_a_memory_is_saved(llava: TinyModel, 
     assert [edit.id for edit in EditMemory.load(editor, tmp_path / "new")] == [third, fourth, fifth]
 
 
+def _made_at(memory: EditMemory, request: Query, second: int) -> str:
+    """Add an edit that says that it was made at a second."""
+    (made,) = memory.add(request)
+    time = f"2026-01-01T00:00:{second:02}+00:00"
+    memory._hold(
+        [
+            replace(edit, provenance=replace(edit.provenance, time=time))
+            if edit.id == made
+            else edit
+            for edit in memory
+        ]
+    )
+    return made
+
+
+def test_the_newer_of_two_edits_wins_whichever_memory_it_comes_from(
+    llava: TinyModel, caplog: pytest.LogCaptureFixture
+):
+    editor = editor_of(llava)
+    (asked,) = requests(1)
+    newer = replace(asked, target="newer")
+    one, other = EditMemory(editor), EditMemory(editor)
+    late, early = _made_at(one, newer, 2), _made_at(other, asked, 1)
+    caplog.clear()
+    one.merge(other)
+    assert [edit.id for edit in one] == [early, late]
+    assert one.find(asked, any_target=True).id == late  # type: ignore[union-attr]
+    assert f"edit {late} asks what edit {early} asks" in caplog.text
+
+
+def test_answers_of_another_process_stay_until_its_question_is_edited_again(
+    llava: TinyModel, tmp_path: Path
+):
+    editor = editor_of(llava)
+    asked, beside = requests(2)
+    first = EditMemory(editor)
+    first.add(asked)
+    first.save(tmp_path)
+    second = EditMemory.load(editor, tmp_path)
+    first.check(asked)
+    first.save(tmp_path)
+    second.add(beside)
+    second.save(tmp_path)
+    known, unknown = EditMemory.load(editor, tmp_path)
+    assert known.provenance.takes is not None and unknown.provenance.takes is None
+    third = EditMemory.load(editor, tmp_path)
+    third.add(replace(asked, target="another"))
+    third.save(tmp_path)
+    first.save(tmp_path)
+    assert [edit.provenance.takes for edit in EditMemory.load(editor, tmp_path)] == [None] * 3
+
+
+def test_a_shallow_copy_of_a_memory_adds_for_itself(llava: TinyModel):
+    memory = EditMemory(editor_of(llava))
+    (asked,) = requests(1)
+    copied = copy.copy(memory)
+    copied.add(asked)
+    assert copied.find(asked) is not None and memory.find(asked) is None
+
+
 def test_edits_of_other_heads_are_refused(llava: TinyModel, tmp_path: Path):
     editor, _ = saved(llava, tmp_path)
     path = tmp_path / NUMBERS_FILE

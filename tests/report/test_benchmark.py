@@ -93,6 +93,11 @@ def test_the_headline_tells_the_lead_over_the_next_and_over_the_next_that_is_no_
         "Good has the highest average under generate: 49.0, which is 5.0 (95 % interval 4.0 to 6.0)"
         " above Good, cosine gate, and 40.0 (95 % interval 39.0 to 41.0) above Poor."
     )
+    tie = {**METRICS["comparison"], "difference": {"mean": 0.0, "low": -2.0, "high": 2.0}}
+    assert headline({**METRICS, "comparison": tie}) == (
+        "Good and Good, cosine gate share the highest average under generate: 49.0 (95 % interval"
+        " of 0, -2.0 to 2.0), and 40.0 (95 % interval 39.0 to 41.0) above Poor."
+    )
     alone = {**METRICS["comparison"], "runner_up": "Poor"}
     assert headline({**METRICS, "comparison": alone}).endswith("6.0) above Poor.")
     assert "nothing to compare" in headline({"comparison": None})

@@ -1,8 +1,10 @@
 """Training: losses fall, only adapters change, runs continue where they stopped."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from easyedit_dualedit.train.gate_trainer import calibrate
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.progress import TrainingProgress
 from easyedit_dualedit.train.step import TrainingStep
-from easyedit_dualedit.train.trainer import batch_indices, train
+from easyedit_dualedit.train.trainer import batch_indices, records_of_steps, train
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,14 @@ def test_targets_that_no_step_draws_are_none_of_the_training(
     train(editor, named, config, progress=False)
     drawn = [named[place] for place in batch_indices(0, len(named), config)]
     assert editor.training_targets == targets_of(drawn) and len(drawn) == 2
+
+
+def test_an_epoch_whose_last_part_is_left_out_draws_no_more_than_its_batches():
+    config = TrainingConfig(steps=2, batch_size=4)
+    records: Any = list(range(10))
+    drawn = sorted({place for step in range(2) for place in batch_indices(step, 10, config)})
+    assert len(drawn) == 8 and records_of_steps(records, config) == drawn
+    assert records_of_steps(records, replace(config, steps=8)) == records
 
 
 def test_training_changes_the_adapters_alone(every: TinyModel, records: list[Record]):
