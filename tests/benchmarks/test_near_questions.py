@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import near_questions
-from benchmarks.near_questions import ASKED, COLUMNS, WORDINGS, measure
+from benchmarks.near_questions import ASKED, COLUMNS, FURTHER, WORDINGS, measure
 from easyedit_dualedit import DualEditor, load_model
 from easyedit_dualedit.testbed import adapters_folder, model_folder
 
@@ -11,6 +11,8 @@ def test_every_question_is_asked_once_and_wordings_are_of_them():
     assert len(set(questions)) == len(questions) == 40
     assert WORDINGS.keys() <= set(questions)
     assert not set(WORDINGS.values()) & set(questions)
+    assert FURTHER.keys() == ASKED.keys()
+    assert not {each for further in FURTHER.values() for each in further} & ASKED.keys()
 
 
 def test_a_question_finds_its_edit_and_counts_are_kept_apart(monkeypatch: pytest.MonkeyPatch):
@@ -22,4 +24,4 @@ def test_a_question_finds_its_edit_and_counts_are_kept_apart(monkeypatch: pytest
     assert head.strip("| ").split(" | ") == list(COLUMNS)
     shares = [float(cell.split()[0]) for cell in row.strip("| ").split(" | ")]
     assert shares[0] == 100.0
-    assert shares[5] < 100.0
+    assert shares[5] < 100.0 and shares[6] < 100.0
