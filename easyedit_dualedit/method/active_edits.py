@@ -41,7 +41,7 @@ class EditSignal:
     vision_state: Tensor
     """Mean state of the image tokens at the text layer, [d]; zeros without a picture."""
     text_state: Tensor
-    """Mean over the prompt's states there (`Gate.prompt_mean`), [d]; zeros with a picture."""
+    """What the prompt says there (`Gate.said`), [d + l]; zeros with a picture."""
     words: Tensor
     """Answer token that follows each of those positions, long [e]; `NO_WORD` where none does."""
     request: Query | None = None

@@ -32,6 +32,7 @@ from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import lasting_tensors, record, undisturbed
 from easyedit_dualedit.model.inputs import Batch, Query, ShownLike, input_device
+from easyedit_dualedit.model.letters import TokenLetters
 from easyedit_dualedit.model.video_frames import by_length
 
 
@@ -99,7 +100,8 @@ class DualEditor(
         self._layers = config.layers
         self.encoder = Encoder(backbone, processor, last_prompt_token=config.last_prompt_token)
         self.adapters = DualAdapters(backbone.hidden_size, config, self.encoder.word_vectors)
-        self.gate = Gate(backbone.hidden_size, config.gate, self.encoder.turn)
+        letters = TokenLetters(self.encoder.tokenizer)
+        self.gate = Gate(backbone.hidden_size, config.gate, self.encoder.turn, letters)
         self.training_targets: tuple[str, ...] | None = None
         """Targets of the edits that the adapters were trained on; None if that is not known."""
         self.to(input_device(backbone.model))
@@ -167,7 +169,7 @@ class DualEditor(
         words = batch.following_words(self.encoder.tokenizer.eos_token_id)
         text_states = states[self.config.text_layer]
         pictures = vision_mean(text_states, layout.vision)
-        texts = self.gate.prompt_mean(text_states, layout)
+        texts = self.gate.said(text_states, layout)
         signals = []
         for row in range(batch.size):
             signals.append(

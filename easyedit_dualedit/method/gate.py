@@ -33,6 +33,7 @@ from easyedit_dualedit.method.gate_loading import prepare_learned, warn_of_fallb
 from easyedit_dualedit.model.backbone import TurnMarker
 from easyedit_dualedit.model.hooks import in_own_precision
 from easyedit_dualedit.model.inputs import TokenLayout
+from easyedit_dualedit.model.letters import LETTERS_WIDTH, TokenLetters
 
 CALIBRATED_KINDS: tuple[GateKind, ...] = ("cosine", "centred", "last-token")
 """Kinds that compare the states as they are, in the order in which a gate stores thresholds."""
@@ -79,17 +80,25 @@ class Gate(Thresholded):
     text: TextKeys | None
     """Keys of questions without a picture, where they were fitted."""
 
-    def __init__(self, hidden_size: int, config: GateConfig, turn: TurnMarker | None = None):
+    def __init__(
+        self,
+        hidden_size: int,
+        config: GateConfig,
+        turn: TurnMarker | None = None,
+        letters: TokenLetters | None = None,
+    ):
         """Build a gate over states of `hidden_size`, not calibrated yet.
 
         Args:
             hidden_size: of the states that it compares.
             config: which kind decides.
             turn: tells where the last turn of a chat begins; text keys compare nothing before it.
+            letters: spells tokens, for text keys.
         """
         super().__init__()
         self.config = config
         self._turn = turn
+        self._letters = letters
         self.register_buffer("mean", torch.zeros(hidden_size))
         self.register_buffer("thresholds", torch.full((len(CALIBRATED_KINDS),), math.nan))
         self.projection = GateProjection(hidden_size)
@@ -175,7 +184,7 @@ class Gate(Thresholded):
         vision = text = None
         if self.config.kind == "learned":
             vision = vision_mean(hidden, layout.vision)
-            text = None if self.text is None else self.prompt_mean(hidden, layout)
+            text = None if self.text is None else self.said(hidden, layout)
         return self.route(hidden[rows, index.to(hidden.device)], edits, assignment, vision, text)
 
     def route(
@@ -243,16 +252,18 @@ class Gate(Thresholded):
         unit = (1 - own) / (1 - self.text.threshold(among))
         return torch.where(alone, 1 - unit * (1 - queries @ edits.T), similarity)
 
-    def prompt_mean(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
-        """Return means of prompts without a picture, float32 [b, d]; zeros where none are compared.
+    def said(self, hidden: Tensor, layout: TokenLayout) -> Tensor:
+        """Return what prompts without a picture say (`TextKeys.said`), float32 [b, d + l]; zeros
+        where none are compared.
 
         Args:
             hidden: states of the text layer that no edit has changed, [b, s, d].
             layout: what each position is.
         """
         if self.text is None:
-            return hidden.new_zeros(len(hidden), hidden.shape[-1], dtype=torch.float32)
-        return self.text.mean_of(hidden, layout, self._turn)
+            width = hidden.shape[-1] + LETTERS_WIDTH
+            return hidden.new_zeros(len(hidden), width, dtype=torch.float32)
+        return self.text.said(hidden, layout, self._turn, self._letters)
 
     def key(
         self, states: Tensor, vision: Tensor | None = None, text: Tensor | None = None
@@ -265,7 +276,7 @@ class Gate(Thresholded):
         Args:
             states: states of gate tokens at the text layer, [..., d].
             vision: means of the image tokens there, [..., d]; zeros, or None, without a picture.
-            text: means of the prompts there (`prompt_mean`), [..., d]; zeros, or None, with one.
+            text: what the prompts say there (`said`), [..., d + l]; zeros, or None, with one.
         """
         kind = self.kind
         with in_own_precision(self.mean.device):
@@ -274,7 +285,8 @@ class Gate(Thresholded):
                 keys: Tensor = self.projection(states.to(self.mean), picture).float()
                 if self.text is None:
                     return keys
-                said = torch.zeros_like(states) if text is None else text
+                width = len(self.mean) + LETTERS_WIDTH
+                said = states.new_zeros(*states.shape[:-1], width) if text is None else text
                 return torch.cat([keys, self.text(said.to(self.mean)).float()], -1)
             states = states.to(self.mean.device, torch.float32)
             if kind == "centred":

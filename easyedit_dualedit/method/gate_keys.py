@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from easyedit_dualedit.model.backbone import TurnMarker
 from easyedit_dualedit.model.inputs import TokenLayout
+from easyedit_dualedit.model.letters import LETTERS_WIDTH, TokenLetters
 
 EDIT_COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Numbers of stored edits that a `learned` gate keeps thresholds for."""
@@ -146,6 +147,7 @@ class TextKeys(Thresholded):
     The last prompt token hardly tells such questions apart; the mean over all tokens of the prompt
     does, in the directions in which wordings of one question differ least (`train.text_keys`).
     Rare tokens weigh more in it: "the capital of France" and "the capital of Japan" share most.
+    Half of a key is how these tokens are spelled: in lower case a name has other tokens.
     """
 
     def __init__(self, hidden_size: int, vocabulary: int = 0):
@@ -159,25 +161,40 @@ class TextKeys(Thresholded):
         self.mean: Tensor
         self.axes: Tensor
         self.weights: Tensor
+        self.letters: Tensor
+        """Share of the spelling in a similarity, 0 to 1."""
+        self.register_buffer("letters", torch.zeros(()))
         self.register_buffer("weights", torch.ones(vocabulary))
         self.register_buffer("mean", torch.zeros(hidden_size))
         self.register_buffer("axes", torch.zeros(hidden_size, KEY_WIDTH))
         self.register_buffer("thresholds", torch.full((len(EDIT_COUNTS),), math.nan))
 
     def forward(self, text: Tensor) -> Tensor:
-        """Return unit vectors, [..., k], of means as of `mean_of`, [..., d]; zeros of zeros."""
+        """Return unit vectors, [..., k], of what `said` returns, [..., d + l]; zeros of zeros.
+
+        Their product is the weighted mean of two cosines.
+        """
+        spelled = text[..., len(self.mean) :]
         keys = functional.normalize((self.inputs(text) - self.mean) @ self.axes, dim=-1)
-        return torch.where(text.any(-1, keepdim=True), keys, 0.0)
+        # What has no letters is known by its mean alone.
+        share = torch.where(spelled.any(-1, keepdim=True), self.letters, 0.0)
+        both = [(1 - share).sqrt() * keys, share.sqrt() * functional.normalize(spelled, dim=-1)]
+        return torch.where(text.any(-1, keepdim=True), torch.cat(both, -1), 0.0)
 
-    @staticmethod
-    def inputs(text: Tensor) -> Tensor:
-        """Return means, normalised, [..., d]."""
-        return functional.layer_norm(text, text.shape[-1:])
+    def inputs(self, text: Tensor) -> Tensor:
+        """Return the means in what `said` returns, normalised, [..., d]."""
+        means = text[..., : len(self.mean)]
+        return functional.layer_norm(means, means.shape[-1:])
 
-    def mean_of(
-        self, hidden: Tensor, layout: TokenLayout, turn: TurnMarker | None = None
+    def said(
+        self,
+        hidden: Tensor,
+        layout: TokenLayout,
+        turn: TurnMarker | None = None,
+        letters: TokenLetters | None = None,
     ) -> Tensor:
-        """Return the mean over the prompt of rows without a picture, float32 [b, d]; else zeros.
+        """Return what rows without a picture say, float32 [b, d + l]: the mean over the prompt and
+        its spelling; zeros of others.
 
         What stands before the last turn of a chat has no part. Each state is normalised for
         itself: some tokens' are a hundred times as large as others'.
@@ -186,18 +203,26 @@ class TextKeys(Thresholded):
             hidden: states, [b, s, d].
             layout: what each position is.
             turn: tells where the last turn begins; None takes the whole prompt.
+            letters: spells tokens; None spells none.
         """
         mask = layout.text & ~layout.vision.any(1, keepdim=True)
         if not bool(mask.any()):
-            return hidden.new_zeros(len(hidden), hidden.shape[-1], dtype=torch.float32)
+            width = hidden.shape[-1] + LETTERS_WIDTH
+            return hidden.new_zeros(len(hidden), width, dtype=torch.float32)
         states = functional.layer_norm(hidden.float(), hidden.shape[-1:])
         mask = mask if turn is None else mask & turn.last_turn(layout)
-        weights = None
+        mask = mask.to(hidden.device)
+        weights = torch.ones_like(mask, dtype=torch.float32)
         if len(self.weights):
             # Tokens that the tokenizer lacks are those of pictures, where the mask is False.
             known = layout.ids.clamp(max=len(self.weights) - 1).to(self.weights.device)
             weights = self.weights[known].float().to(hidden.device)
-        return _mean(states, mask.to(hidden.device), weights)
+        weights = torch.where(mask, weights, 0.0)
+        means = _mean(states, mask, weights)
+        spelled = means.new_zeros(len(means), LETTERS_WIDTH)
+        if letters is not None and bool(self.letters):
+            spelled = letters.of(layout.ids, weights).to(means)
+        return torch.cat([means, spelled], -1)
 
     def threshold(self, count: int) -> float:
         """Return the cosine at or above which the best of `count` edits applies."""

@@ -36,7 +36,8 @@ def _text_keys(gate: Any, tensors: dict[str, Tensor], prefix: str) -> TextKeys |
     """Return text keys that can take those of `tensors`; None if there are none."""
     if not any(name.startswith(prefix) for name in tensors):
         return None
-    # Those of version 0.1 had no weights.
+    # The first of version 0.1 had no weights, later ones did not look at letters.
+    tensors.setdefault(f"{prefix}letters", gate.mean.new_zeros(()))
     weights = tensors.setdefault(f"{prefix}weights", gate.mean.new_empty(0))
     if gate.text is not None and len(gate.text.weights) == len(weights):
         return gate.text  # type: ignore[no-any-return]

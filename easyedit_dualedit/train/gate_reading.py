@@ -22,6 +22,7 @@ from easyedit_dualedit.method.gate_keys import vision_mean
 from easyedit_dualedit.model.answer_logits import last_position, logits_at
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, TokenLayout, input_device
+from easyedit_dualedit.model.letters import LETTERS_WIDTH
 from easyedit_dualedit.model.picture_features import UnknownFeaturesError
 from easyedit_dualedit.model.query_cache import PreparedQuery
 from easyedit_dualedit.model.row_budget import RowBudget
@@ -59,7 +60,7 @@ class GateStates:
     vision: Tensor
     """Means of image tokens, float32 [m, d]; zeros without a picture."""
     text: Tensor
-    """Means of prompts without a picture, float32 [m, d]; zeros with one."""
+    """What prompts without a picture say, float32 [m, d + l]; zeros with one."""
     first: Tensor
     """Tokens with which the unedited model begins its answers, long [m]; -1 where not asked for."""
     row: Tensor
@@ -140,7 +141,8 @@ class GateReader:
         processes = Processes.current()
         device, size = editor.gate.mean.device, len(editor.gate.mean)
         # Rows that another process reads stay 0, and so the sum over all processes is everything.
-        kept = [torch.zeros(len(rows), size, device=device) for _ in range(4)]
+        widths = (size, size, size, size + LETTERS_WIDTH)
+        kept = [torch.zeros(len(rows), width, device=device) for width in widths]
         kept.append(torch.zeros(len(rows), dtype=torch.long, device=device))
         batches = GateBatches(rows, self._length, self._budget, processes)
         total = len(rows) // processes.count
@@ -241,8 +243,8 @@ class GateReader:
 
 @torch.no_grad()
 def plain_gate_states(editor: DualEditor, queries: Sequence[Query]) -> tuple[Tensor, ...]:
-    """Return states of last prompt tokens and of last tokens, means of image tokens and of prompts
-    without a picture, each [n, d].
+    """Return states of last prompt tokens and of last tokens, and means of image tokens, each
+    [n, d], and what prompts without a picture say, [n, d + l].
 
     Every query is a row of its own, all of one forward, which ends at the text layer.
     """
@@ -259,7 +261,7 @@ def _states_at(hidden: Tensor, layout: TokenLayout, gate: Gate) -> tuple[Tensor,
         hidden[rows, layout.gate.to(hidden.device)].float(),
         hidden[rows, layout.last.to(hidden.device)].float(),
         vision_mean(hidden, layout.vision),
-        gate.prompt_mean(hidden, layout),
+        gate.said(hidden, layout),
     )
 
 

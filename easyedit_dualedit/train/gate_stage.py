@@ -12,7 +12,7 @@ from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
 from easyedit_dualedit.train.gate_trainer import make_gate
 
-_TEXT_KEYS = 2
+_TEXT_KEYS = 3
 """Version of the rules by which text keys are fitted; none had them before the first."""
 
 

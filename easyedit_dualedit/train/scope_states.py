@@ -36,7 +36,7 @@ class ScopeStates:
     vision: Mapping[str, Tensor]
     """Kind of query -> means of the image tokens, [n, d]; zeros without a picture."""
     text: Mapping[str, Tensor]
-    """Kind of query -> means of prompts without a picture, [n, d]; zeros with one."""
+    """Kind of query -> what prompts without a picture say, [n, d + l]; zeros with one."""
     counts: dict[str, Tensor]
     """Kind of query -> True where it surely is in or out of scope, bool [n]."""
     partners: Tensor

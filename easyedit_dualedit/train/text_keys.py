@@ -32,6 +32,8 @@ _MOST = 2000
 """Questions of each sort, at most."""
 _HELD_OUT = 6
 """One question in so many chooses the thresholds and teaches nothing."""
+_LETTERS = 0.5
+"""Share of the spelling in a similarity."""
 _ADDED = 0.05
 """Variance that is added to every axis, as a share of the mean one."""
 _SMALLEST = 1e-12
@@ -96,6 +98,7 @@ def fit_text_keys(
     siblings = rarity.siblings(alone)
     keys = TextKeys(len(editor.gate.mean), len(rarity.weights)).to(editor.gate.mean.device)
     keys.weights.copy_(rarity.weights)
+    keys.letters.fill_(_LETTERS)
     editor.gate.text = keys  # whose weights what is read now depends on
     prompts = wordings.asked + wordings.again + siblings
     read = read_gate_states(

@@ -17,7 +17,7 @@ from easyedit_dualedit.model.inputs import Query
 class Rarity:
     """Weights of tokens, by which the mean over a prompt tells what the question is about.
 
-    A token's weight is the square of two shares multiplied: its inverse document frequency among
+    A token's weight is two shares multiplied: its inverse document frequency among
     the questions, and the logarithm of its place in the vocabulary, since tokenizers list frequent
     tokens first and a few hundred questions do not have most words. What every prompt has, such as
     the chat template, weighs nothing.
@@ -44,7 +44,7 @@ class Rarity:
         total = math.log(len(questions) + 1)
         inverse = (total - (having + 1).log()) / total
         place = torch.arange(2.0, size + 2).log() / math.log(size + 1)
-        return cls((inverse * place).square(), encoder.tokenizer)
+        return cls(inverse * place, encoder.tokenizer)
 
     def siblings(self, questions: Sequence[str]) -> list[str]:
         """Return each question with its rarest word replaced by that of the next that has another.

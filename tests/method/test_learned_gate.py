@@ -22,6 +22,7 @@ from easyedit_dualedit.method.gate_keys import (
 )
 from easyedit_dualedit.model.backbone import TurnMarker
 from easyedit_dualedit.model.inputs import Query, TokenLayout
+from easyedit_dualedit.model.letters import LETTERS_WIDTH
 
 HIDDEN = 16
 
@@ -215,12 +216,38 @@ def text_keys(threshold: float) -> TextKeys:
     return keys
 
 
+def test_half_of_a_key_is_how_a_prompt_is_spelled():
+    keys = text_keys(0.8)
+    keys.letters.fill_(0.5)
+    means, letters = torch.randn(1, HIDDEN), torch.randn(3, LETTERS_WIDTH)
+    letters[2] = 0.0
+    first, other, unspelled = keys(torch.cat([means.expand(3, -1), letters], 1))
+    assert float(first @ first) == pytest.approx(1.0, abs=1e-5)
+    alike = nn.functional.cosine_similarity(letters[0], letters[1], dim=0)
+    assert float(first @ other) == pytest.approx(0.5 + 0.5 * float(alike), abs=1e-5)
+    assert float(unspelled @ unspelled) == pytest.approx(1.0, abs=1e-5)
+    keys.letters.zero_()
+    first, other, _ = keys(torch.cat([means.expand(3, -1), letters], 1))
+    assert float(first @ other) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_text_keys_from_before_letters_still_load():
+    saved, gate = (Gate(HIDDEN, GateConfig("learned")) for _ in range(2))
+    saved.text = text_keys(0.8)
+    tensors = saved.state_dict()
+    del tensors["text.letters"]
+    gate.load_state_dict(tensors)
+    assert gate.text is not None and not gate.text.letters
+    assert torch.equal(gate.text.axes, saved.text.axes)
+
+
 def questions(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return states, no pictures, and prompts."""
     torch.manual_seed(3)
     # Last tokens are all but the same.
     states = torch.randn(1, HIDDEN) + 0.01 * torch.randn(count, HIDDEN)
-    return states, torch.zeros(count, HIDDEN), torch.randn(count, HIDDEN)
+    said = torch.randn(count, HIDDEN + LETTERS_WIDTH)
+    return states, torch.zeros(count, HIDDEN), said
 
 
 @pytest.mark.parametrize("form", GATE_FORMS)
@@ -275,7 +302,7 @@ def test_the_threshold_of_text_keys_is_that_of_the_gate():
     gate.text.thresholds.copy_(torch.linspace(0.4, 0.7, len(EDIT_COUNTS)))
     states, vision, text = questions(40)
     keys = gate.key(states, vision, text)
-    cosines = keys[:, -KEY_WIDTH:] @ keys[:, -KEY_WIDTH:].T
+    cosines = keys[:, KEY_WIDTH:] @ keys[:, KEY_WIDTH:].T
     for count in (1, 5, 300, 10_000):
         similarity = gate.similarity(keys, keys, among=count)
         opens = similarity >= gate.threshold_among(count)
@@ -310,19 +337,19 @@ def test_the_mean_of_a_prompt_leaves_out_padding_and_rows_with_a_picture():
     hidden[0, 2] *= 100  # one token's state is far larger than the others'
     hidden[:, 5] = math.nan  # the target
     hidden[0, :2] = math.nan
-    found = TextKeys(HIDDEN).mean_of(hidden, layout)
+    found = TextKeys(HIDDEN).said(hidden, layout)
     expected = nn.functional.layer_norm(hidden[0, 2:5], (HIDDEN,)).mean(0)
-    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(found[0, :HIDDEN], expected)
     assert bool((found[1] == 0).all())
     alone = layout.select(torch.tensor([1]))
-    assert bool((TextKeys(HIDDEN).mean_of(hidden[1:], alone) == 0).all())
+    assert bool((TextKeys(HIDDEN).said(hidden[1:], alone) == 0).all())
     weighing = TextKeys(HIDDEN, vocabulary=12)
-    torch.testing.assert_close(weighing.mean_of(hidden, layout), found)  # all weigh alike at first
+    torch.testing.assert_close(weighing.said(hidden, layout), found)  # all weigh alike at first
     weighing.weights.copy_(torch.arange(12) == 3)
     expected = nn.functional.layer_norm(hidden[0, 3], (HIDDEN,))
-    torch.testing.assert_close(weighing.mean_of(hidden, layout)[0], expected)
+    torch.testing.assert_close(weighing.said(hidden, layout)[0, :HIDDEN], expected)
     weighing.weights.zero_()
-    assert not weighing(weighing.mean_of(hidden, layout)).any(), "a prompt that says nothing"
+    assert not weighing(weighing.said(hidden, layout)).any(), "a prompt that says nothing"
 
 
 def test_what_stands_before_the_last_turn_has_no_part_in_the_mean():
@@ -331,11 +358,11 @@ def test_what_stands_before_the_last_turn_has_no_part_in_the_mean():
     real, seen = torch.ones_like(ids).bool(), torch.zeros_like(ids).bool()
     layout = TokenLayout.of(ids, real, torch.tensor([8]), seen, None)
     hidden = torch.randn(1, 9, HIDDEN)
-    found = TextKeys(HIDDEN).mean_of(hidden, layout, TurnMarker((7, 8), 1))
+    found = TextKeys(HIDDEN).said(hidden, layout, TurnMarker((7, 8), 1))
     alone = layout.select(torch.tensor([0]))
     expected = nn.functional.layer_norm(hidden[0, 7:], (HIDDEN,)).mean(0)
-    torch.testing.assert_close(found[0], expected)
-    assert not torch.allclose(TextKeys(HIDDEN).mean_of(hidden, alone)[0], expected)
+    torch.testing.assert_close(found[0, :HIDDEN], expected)
+    assert not torch.allclose(TextKeys(HIDDEN).said(hidden, alone)[0, :HIDDEN], expected)
 
 
 def test_a_gate_whose_own_threshold_is_one_does_not_open_for_every_text():

@@ -140,12 +140,12 @@ def test_earlier_turns_have_no_part_in_what_an_editor_compares():
     inputs = editor.encoder.tokenizer(text, return_tensors="pt")
     layout = editor.encoder.layout(inputs["input_ids"], inputs["attention_mask"])
     hidden = torch.randn(1, layout.ids.shape[1], len(editor.gate.mean))
-    before = editor.gate.prompt_mean(hidden, layout)
+    before = editor.gate.said(hidden, layout)
     assert bool(before.any())
     hidden[:, :8] = 1.0 - hidden[:, :8]
-    assert torch.equal(editor.gate.prompt_mean(hidden, layout), before)
+    assert torch.equal(editor.gate.said(hidden, layout), before)
     hidden[:, -6] = 1.0 - hidden[:, -6]
-    assert not torch.equal(editor.gate.prompt_mean(hidden, layout), before)
+    assert not torch.equal(editor.gate.said(hidden, layout), before)
 
 
 def test_without_steps_the_projection_stays_and_the_keys_are_made(
