@@ -209,3 +209,17 @@ def fitted(asked: torch.Tensor, again: torch.Tensor) -> TextKeys:
     keys = TextKeys(asked.shape[1])
     text_keys._fit(keys, asked, again)
     return keys
+
+
+def test_letters_bring_a_question_in_capitals_nearer(llava: TinyModel, records: list[Record]):
+    """In capitals every word has other tokens."""
+    editor = editor_of(llava)
+    fit_text_keys(editor, records, fast(), progress=False)
+    keys = editor.gate.text
+    assert keys is not None and float(keys.letters) == 0.5
+    asked = [question(COUNT), question(COUNT).upper()]
+    said = read_gate_states(editor, [Query(prompt) for prompt in asked]).text
+    one, other = keys(said)
+    keys.letters.zero_()
+    first, second = keys(said)
+    assert float(one @ other) > 0.05 + float(first @ second)
