@@ -55,7 +55,11 @@ class EditedModel:
         Args:
             encoder: knows the base model and finds prompt ends.
             active: the edits, with their adapters and gate.
+
+        Raises:
+            DataError: if rows are assigned to edits that there are not.
         """
+        _require_edits(active.assignment, len(active.edits))
         self.base_model: Any = encoder.backbone.model
         self._encoder = encoder
         self._active = active
@@ -312,3 +316,14 @@ def _class_for(kind: type[Any]) -> type[Any]:
         names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": ()}
         made = _CLASSES[kind] = type(kind.__name__, (_StandIn, kind), names)
     return made
+
+
+def _require_edits(assignment: Tensor | None, count: int) -> None:
+    if assignment is None or not len(assignment) or not count:
+        return
+    low, high = (int(each) for each in assignment.aminmax())
+    if low < 0 or high >= count:
+        raise DataError(
+            f"rows are assigned to edits {low} to {high}, and there are {count}: give 0 to"
+            f" {count - 1}"
+        )

@@ -524,6 +524,14 @@ def test_an_assignment_chooses_the_edit_of_each_row(tiny: TinyModel):
     torch.testing.assert_close(together[1], alone[0][1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [[0, 2], [-1, 0]])
+def test_an_assignment_to_edits_that_there_are_not_is_told(llava: TinyModel, wrong: list[int]):
+    editor = trained_editor(llava)
+    edits = editor.read([request_of(), request_of()])
+    with pytest.raises(DataError, match="and there are 2: give 0 to 1"):
+        editor.edited(edits, assignment=torch.tensor(wrong))
+
+
 def test_an_assignment_follows_rows_through_beam_search(tiny: TinyModel):
     editor = trained_editor(tiny)
     edits = editor.read([request_of(), Query("How many stars?", picture("green"), "two")])
