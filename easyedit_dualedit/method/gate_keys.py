@@ -147,7 +147,7 @@ class TextKeys(Thresholded):
     The last prompt token hardly tells such questions apart; the mean over all tokens of the prompt
     does, in the directions in which wordings of one question differ least (`train.text_keys`).
     Rare tokens weigh more in it: "the capital of France" and "the capital of Japan" share most.
-    Half of a key is how these tokens are spelled: in lower case a name has other tokens.
+    Half of a key is how the words are spelled: in lower case a name has other tokens.
     """
 
     def __init__(self, hidden_size: int, vocabulary: int = 0):

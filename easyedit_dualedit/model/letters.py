@@ -1,4 +1,4 @@
-"""How the tokens of a prompt are spelled, whatever their case.
+"""How the words of a prompt are spelled, whatever their case.
 
 To a tokenizer "France" is one token and "france" are two others; their letters are the same.
 """
@@ -17,17 +17,25 @@ LETTERS_WIDTH = 128
 _SIGN = 31
 """Bit of a hash that says whether a pair counts upwards or downwards."""
 
+_MARKS = ("Ġ", "▁")
+"""What a token begins with that begins a word, in byte-level and in SentencePiece vocabularies."""
+
+_PART = "\N{REPLACEMENT CHARACTER}"
+"""What a token decodes to that is a part of a letter alone."""
+
 
 class TokenLetters:
-    """Tells prompts apart by the pairs of letters that their tokens are written with."""
+    """Tells prompts apart by the pairs of letters that their words are written with."""
 
     def __init__(self, tokenizer: Any):
         """Keep the tokenizer; no token has been looked at yet."""
         self._tokenizer = tokenizer
-        self._known: dict[int, numpy.ndarray[Any, Any]] = {}
+        self._texts: dict[int, str] = {}
 
     def of(self, ids: Tensor, weights: Tensor) -> Tensor:
         """Return weighted sums of spellings, float32 [b, `LETTERS_WIDTH`], on the ids' device.
+
+        A word weighs as much as the heaviest of its tokens.
 
         Args:
             ids: token ids, long [b, s].
@@ -41,24 +49,32 @@ class TokenLetters:
 
     def _sum(self, tokens: Sequence[int], shares: Sequence[float]) -> numpy.ndarray[Any, Any]:
         total = numpy.zeros(LETTERS_WIDTH, numpy.float32)
-        for token, share in zip(tokens, shares, strict=True):
-            if share:
-                total += numpy.float32(share) * self._spelling(token)
+        word, weight = "", 0.0
+        for token, share in zip([*tokens, None], [*shares, 0.0], strict=True):
+            # What has no weight, and the end, stand between words.
+            for letter in self._text(token) if token is not None and share else " ":
+                if letter.isalnum():
+                    word, weight = word + letter, max(weight, share)
+                elif word:
+                    total += numpy.float32(weight) * spelling(word)
+                    word, weight = "", 0.0
         return total
 
-    def _spelling(self, token: int) -> numpy.ndarray[Any, Any]:
-        found = self._known.get(token)
+    def _text(self, token: int) -> str:
+        """Return what a token is written as, with a space before it where it begins a word."""
+        found = self._texts.get(token)
         if found is None:
-            text = str(self._tokenizer.decode([token])).casefold()
-            self._known[token] = found = spelling(text)
+            piece = str(self._tokenizer.convert_ids_to_tokens(token))
+            text = str(self._tokenizer.decode([token]))
+            text = piece if _PART in text else text
+            self._texts[token] = found = f"{' ' * piece.startswith(_MARKS)}{text}".casefold()
         return found
 
 
-def spelling(text: str) -> numpy.ndarray[Any, Any]:
-    """Return the hashed pairs of neighbouring letters and digits, or the only one; float32."""
-    letters = "".join(letter for letter in text if letter.isalnum())
+def spelling(word: str) -> numpy.ndarray[Any, Any]:
+    """Return the hashed pairs of neighbouring letters of a word, or its only one; float32."""
     found = numpy.zeros(LETTERS_WIDTH, numpy.float32)
-    for place in range(max(1, len(letters) - 1) if letters else 0):
-        hashed = zlib.crc32(letters[place : place + 2].encode())
+    for place in range(max(1, len(word) - 1) if word else 0):
+        hashed = zlib.crc32(word[place : place + 2].encode())
         found[hashed % LETTERS_WIDTH] += -1.0 if hashed >> _SIGN else 1.0
     return found
