@@ -35,12 +35,9 @@ _CHECKPOINT = "training.pt"
 _GATE_RECORDS = 60
 
 
-def one_hop_records(records: Sequence[Record]) -> list[Record]:
-    """Return the records, their question one hop further in place of the text rephrase."""
-    return [
-        replace(record, text_rephrase=record.portability[0]) if record.portability else record
-        for record in records
-    ]
+def one_hop_record(record: Record) -> Record:
+    """Return a record, its question one hop further in place of the text rephrase if it has one."""
+    return replace(record, text_rephrase=record.portability[0]) if record.portability else record
 
 
 def teach(
@@ -49,7 +46,7 @@ def teach(
     """Train the adapters of an editor on questions one hop further, save and return it.
 
     Args:
-        editor: its gate stays as it is.
+        editor: its gate decides nothing, so that few records are read for it.
         records: to train on.
         config: of the training.
         folder: that is written to.
@@ -59,11 +56,10 @@ def teach(
     )
     # What follows is known of a record's own target alone.
     taught = [
-        made if made is not record else one_hop_records([record])[0]
+        made if made is not record else one_hop_record(record)
         for record, made in zip(records, drawn, strict=True)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    # The gate is held open when they are measured: few records of its are read.
     given = replace(config, augment_targets=0.0, gate_steps=0, gate_records=_GATE_RECORDS)
     train(editor, taught, given, checkpoint=folder / _CHECKPOINT)
     editor.save(folder)

@@ -3,7 +3,7 @@
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from easyedit_dualedit.commands.arguments import (
     EDIT_HPARAMS,
@@ -135,21 +135,16 @@ def _missing(memory: "EditMemory", requests: "list[Query]") -> "list[Query]":
     from easyedit_dualedit.method.stored_edit import question_of
 
     # By what pictures show: one may have several files.
-    asked = [question_of(request) for request in requests]
-    last: dict[tuple[Any, ...], Query] = {}
-    again: dict[tuple[Any, ...], int] = {}
-    for place, (question, request) in enumerate(zip(asked, requests, strict=True)):
-        last[question] = request
-        again[question, request.target] = place
-    missing = []
-    for place, (question, request) in enumerate(zip(asked, requests, strict=True)):
-        if again[question, request.target] != place:
-            continue
-        newest = memory.find(request, any_target=True)
-        is_last = newest is not None and newest.provenance.target == last[question].target
-        if memory.find(request) is None or not is_last:
-            missing.append(request)
-    return missing
+    asked = [(question_of(request), request.target) for request in requests]
+    last = dict(asked)
+    again = {each: place for place, each in enumerate(asked)}
+    newest = {edit.provenance.question: edit.provenance.target for edit in memory}
+    held = {(edit.provenance.question, edit.provenance.target) for edit in memory}
+    return [
+        request
+        for place, (request, each) in enumerate(zip(requests, asked, strict=True))
+        if again[each] == place and not (each in held and newest[each[0]] == last[each[0]])
+    ]
 
 
 def _list(arguments: argparse.Namespace) -> None:

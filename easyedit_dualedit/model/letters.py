@@ -17,7 +17,7 @@ LETTERS_WIDTH = 128
 _SIGN = 31
 """Bit of a hash that says whether a pair counts upwards or downwards."""
 
-_MARKS = ("Ġ", "▁")
+WORD_MARKS = ("Ġ", "▁")
 """What a token begins with that begins a word, in byte-level and in SentencePiece vocabularies."""
 
 _PART = "\N{REPLACEMENT CHARACTER}"
@@ -67,7 +67,7 @@ class TokenLetters:
             piece = str(self._tokenizer.convert_ids_to_tokens(token))
             text = str(self._tokenizer.decode([token]))
             text = piece if _PART in text else text
-            self._texts[token] = found = f"{' ' * piece.startswith(_MARKS)}{text}".casefold()
+            self._texts[token] = found = f"{' ' * piece.startswith(WORD_MARKS)}{text}".casefold()
         return found
 
 

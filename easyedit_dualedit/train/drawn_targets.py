@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.model.letters import WORD_MARKS
 
-_MARKS = ("Ġ", "▁")
-"""What a piece begins with that begins a word, in byte-level and in SentencePiece vocabularies."""
 _LONGEST = 3
 """Words of a drawn target."""
 _MORE_PIECES = (0, 0, 0, 1, 1, 2)
@@ -33,8 +32,8 @@ class WordPieces:
         """Return the pieces of a tokenizer that are letters alone, sorted."""
         special = set(tokenizer.all_special_tokens)
         pieces = [piece for piece in tokenizer.get_vocab() if piece not in special]
-        first = {p[1:] for p in pieces if p.startswith(_MARKS) and p[1:].isascii()}
-        inner = {p for p in pieces if not p.startswith(_MARKS) and p.isascii()}
+        first = {p[1:] for p in pieces if p.startswith(WORD_MARKS) and p[1:].isascii()}
+        inner = {p for p in pieces if not p.startswith(WORD_MARKS) and p.isascii()}
         return cls(_letters(first or inner), _letters(inner))
 
     def target(self, source: random.Random) -> str:

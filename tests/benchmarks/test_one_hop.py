@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.one_hop import ASKED, main, measure, one_hop_records, teach
+from benchmarks.one_hop import ASKED, main, measure, one_hop_record, teach
 from easyedit_dualedit import DualEditor, Query, load_model
 from easyedit_dualedit.commands.records import testbed_records as drawn_records
 from easyedit_dualedit.data.records import Record
@@ -22,10 +22,10 @@ def _with_hops(records: list[Record]) -> list[Record]:
 def test_the_question_one_hop_further_takes_the_place_of_the_text_rephrase(tmp_path: Path):
     first, second = drawn_records(tmp_path, "train", 2)
     further = Query("What is it for?", first.request.image, "nothing")
-    made = one_hop_records([replace(first, portability=(further,)), second])
-    assert made[0].text_rephrase is further
-    assert made[0].request == first.request
-    assert made[1] is second
+    made = one_hop_record(replace(first, portability=(further,)))
+    assert made.text_rephrase is further
+    assert made.request == first.request
+    assert one_hop_record(second) is second
 
 
 def test_answers_one_hop_further_are_told_from_the_edits_own_target(tmp_path: Path):
