@@ -12,7 +12,14 @@ from transformers import DynamicCache
 from benchmarks.clock import Clock, Time, gflop_of, medians_of, typical
 from benchmarks.memory import peak_mib
 from benchmarks.shares import parts_of_an_edit, shares_of
-from benchmarks.subject import Shapes, bytes_of_weights, editor_of, model_classes, records_of
+from benchmarks.subject import (
+    Shapes,
+    bytes_of_weights,
+    editor_of,
+    kept_cache,
+    model_classes,
+    records_of,
+)
 from benchmarks.tasks import STATE_BUDGETS, TRAINING
 from benchmarks.work import kept_for_backward, operations_of
 from easyedit_dualedit.data.records import Record
@@ -152,9 +159,9 @@ class Measures:
         mask = torch.cat([given, given.new_ones(len(given), 1)], 1)
 
         def after_prompt(call: Callable[..., Any]) -> tuple[Callable[[], Any], DynamicCache]:
-            cache = DynamicCache(config=plain.config.get_text_config())
-            call(**batch.inputs, past_key_values=cache, use_cache=True)
-            step = {"input_ids": token, "attention_mask": mask, "past_key_values": cache}
+            kept = kept_cache(call(**batch.inputs, use_cache=True))
+            (cache,) = kept.values()
+            step = {"input_ids": token, "attention_mask": mask, **kept}
             call(**step, use_cache=True)  # the first step clears away what the prompt needed
             cache.crop(-1)
             return partial(call, **step, use_cache=True), cache

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.expected import shipped_training
 from benchmarks.live_bytes import LiveBytes
+from benchmarks.subject import kept_cache
 from easyedit_dualedit.model.backbone import Backbone
 from easyedit_dualedit.model.encoder import output_head
 from easyedit_dualedit.model.hooks import record
@@ -123,7 +124,7 @@ def peaks(family: Family) -> dict[str, float]:
         model = family.build().eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    model.set_attn_implementation(_attention())
+    model.set_attn_implementation(counted_attention())
     backbone = Backbone.of(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     width = family.image_tokens + _WORDS
@@ -135,21 +136,52 @@ def peaks(family: Family) -> dict[str, float]:
         )
         at_once = max(map(len, packed.parts([_pictures(training) * width] * 4)))
     found = {"weights": float(weights), "rows": float(rows), "tokens of a row": float(width)}
-    stages = {
-        "pictures": lambda: _looked(backbone, family),
-        "evaluate, answers fed in": lambda: _forced(backbone, rows, width),
-        "evaluate, free answers": lambda: _free(backbone, rows, width),
-        "gate": lambda: _gate(
-            backbone, max(1, BATCH_TOKENS // width), width, training["text_layer"]
-        ),
-        "train": lambda: _trained(backbone, training, training["batch_size"], family),
-        "train, 4 records, as packed": lambda: _trained(backbone, training, at_once, family),
-    }
-    for name, stage in stages.items():
-        with LiveBytes([*model.parameters(), *model.buffers()]) as live:
-            stage()
-        found[name] = float(weights + live.peak)
+    work = Work(rows, max(1, BATCH_TOKENS // width), training["batch_size"], at_once)
+    for name, taken in taken_by_stages(backbone, family, training, work).items():
+        found[name] = float(weights + taken)
     return found
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much runs at once."""
+
+    asked: int
+    """Rows of an evaluation's forward."""
+    read: int
+    """Rows of one of the gate's readings."""
+    batch: int
+    """Records of a training step."""
+    packed: int
+    """Records of a training step's forward, where memory is limited."""
+
+
+def taken_by_stages(
+    backbone: Backbone, family: Family, training: dict[str, Any], work: Work
+) -> dict[str, int]:
+    """Return what each stage takes beside the weights at its peak, in bytes.
+
+    Args:
+        backbone: of a model on the meta device, its attention `counted_attention`.
+        family: what the model makes of a picture.
+        training: hyperparameters of a training.
+        work: how much runs at once.
+    """
+    width = family.image_tokens + _WORDS
+    stages: dict[str, Callable[[], None]] = {
+        "pictures": lambda: _looked(backbone, family),
+        "evaluate, answers fed in": lambda: _forced(backbone, work.asked, width),
+        "evaluate, free answers": lambda: _free(backbone, work.asked, width),
+        "gate": lambda: _gate(backbone, work.read, width, training["text_layer"]),
+        "train": lambda: _trained(backbone, training, work.batch, family),
+        "train, 4 records, as packed": lambda: _trained(backbone, training, work.packed, family),
+    }
+    taken = {}
+    for name, stage in stages.items():
+        with LiveBytes([*backbone.model.parameters(), *backbone.model.buffers()]) as live:
+            stage()
+        taken[name] = live.peak
+    return taken
 
 
 @torch.no_grad()
@@ -179,10 +211,11 @@ def _forced(backbone: Backbone, rows: int, width: int) -> None:
 def _free(backbone: Backbone, rows: int, width: int) -> None:
     output = backbone.decoder(inputs_embeds=_states(backbone, rows, width), use_cache=True)
     _head(backbone)(output[0][:, -1:]).float()
-    cache, output = output.past_key_values, None
+    kept = kept_cache(output)
+    del output
     for _ in range(2):  # a step lays each layer's keys and values anew
         step = _states(backbone, rows, 1)
-        hidden = backbone.decoder(inputs_embeds=step, past_key_values=cache, use_cache=True)[0]
+        hidden = backbone.decoder(inputs_embeds=step, use_cache=True, **kept)[0]
         _head(backbone)(hidden).float()
 
 
@@ -268,7 +301,7 @@ class _Fused(torch.autograd.Function):
         return *(torch.empty_like(each) for each in ctx.saved_tensors[:3]), None
 
 
-def _attention() -> str:
+def counted_attention() -> str:
     """Return the name under which transformers knows an attention that is only counted."""
 
     def attend(

@@ -17,7 +17,7 @@ import easyedit_dualedit.testbed as testbed
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.method.config import DualEditConfig
 from easyedit_dualedit.method.editor import DualEditor
-from easyedit_dualedit.model.inputs import Query
+from easyedit_dualedit.model.inputs import CACHE_NAMES, Query
 from easyedit_dualedit.model.loading import load_model
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
@@ -182,6 +182,11 @@ def bytes_of_weights(editor: DualEditor) -> int:
     """Return the bytes of a model's weights and of its adapters."""
     weights = (*editor.backbone.model.parameters(), *editor.adapters.parameters())
     return sum(weight.nbytes for weight in weights)
+
+
+def kept_cache(output: Any) -> dict[str, Any]:
+    """Return the cache of a model's forward, by the name that transformers gives it."""
+    return {name: output[name] for name in CACHE_NAMES if name in output}
 
 
 def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") -> DualEditor:
