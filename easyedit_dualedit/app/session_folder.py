@@ -1,7 +1,6 @@
 """A session on disk: its edits, what they are called, their pictures, and what was asked last."""
 
 import io
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,10 +85,6 @@ class SessionFolder:
         """Remove the pictures of edits."""
         for identifier in identifiers:
             (self.path / PICTURES / f"{identifier}.png").unlink(missing_ok=True)
-
-    def drop(self) -> None:
-        """Remove the folder with all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
     @staticmethod
     def _picture(path: Path) -> Path | None:
