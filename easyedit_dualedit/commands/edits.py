@@ -163,7 +163,7 @@ def _list(arguments: argparse.Namespace) -> None:
         winner = newest[about.question]
         overruled = about.target != winner.provenance.target
         takes = f"no: {winner.id} is newer" if overruled else _taking(about)
-        rows.append([edit.id, about.time, about.prompt, about.target, takes, pictures, size])
+        rows.append([edit.id, about.second, about.prompt, about.target, takes, pictures, size])
     columns = [*texts("id", "made", "prompt", "target", "takes", "pictures"), *numbers("kB")]
     title = f"{counted(len(stored.edits), 'edit')} in {arguments.edits}, oldest first"
     console().print(Table(columns, rows, title).for_terminal())

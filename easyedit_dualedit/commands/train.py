@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from easyedit_dualedit.processes import Processes
     from easyedit_dualedit.train.config import TrainingConfig
     from easyedit_dualedit.train.curves import Line, Listener
+
+logger = logging.getLogger(__name__)
 
 HELP = "train adapters for a model"
 CURVES_FOLDER = "curves"
@@ -78,6 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.plugin.hparams import DualEditMultimodalTrainingHparams
 
     hparams = read_hparams(arguments, DualEditMultimodalTrainingHparams)
+    if hparams.opt != "Adam":
+        logger.warning("opt = %r is for EasyEdit's trainers; this command takes Adam", hparams.opt)
     # What cannot end well is told before records are drawn.
     require_writable(arguments.output)
     if arguments.gate_only and arguments.log:

@@ -241,7 +241,7 @@ def untouched(
     plain = editor.backbone.model
     closed = different = 0
     with torch.no_grad():
-        for record in records:
+        for record in tqdm(records, "closed gates", unit="record"):
             for query in record.queries[3:]:
                 batch = editor.encoder.encode([query])
                 routing = memory.model.route(layout=batch.layout, **batch.inputs)
@@ -252,7 +252,7 @@ def untouched(
                 different += not torch.equal(edited, plain(**batch.inputs).logits)
         memory.remove(*(edit.id for edit in memory))
         left = 0
-        for record in records:
+        for record in tqdm(records, "edits removed", unit="record"):
             for query in record.queries[:3]:
                 batch = editor.encoder.encode([query])
                 edited = memory.model(layout=batch.layout, **batch.inputs).logits

@@ -146,7 +146,9 @@ class DualEditConfig:
                 problems.append(f"{name} = {getattr(self, name)!r}: true or false")
         chosen = self.modalities
         if not isinstance(chosen, tuple) or not chosen or any(m not in MODALITIES for m in chosen):
-            problems.append(not_one_of("modalities", chosen, MODALITIES))
+            problems.append(
+                f"modalities = {chosen!r}: a list of {' and '.join(MODALITIES)}, or of one of them"
+            )
         elif len(set(chosen)) < len(chosen):
             problems.append(f"modalities = {chosen!r}: each at most once")
         return problems

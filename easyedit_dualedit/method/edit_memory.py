@@ -201,7 +201,7 @@ class EditMemory:
             for edit in come:
                 mine = self._newest.get(edit.provenance.question)
                 if mine is not None:
-                    _warn_of_two(*joined([edit, mine])[::-1])
+                    _warn_of_two(*joined([mine, edit])[::-1])
             self._hold(joined([*self._edits, *come], self._edits, other._edits))
 
     @property

@@ -7,6 +7,7 @@ the base model is and has. A call of the stand-in is one of generate's own, a ca
 somebody else's.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -237,6 +238,17 @@ class EditedModel:
             return self if result is self.base_model else result
 
         return method
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy with a base model and adapters of its own, to which no gradient leads."""
+        for made in self._active.projected.values():
+            for part in (getattr(made, "keys", None), getattr(made, "values", None)):
+                if isinstance(part, Tensor) and part.grad_fn is not None:
+                    memo[id(part)] = part.detach().clone()
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
 
     def _call(
         self, find_layout: LayoutFinder, prompt: Mapping[str, Any] | None = None

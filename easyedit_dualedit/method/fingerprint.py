@@ -24,7 +24,12 @@ _FIRST_SAMPLES = 8
 _FIRST_TOLERANCE = 0.02
 """What earlier versions kept of each decoder layer's first matrix, and how far it might be off."""
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 """Dtypes of weights, the coarsest first."""
 
 _IN_PLACE = {"bitsandbytes", "optimum", "torchao"}

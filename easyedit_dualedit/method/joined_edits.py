@@ -14,7 +14,7 @@ def joined(edits: Iterable[StoredEdit], *holders: Sequence[StoredEdit]) -> list[
     has the same edits of the question in the same order; elsewhere it is not known any longer.
 
     Args:
-        edits: of all holders; those of one second stay in their order.
+        edits: of all holders; those of one moment stay in their order.
         holders: the edits of each; the first one's answer is preferred.
     """
     ordered = sorted(edits, key=lambda edit: edit.provenance.time)

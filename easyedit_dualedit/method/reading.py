@@ -62,7 +62,7 @@ def read_to_store(
         DataError: if a request has no target, a picture cannot be read, or the model's activations
             are not finite.
     """
-    time = datetime.now(UTC).isoformat(timespec="seconds")
+    time = datetime.now(UTC).isoformat(timespec="microseconds")
     made: list[StoredEdit] = []
     for chosen, signals in read_some_at_a_time(editor, requests):
         with torch.no_grad():

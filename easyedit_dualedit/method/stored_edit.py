@@ -34,6 +34,11 @@ class Provenance:
     """What the edited model answered when it was last asked (`EditMemory.check`); None: never."""
 
     @property
+    def second(self) -> str:
+        """When it was made, without fractions of a second."""
+        return self.time[:19] + self.time[-6:]
+
+    @property
     def takes(self) -> bool | None:
         """Whether that answer was the target; None if it was never asked."""
         return None if self.answer is None else exact_match(self.answer, self.target) == 1.0

@@ -171,6 +171,12 @@ class DualEditMultimodalHparams(TrainerHparams):
         Raises:
             ConfigError: if a layer is missing, or naming every value that is not allowed.
         """
+        missing = [key for key in ("text_layer", "vision_layer") if getattr(self, key) is None]
+        if len(missing) == 1:
+            raise ConfigError(
+                f"{missing[0]} is not set; give the decoder layers of both adapters, or neither"
+                " with an archive that is a folder of saved adapters"
+            )
         if self.text_layer is None or self.vision_layer is None:
             raise ConfigError(
                 "text_layer and vision_layer are not set; give the decoder layers of the two"
@@ -238,4 +244,4 @@ class DualEditMultimodalHparams(TrainerHparams):
                 self.dualedit_config()
             except ConfigError as error:
                 problems.append(str(error))
-        return problems + self.training_problems()
+        return list(dict.fromkeys(problems + self.training_problems()))

@@ -93,10 +93,20 @@ class LegacyModel(nn.Module):
         given = BackboneConfig(answer_prefix="")
         self._samples = LegacySamples(Encoder(Backbone.of(base, given), processor))
 
-    def forward(self, samples: Mapping[str, Any]) -> Any:
-        """Return the model's output for sample dictionaries, with `labels` beside `logits`."""
+    def forward(self, samples: Mapping[str, Any] | None = None, **inputs: Any) -> Any:
+        """Return the model's output for sample dictionaries, with `labels` beside `logits`.
+
+        Inputs of the processor's own go to the model as they are.
+        """
+        if samples is None:
+            return self.base(**inputs)
         batch = self._samples.read(samples)
         return answered(self.base(**batch.inputs), batch)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model generates."""
+        model: Any = self.base
+        return model.generate(*args, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the model; the release asks for "cuda:cpu" where its hyperparameters say cpu."""
@@ -121,8 +131,10 @@ class LegacyEdited:
         self.edited = edited
         self._samples = model._samples
 
-    def __call__(self, samples: Mapping[str, Any]) -> Any:
-        """Return the edited model's output for sample dictionaries."""
+    def __call__(self, samples: Mapping[str, Any] | None = None, **inputs: Any) -> Any:
+        """Return the edited model's output for sample dictionaries, or a processor's inputs."""
+        if samples is None:
+            return self.edited(**inputs)
         batch = self._samples.read(samples)
         return answered(self.edited(layout=batch.layout, **batch.inputs), batch)
 

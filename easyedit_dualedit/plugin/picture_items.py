@@ -93,22 +93,25 @@ def require_texts_in(name: str, data: Any, parts: Sequence[str] = tuple(ITEM_KEY
     Args:
         name: of the dataset, for the message.
         data: the dataset.
-        parts: of a training batch that are needed, keys of `ITEM_KEYS`.
+        parts: of a training batch that are needed, keys of `ITEM_KEYS`; the texts of the others may
+            be blank.
 
     Raises:
-        DataError: naming the first texts that are missing or blank, by record and field.
+        DataError: naming the first that are no texts, or blank, by record and field.
     """
     items = getattr(data, "_data", None)
     if not isinstance(items, list):
         return
-    keys = dict.fromkeys(key for part in parts for key in ITEM_KEYS[part][:2])
+    needed = {key for part in parts for key in ITEM_KEYS[part][:2]}
+    keys = dict.fromkeys(key for texts in ITEM_KEYS.values() for key in texts[:2])
     # Iterated over and not taken by index: nothing is read.
     bad = [
         f"record {place}: {key} = {item[key]!r}"
         for place, item in enumerate(items)
         if isinstance(item, Mapping)
         for key in keys
-        if key in item and not (isinstance(item[key], str) and item[key].strip())
+        if key in item
+        and not (isinstance(item[key], str) and (key not in needed or item[key].strip()))
     ]
     if bad:
         more = f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""

@@ -113,8 +113,14 @@ def records_of(
             kind = item.get("file_type") if part != "loc_image" else None
             shown = None if image is None else shown_from(item[image], kind, to_picture)
             queries[METRIC_OF[part]] = Query(item[prompt], shown, item[answer])
-        records.append(_record(index, queries, item.get("pred", "")))
+        records.append(_record(index, queries, _prediction(item)))
     return records
+
+
+def _prediction(item: Mapping[str, Any]) -> str:
+    """Return what a record says that the model answers; it may say nothing, or a number."""
+    said = item.get("pred")
+    return "" if said is None else str(said)
 
 
 def questions_of(items: Sequence[Mapping[str, Any]]) -> dict[str, QuestionBatch | None]:

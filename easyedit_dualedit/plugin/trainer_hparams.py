@@ -31,6 +31,9 @@ _LEFT_TO_PRESET = (
     "gate_records",
 )
 
+_OTHER_STEPS = ("LBFGS", "SparseAdam")
+"""Of torch.optim: those whose steps need more than gradients, or others."""
+
 
 @dataclass(kw_only=True)
 class TrainerHparams:
@@ -166,9 +169,13 @@ class TrainerHparams:
                 problems += str(error).split("; ")
         if self.max_iters is None and self.max_epochs is None:
             problems.append("max_iters and max_epochs are both null; set one")
-        if not isinstance(getattr(torch.optim, str(self.opt), None), type):
-            problems.append(f"opt = {self.opt!r}: the name of an optimiser in torch.optim")
+        if not _is_optimiser(self.opt):
+            others = " or ".join(_OTHER_STEPS)
+            problems.append(
+                f"opt = {self.opt!r}: the name of an optimiser in torch.optim, but not {others}"
+            )
         counts = ["accumulate_bs", "val_batch_size", "val_interval", "log_interval"]
+        counts += [] if self.eval_only else ["val_steps"]
         counts += [key for key in ("max_iters", "max_epochs") if getattr(self, key) is not None]
         for key in counts:
             value = getattr(self, key)
@@ -207,3 +214,14 @@ class TrainerHparams:
                 name = _KEYS.get(name, name)
             told.append(f"{name}{equals}{rest}")
         return "; ".join(dict.fromkeys(told))
+
+
+def _is_optimiser(name: object) -> bool:
+    """Return whether a name is that of an optimiser that steps by gradients alone."""
+    kind = getattr(torch.optim, str(name), None)
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, torch.optim.Optimizer)
+        and kind is not torch.optim.Optimizer
+        and name not in _OTHER_STEPS
+    )

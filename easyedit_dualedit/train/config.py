@@ -105,6 +105,8 @@ class TrainingConfig:
         for name in [*names, "gradient_clip"]:
             if not is_number(getattr(self, name), 0.0, math.inf):
                 problems.append(f"{name} = {getattr(self, name)!r}: a number, 0 or above")
+        if not problems and not any(getattr(self, name) for name in names):
+            problems.append(f"{names[0]} = 0, and so are all other weights: set one above 0")
         for name in ("augment_targets", "text_only"):
             if not is_number(getattr(self, name), 0.0, 1.0):
                 problems.append(f"{name} = {getattr(self, name)!r}: a share from 0 to 1")

@@ -24,14 +24,19 @@ def is_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bo
     )
 
 
-def test_a_gate_is_made_again_and_the_adapters_stay(work: Workplace, call: Any):
+def test_a_gate_is_made_again_and_the_adapters_stay(
+    work: Workplace, call: Any, caplog: pytest.LogCaptureFixture
+):
     changes = {"gate": {"kind": "learned"}, "gate_steps": 3}
-    assert call(work.train(**changes)).code == 0
+    assert call(work.train(**changes, opt="SGD")).code == 0
+    assert "opt = 'SGD' is for EasyEdit's trainers; this command takes Adam" in caplog.text
+    caplog.clear()
     gate, adapters = parts(work.adapters)
     again = work.folder / "again"
     options = ["--gate-only", "--archive", work.adapters, "--output", again]
     made = call(work.train(*options, **changes))
     assert made.code == 0, made.err
+    assert "opt = " not in caplog.text
     assert "training" not in made.err and "learned" in made.out
     assert is_equal(parts(again)[0], gate) and is_equal(parts(again)[1], adapters)
     assert Archive.load(again).training_targets == Archive.load(work.adapters).training_targets

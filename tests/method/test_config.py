@@ -253,8 +253,12 @@ def test_a_folder_that_looks_like_a_number_is_a_folder():
 
 def test_weights_of_zero_and_other_schedules_are_allowed():
     names = [f.name for f in dataclasses.fields(TrainingConfig) if f.name.endswith("_weight")]
-    config = TrainingConfig.from_dict(dict.fromkeys(names, 0) | {"schedule": "one-cycle"})
-    assert config.problems() == []
+    zeros = dict.fromkeys(names, 0)
+    for name in names:
+        config = TrainingConfig.from_dict(zeros | {name: 0.1, "schedule": "one-cycle"})
+        assert config.problems() == []
+    with pytest.raises(ConfigError, match="reliability_weight = 0, and so are all other weights"):
+        TrainingConfig.from_dict(zeros)
 
 
 def test_training_reads_numbers_that_yaml_leaves_as_text(tmp_path: Path):

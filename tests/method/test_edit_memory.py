@@ -373,6 +373,26 @@ def test_memories_merge_without_doubles(llava: TinyModel):
     assert len(first) == 3
 
 
+@pytest.mark.parametrize("through_a_folder", [False, True])
+def test_the_newer_of_two_edits_of_one_moment_wins(
+    llava: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, through_a_folder: bool
+):
+    editor = editor_of(llava)
+    EditMemory(editor).save(tmp_path)
+    first, second = (EditMemory.load(editor, tmp_path) for _ in range(2))
+    request = requests(1)[0]
+    second.add(replace(request, target="old"))
+    first.add(replace(request, target="new"))
+    if through_a_folder:
+        first.save(tmp_path)
+        second.save(tmp_path)
+        first = EditMemory.load(editor, tmp_path)
+    else:
+        first.merge(second)
+        assert "'new', the newer one, wins over 'old'" in caplog.text
+    assert [edit.provenance.target for edit in first] == ["old", "new"]
+
+
 def test_saving_replaces_both_files_or_neither(
     llava: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

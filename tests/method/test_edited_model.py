@@ -645,8 +645,7 @@ def test_a_generation_config_of_its_own_is_used_and_the_base_keeps_its_own(llava
 
 def test_editors_and_edited_models_can_be_copied(llava: TinyModel):
     editor = trained_editor(llava)
-    with torch.no_grad():
-        edited = editor.edited(editor.read([request_of()]))
+    edited = editor.edited(editor.read([request_of()]))
     inputs = prompt_inputs(editor)
     expected = edited.generate(**inputs, max_new_tokens=3)
     other = copy.deepcopy(edited)

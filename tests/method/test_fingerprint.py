@@ -76,8 +76,11 @@ def test_the_part_that_differs_is_named(tiny: TinyModel):
     assert "decoder layer 0 and" in str(mine.difference(both))
 
 
-@pytest.mark.parametrize("one", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float16])
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("one", DTYPES)
+@pytest.mark.parametrize("other", DTYPES)
 def test_the_same_model_in_another_dtype_is_the_same(
     llava: TinyModel, one: torch.dtype, other: torch.dtype
 ):

@@ -1,5 +1,7 @@
 """Calls of `MultimodalEditor.edit`: each sequence is its own unless it is asked to go on."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,13 +145,19 @@ def test_arguments_that_change_nothing_are_told(
 
 
 @needs_master
-def test_edit_dataset_says_what_it_cannot_do(workplace: Workplace) -> None:
+def test_edit_dataset_says_what_it_cannot_do(workplace: Workplace, tmp_path: Path) -> None:
     editor = editor_of(workplace)
     records = dataset_of(workplace, editor.hparams)
     with pytest.raises(ConfigError, match="edit_dataset makes each edit alone"):
         editor.edit_dataset(records, sequential_edit=True)
     with pytest.raises(DataError, match="a list that is no data set; give a data set"):
         editor.edit_dataset([{}])
+    items = json.loads(workplace.records.read_text())
+    items[-1]["loc_ans"] = None
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text(json.dumps(items))
+    with pytest.raises(DataError, match=rf"record {len(items) - 1}: locality_ground_truth = None"):
+        editor.edit_dataset(type(records)(str(damaged), config=editor.hparams))
 
 
 @needs_release

@@ -64,7 +64,12 @@ def test_the_edited_model_generates_what_the_editor_measured(workplace: Workplac
     answer = encoder.target_ids(request["target"])
     made = edited.generate(**batch.inputs, max_new_tokens=len(answer), do_sample=False)
     assert accuracies(metrics, "post")[0] >= 0.5
-    assert made[0, batch.inputs["input_ids"].shape[1]] == answer[0]
+    width = batch.inputs["input_ids"].shape[1]
+    assert made[0, width] == answer[0]
+    # As the guide says, both are called with the inputs of transformers' own processor, too.
+    assert edited(**batch.inputs).logits[0, -1].argmax() == answer[0]
+    plain = editor.model.generate(**batch.inputs, max_new_tokens=1, do_sample=False)
+    assert editor.model(**batch.inputs).logits[0, -1].argmax() == plain[0, width] != answer[0]
 
 
 def test_an_edit_without_locality_inputs(workplace: Workplace) -> None:

@@ -13,7 +13,13 @@ from easyedit_dualedit.errors import DataError, PromptEndError
 from easyedit_dualedit.model.inputs import IGNORED
 from easyedit_dualedit.plugin.legacy import LegacyModel, LegacySamples, picture_of
 from easyedit_dualedit.plugin.requests import requested_queries
-from easyedit_dualedit.plugin.samples import TransformersSamples, answered, questions_of
+from easyedit_dualedit.plugin.samples import (
+    ITEM_KEYS,
+    TransformersSamples,
+    answered,
+    questions_of,
+    records_of,
+)
 from easyedit_dualedit.train.losses import answer_cross_entropy
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
@@ -222,3 +228,14 @@ def test_what_a_trainer_looks_for_is_in_the_output(tiny: TinyModel) -> None:
     predicting = output.attention_mask.bool()
     assert torch.equal(predicting[:, :-1], batch.labels[:, 1:] != IGNORED)
     assert not bool(predicting[:, -1].any())
+
+
+def test_a_record_may_say_nothing_or_a_number_of_what_the_model_answers() -> None:
+    texts = {key for prompt, answer, _ in ITEM_KEYS.values() for key in (prompt, answer)}
+    item = dict.fromkeys(texts, "What is it?") | {
+        "image": "a.png",
+        "image_rephrase": "b.png",
+        "multimodal_locality_image": "c.png",
+    }
+    said = [record.prediction for record in records_of([item | {"pred": None}, item | {"pred": 5}])]
+    assert said == ["", "5"] and records_of([item])[0].prediction == ""
