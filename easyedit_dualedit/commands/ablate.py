@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.report.plots import plot_ablation, plot_where_possible
     from easyedit_dualedit.report.target_split import split_line
     from easyedit_dualedit.train.checkpoint import records_digest
+    from easyedit_dualedit.train.trainer import targets_taught
 
     if arguments.archive is not None:
         raise ConfigError("--archive: every variant trains adapters of its own; leave it out")
@@ -110,8 +111,15 @@ def run(arguments: argparse.Namespace) -> None:
         model=hparams.model_name,
         **loaded_as(hparams),
         trained_on=records_digest(records),
+        training_pictures=pictures.digest_of(records),
     )
-    split = split_of(measured, archive=None, training=records)
+    # A target that any of them is trained on counts as seen.
+    seen = {
+        target
+        for variant in chosen
+        for target in targets_taught(records, variant.training, processor.tokenizer)
+    }
+    split = split_of(measured, archive=None, targets=sorted(seen))
     shown_by = pictures.shown_by(measured)
     with alone_in(folder):
         done = [
@@ -133,6 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
                 split=split,
                 fresh=fresh,
                 shown=shown_by,
+                pictures=settings["training_pictures"],
             )
         ]
         write_json(folder / "ablation.json", rows)

@@ -129,13 +129,18 @@ def _benchmark(
     from easyedit_dualedit.commands.benchmark_background import keep_background
     from easyedit_dualedit.commands.benchmark_data import read_data
     from easyedit_dualedit.commands.benchmark_report import add_seconds, keep_plan, write_reports
-    from easyedit_dualedit.commands.benchmark_rows import adapters_of, chosen_rows
+    from easyedit_dualedit.commands.benchmark_rows import (
+        adapters_of,
+        chosen_rows,
+        with_shared_settings,
+    )
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.records import is_testbed
     from easyedit_dualedit.commands.runs import alone_in, in_turn
     from easyedit_dualedit.commands.trained_targets import split_of
     from easyedit_dualedit.data.picture_files import PictureFiles
     from easyedit_dualedit.data.quirks import quirks
+    from easyedit_dualedit.data.training_targets import targets_of
     from easyedit_dualedit.experiments.benchmark import run_benchmark
     from easyedit_dualedit.experiments.benchmark_folder import METHODS_FOLDER, clear_measured
     from easyedit_dualedit.experiments.plan import Plan
@@ -155,7 +160,7 @@ def _benchmark(
     require_writable(folder)
     if arguments.validation is not None and arguments.tune is None:
         raise ConfigError("--validation is of --tune; give that, too")
-    settings = _given(arguments.settings)
+    settings = with_shared_settings(_given(arguments.settings), arguments.methods)
     if is_testbed(hparams.model_name):
         # It is too small to gain from a second thread, and threads that wait for each other on a
         # busy machine are twenty times slower.
@@ -176,9 +181,9 @@ def _benchmark(
     leaks = data.audit()
     split = split_of(
         data.evaluated,
-        archive=adapters_of(hparams),
+        archive=adapters_of(hparams, settings),
         file=arguments.training_records,
-        training=data.training,
+        targets=targets_of(data.training),
     )
     nearest = "comprehendedit" in protocols
     pictures = PictureFiles.opened([*data.evaluated, *data.training], nearest=nearest)
@@ -216,7 +221,7 @@ def _benchmark(
                 whole = processes.is_first and parts == processes.count
                 clear_measured(folder, arguments.shard, whole=whole)
             Run(folder, common, fresh=arguments.fresh)
-            keep_background(folder, adapters_of(hparams), arguments.studies)
+            keep_background(folder, adapters_of(hparams, settings), arguments.studies)
         close = {}
         if "specificity" in protocols:
             told = {name: common[name] for name in ("model", "dtype", "quantization", "backbone")}

@@ -3,13 +3,19 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from easyedit_dualedit import testbed
 from easyedit_dualedit.commands.records import name_of
 from easyedit_dualedit.errors import ConfigError, UpstreamError
 from easyedit_dualedit.experiments.benchmark_folder import UNEDITED, slug
-from easyedit_dualedit.experiments.dualedit_rows import Recipe, dualedit_contenders
+from easyedit_dualedit.experiments.dualedit_rows import (
+    DUALEDIT,
+    GATES,
+    Recipe,
+    dualedit_contenders,
+)
 from easyedit_dualedit.experiments.finetuning_rows import finetuning_contenders
 from easyedit_dualedit.measure.contender import Contender
 from easyedit_dualedit.method.config import DualEditConfig
@@ -53,8 +59,31 @@ def chosen_rows(
     return [known[name] for name in dict.fromkeys(chosen) if name != UNEDITED]
 
 
-def adapters_of(hparams: DualEditMultimodalTrainingHparams) -> Path | None:
-    """Return where DualEdit's adapters lie; None if they are trained first."""
+def with_shared_settings(
+    settings: Mapping[str, Mapping[str, Any]], wanted: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    """Return the settings of methods, those of DualEdit for the rows that share its adapters, too.
+
+    Args:
+        settings: method -> setting -> value that a user gave.
+        wanted: names of methods; None is every one.
+    """
+    shared = settings.get(slug(DUALEDIT), {})
+    every = {name: dict(given) for name, given in settings.items()}
+    for name in map(slug, GATES):
+        if shared and (wanted is None or name in map(slug, wanted)):
+            every[name] = {**shared, **every.get(name, {})}
+    return every
+
+
+def adapters_of(
+    hparams: DualEditMultimodalTrainingHparams,
+    settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Path | None:
+    """Return where DualEdit's adapters lie, which its settings may say; None if none are there."""
+    given = settings.get(slug(DUALEDIT), {}).get("archive")
+    if given is not None:
+        return Path(str(given))
     if hparams.archive is not None:
         return Path(hparams.archive)
     shipped = _shipped(hparams.model_name)

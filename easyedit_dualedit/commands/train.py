@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
             remake_gate_and_save(hparams, records, arguments.output, arguments.steps)
             return
         if arguments.fresh and is_first:
-            (arguments.output / CHECKPOINT_FILE).unlink(missing_ok=True)
+            _forget(arguments.output)
         listeners = listeners_of(arguments.output / CURVES_FOLDER, arguments.log)
         train_and_save(
             hparams,
@@ -194,6 +194,19 @@ def train_and_save(
     )
     checkpoint.unlink(missing_ok=True)
     _show(gates, output)
+
+
+def _forget(output: Path) -> None:
+    """Remove what an earlier training left in its folder beside the adapters."""
+    from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
+    from easyedit_dualedit.train.watch import BEST_FOLDER, LAST_FOLDER
+
+    (output / CHECKPOINT_FILE).unlink(missing_ok=True)
+    for name in (BEST_FOLDER, LAST_FOLDER):
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            (output / name / file).unlink(missing_ok=True)
+    for path in (output / CURVES_FOLDER).glob("curves.*"):
+        path.unlink()
 
 
 def require_unfinished(output: Path, archive: str | Path | None) -> None:

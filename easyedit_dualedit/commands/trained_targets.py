@@ -14,7 +14,7 @@ def split_of(
     *,
     archive: str | Path | None,
     file: Path | None = None,
-    training: Sequence[Record] = (),
+    targets: Sequence[str] = (),
 ) -> TargetSplit | str:
     """Return which targets of records were seen in training, or why that is not known.
 
@@ -22,7 +22,7 @@ def split_of(
         records: that are measured.
         archive: trained adapters, which may say what they were trained on.
         file: records of the training; counts before the adapters.
-        training: what is trained on now; counts where the adapters say nothing.
+        targets: of what is trained on now; count where the adapters say nothing.
 
     Raises:
         DataError: if the file cannot be read, or a record in it is not as it must be.
@@ -33,8 +33,8 @@ def split_of(
     told = None if archive is None else training_targets_in(archive)
     if archive is not None and told is not None:
         return _split(records, told, f"known from the adapters in {_short(archive)}")
-    if training:
-        return _split(records, targets_of(training), "known from the records trained on")
+    if targets:
+        return _split(records, targets, "known from the records trained on")
     if archive is None:
         return "there are no records of a training; give --training-records FILE"
     return (

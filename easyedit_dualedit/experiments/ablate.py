@@ -123,6 +123,7 @@ def ablate(
     split: TargetSplit | str | None = None,
     fresh: bool = False,
     shown: Mapping[int, str] | None = None,
+    pictures: str | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train and measure variants; return one row for each variant and gate.
@@ -140,6 +141,7 @@ def ablate(
         split: which targets were seen in the training, or why that is not known.
         fresh: train and measure anew what is in the folder.
         shown: digest of the pictures of each record measured, by its index; see `Run`.
+        pictures: digest of those that are trained on.
         progress: whether to show bars.
 
     Returns:
@@ -170,7 +172,16 @@ def ablate(
     rows = []
     for variant in chosen:
         run = runs[variant.name]
-        editor = _trained(variant, model, processor, records, run.folder, gates, progress=progress)
+        editor = _trained(
+            variant,
+            model,
+            processor,
+            records,
+            run.folder,
+            gates,
+            pictures=pictures,
+            progress=progress,
+        )
         makers: dict[str, EditMaker] = {kind: _with_gate(editor, kind) for kind in variant.gates}
         cases = evaluate(measured, editor.encoder, makers, run, progress=progress)
         metrics = run.finish(cases, split)["methods"]
@@ -210,6 +221,7 @@ def _trained(
     folder: Path,
     gates: dict[int, Mapping[str, Tensor]],
     *,
+    pictures: str | None,
     progress: bool,
 ) -> DualEditor:
     """Return the variant's editor, trained here or earlier; `gates` gains that of its layer."""
@@ -223,7 +235,7 @@ def _trained(
             editor = DualEditor(model, processor, variant.config)
         checkpoint = folder / _CHECKPOINT
         alone = replace(variant.training, gate_steps=0)
-        train(editor, records, alone, checkpoint=checkpoint, progress=progress)
+        train(editor, records, alone, checkpoint=checkpoint, pictures=pictures, progress=progress)
         if layer in gates:
             editor.gate.load_state_dict(dict(gates[layer]))
         elif variant.training.gate_steps:

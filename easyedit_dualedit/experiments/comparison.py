@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from easyedit_dualedit.data.records import METRICS
@@ -157,7 +158,8 @@ def _require_same_records(first: StoredRun, second: StoredRun) -> None:
     """
     for index in sorted(first.queries.keys() & second.queries.keys()):
         for question in (name for name in METRICS if name in first.queries[index]):
-            asked = [_asked(run.queries[index].get(question)) for run in (first, second)]
+            both = [run.queries[index].get(question) for run in (first, second)]
+            asked = [_asked(one, _shown(both)) for one in both]
             if asked[0] != asked[1]:
                 raise DataError(
                     f"the runs are of different records: record {index} asks {asked[0]} in"
@@ -171,9 +173,17 @@ def _require_same_records(first: StoredRun, second: StoredRun) -> None:
         )
 
 
-def _asked(query: Mapping[str, Any] | None) -> str:
+def _asked(query: Mapping[str, Any] | None, shown: bool) -> str:
     """Return what a question was, with its target; pictures may lie in another folder."""
-    return "nothing" if query is None else f"{query.get('prompt')!r} -> {query.get('target')!r}"
+    if query is None:
+        return "nothing"
+    about = f" about {PurePath(query['image']).name}" if shown else ""
+    return f"{query.get('prompt')!r}{about} -> {query.get('target')!r}"
+
+
+def _shown(queries: Sequence[Mapping[str, Any] | None]) -> bool:
+    """Return whether each of some questions names a picture."""
+    return all(query is not None and query.get("image") for query in queries)
 
 
 def _paired(

@@ -139,6 +139,11 @@ def _with_settings(name: str, recipe: Recipe, _model: str, settings: Mapping[str
     if given is not None and archive is not None and not archive.exists():
         raise ConfigError(f"archive = {given!r} of {name} is not there; give a folder of adapters")
     steps = settings.get("steps", recipe.training.steps)
+    if "steps" in settings and archive is not None:
+        raise ConfigError(
+            f"steps = {steps!r} of {name}: its adapters are there (archive = {str(archive)!r}), so"
+            " that none are trained; leave it out"
+        )
     return replace(recipe, archive=archive, training=replace(recipe.training, steps=steps))
 
 

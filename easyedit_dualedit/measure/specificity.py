@@ -167,16 +167,23 @@ class Draws:
 
 
 def _is_another(record: Record, other: Record) -> bool:
-    own = (record.request.image, record.request.prompt)
-    return other.request.image is not None and (other.request.image, other.request.prompt) != own
+    # What the edit is to answer, its rephrases among it, is never out of scope.
+    own = [(query.image, query.prompt) for query in _in_scope(record)]
+    return other.request.image is not None and (
+        (other.request.image, other.request.prompt) not in own
+    )
 
 
 def _others_of(record: Record, others: Sequence[Record]) -> list[int]:
     places = [place for place, other in enumerate(others) if _is_another(record, other)]
-    # Its own picture under another question is no "other picture", where there is a choice.
-    own = record.request.image
-    elsewhere = [place for place in places if others[place].request.image != own]
+    # Its own pictures under another question are no "other picture", where there is a choice.
+    own = [query.image for query in _in_scope(record)]
+    elsewhere = [place for place in places if others[place].request.image not in own]
     return elsewhere or places
+
+
+def _in_scope(record: Record) -> tuple[Query, Query, Query]:
+    return record.request, record.text_rephrase, record.image_rephrase
 
 
 class _Questions:

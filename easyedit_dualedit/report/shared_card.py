@@ -128,13 +128,22 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
     return head + "\n".join(parts)
 
 
+def _steps(recipe: Mapping[str, Any]) -> str:
+    """Return how many steps were taken; recipes of earlier versions do not tell."""
+    taken, kept = recipe.get("steps_taken"), recipe.get("step_kept")
+    if taken is None:
+        return ""
+    return f" {taken:,} steps were taken" + (f", that of step {kept:,} kept." if kept else ".")
+
+
 def _data(about: About) -> str:
     parts = []
     metrics = about.metrics or {}
     if about.recipe is not None:
         parts.append(
             f"Trained on {about.recipe['records']:,} records (digest `{about.recipe['data']}`),"
-            f" {about.recipe['validation_records']:,} more were held out to choose among states.\n"
+            f" {about.recipe['validation_records']:,} more were held out to choose among states."
+            f"{_steps(about.recipe)}\n"
         )
     if split_line(metrics):
         parts.append(f"{split_line(metrics)}\n")

@@ -14,6 +14,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.files import clear_parts, read_json, write_json
 from easyedit_dualedit.train.checkpoint import records_digest
 from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.curves import LINES_FILE, read_curves
 
 RECIPE_FILE = "recipe.json"
 
@@ -24,7 +25,7 @@ def keep_recipe(
     """Write how adapters were trained.
 
     Args:
-        folder: of the training's curves.
+        folder: of the training's curves, which tell how many steps it took and which it kept.
         model: its name, as the hyperparameters have it.
         config: of the training.
         records: that it trained on.
@@ -33,11 +34,14 @@ def keep_recipe(
     Raises:
         DataError: if the file cannot be written.
     """
+    lines = read_curves(folder) if (folder / LINES_FILE).is_file() else []
     recipe = {
         "model": model,
         "records": len(records),
         "data": records_digest(records),
         "validation_records": validation,
+        "steps_taken": max((line["step"] for line in lines), default=config.steps),
+        "step_kept": next((line["step"] for line in reversed(lines) if line.get("is_best")), None),
         "training": asdict(config),
         "versions": {
             "easyedit_dualedit": __version__,

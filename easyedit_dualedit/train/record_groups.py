@@ -39,8 +39,13 @@ def shown_by(record: Record) -> list[Hashable]:
 
 
 def asked_by(record: Record) -> set[str]:
-    """Return the questions of an edit and of its rephrases."""
-    return {record.request.prompt, record.text_rephrase.prompt}
+    """Return what tells the questions of an edit and of its rephrases from others."""
+    return {question_of(record.request), question_of(record.text_rephrase)}
+
+
+def question_of(query: Query) -> str:
+    """Return what tells a query's question from others: neither case nor white space does."""
+    return " ".join(query.prompt.split()).casefold()
 
 
 def pictures_of(query: Query) -> list[Hashable]:

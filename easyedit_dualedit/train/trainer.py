@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -107,16 +108,20 @@ def train(
     gate = GateStage(editor, records, config, keeps=keeps)
     # Not before: a gate that they taught knew the same thing drawn otherwise far less well.
     records = with_text_only(records, config.text_only, config.seed)
-    watch = Watch(watching or Watching(), editor, config)
+    known = editor.training_targets or ()
+
+    def seen_after(steps: int) -> tuple[str, ...]:
+        """Return the targets that so many steps train on, and those of an archive before them."""
+        drawn = records_of_steps(records, config, steps)
+        return tuple(sorted({*known, *targets_of(drawn)}))
+
+    watch = Watch(watching or Watching(), editor, config, seen_after)
     further: dict[str, Stateful] = {"gate": gate, WATCH: watch}
     state = Checkpoint(checkpoint, editor, optimiser, schedule, records, config, further, pictures)
     first = state.restore()
     processes.agree(editor.adapters.parameters())
     progress = progress and processes.is_first
-    # Before anything is saved in the middle of a training.
-    known = editor.training_targets or ()
-    trained_on = records_of_steps(records, config)
-    editor.training_targets = tuple(sorted({*known, *targets_of(trained_on)}))
+    editor.training_targets = seen_after(config.steps)  # for validation, unless it ends earlier
     training_step = TrainingStep.within(editor, config)
     gradient = BatchGradient(editor, training_step, config)
 
@@ -143,8 +148,10 @@ def train(
         undisturbed(editor.backbone.model),
         _frozen(editor.backbone.model),
     ):
-        if gate.run(progress=progress) and processes.is_first:
-            state.store(first)
+        if gate.run(progress=progress):
+            watch.forget_best()
+            if processes.is_first:
+                state.store(first)
         places = range((first - first % FORGET_EVERY) * each, first * each)
         for place in tqdm(places, "reading again", disable=not progress, leave=False):
             if not training_step.read_again(batch_of(place), config):
@@ -242,14 +249,31 @@ def batch_indices(step: int, count: int, config: TrainingConfig) -> list[int]:
     return order[place * config.batch_size : (place + 1) * config.batch_size].tolist()
 
 
-def records_of_steps(records: Sequence[Record], config: TrainingConfig) -> Sequence[Record]:
-    """Return the records that steps draw, in their order; one epoch may leave out a last part."""
+def records_of_steps(
+    records: Sequence[Record], config: TrainingConfig, steps: int | None = None
+) -> Sequence[Record]:
+    """Return the records that steps draw, in their order; one epoch may leave out a last part.
+
+    Args:
+        records: of the training.
+        config: of the training.
+        steps: the first of it; None means all.
+    """
     drawn: set[int] = set()
-    for step in range(config.steps * config.accumulate):
+    for step in range((config.steps if steps is None else steps) * config.accumulate):
         drawn.update(batch_indices(step, len(records), config))
         if len(drawn) == len(records):
             return records
     return [records[place] for place in sorted(drawn)]
+
+
+def targets_taught(
+    records: Sequence[Record], config: TrainingConfig, tokenizer: Any
+) -> tuple[str, ...]:
+    """Return the targets that `train` trains on, those that it draws among them."""
+    drawn = with_drawn_targets(records, config.augment_targets, tokenizer, config.seed)
+    drawn = with_text_only(drawn, config.text_only, config.seed)
+    return targets_of(records_of_steps(drawn, config))
 
 
 def _require_numbers(values: Iterable[float], what: str, config: TrainingConfig) -> None:

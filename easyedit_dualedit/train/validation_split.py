@@ -60,7 +60,8 @@ def validation_split(records: Sequence[Record], count: int) -> ValidationSplit:
 
     Groups of records that share a picture or a question of an edit are held out whole, small ones
     first of all: validation asks rarer questions than training does. Where all records ask alike,
-    groups share pictures only.
+    groups share pictures only; where all of these are larger, the smallest of at most twice as many
+    is held out.
 
     Args:
         records: of one data set.
@@ -77,10 +78,18 @@ def validation_split(records: Sequence[Record], count: int) -> ValidationSplit:
     shares_questions = sum(map(len, groups)) < 2 * count
     if shares_questions:
         logger.info("validation asks questions that train, too: too few would be left otherwise")
-        groups = [group for group in record_groups(records, shown_by) if len(group) <= count]
+        every = record_groups(records, shown_by)
+        smallest = min(every, key=len)
+        groups = [group for group in every if len(group) <= count]
+        if not groups and len(smallest) <= min(2 * count, len(records) // 2):
+            groups = [smallest]
+        if not groups:
+            logger.warning(
+                "nothing validates: %d records share pictures with each other, which is the"
+                " smallest such group, and %d were to validate",
+                *(len(smallest), count),
+            )
     held, left_out = _chosen(records, groups[::-1], count)
-    if not held:
-        logger.warning("nothing validates: all records share pictures")
     return ValidationSplit(
         [r for place, r in enumerate(records) if place not in held and place not in left_out],
         [records[place] for place in sorted(held)],

@@ -5,7 +5,7 @@ never stopped.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,23 @@ class Watching:
 class Watch:
     """One training as it is watched."""
 
-    def __init__(self, plan: Watching, editor: DualEditor, config: TrainingConfig):
-        """Have seen nothing yet."""
+    def __init__(
+        self,
+        plan: Watching,
+        editor: DualEditor,
+        config: TrainingConfig,
+        seen_after: Callable[[int], tuple[str, ...]],
+    ):
+        """Have seen nothing yet.
+
+        Args:
+            plan: what is watched.
+            editor: that is trained.
+            config: of the training.
+            seen_after: returns the targets that so many steps have trained on.
+        """
         self._plan, self._editor, self._config = plan, editor, config
+        self._seen_after = seen_after
         self._processes = Processes.current()
         self._validation: Validation | None = None
         self._lines = 0
@@ -86,6 +100,11 @@ class Watch:
         self._sums = {name: list(map(float, state["sums"][name])) for name in self._sums}
         self._summed, self._seconds = int(state["summed"]), float(state["seconds"])
 
+    def forget_best(self) -> None:
+        """Measure anew which state is the best: earlier ones were measured with another gate."""
+        self._validated, self._best_step = -1, 0
+        self._best, self._best_adapters = None, {}
+
     def begin(self, step: int, records: Sequence[Record], progress: TrainingProgress) -> bool:
         """Get ready once the gate is made, and validate what is not trained yet.
 
@@ -113,8 +132,8 @@ class Watch:
             progress=progress.is_shown,
         )
         progress.leave_out(time.monotonic() - start)
-        if step == 0 and self._validated < 0:
-            self._validate(0, progress)
+        if self._validated < 0:
+            self._validate(step, progress)
             return True
         return False
 
@@ -155,6 +174,8 @@ class Watch:
 
     def finish(self, step: int, progress: TrainingProgress) -> None:
         """Give the editor its best adapters back, if they were ever measured."""
+        kept = self._best_step if self._best_adapters else step
+        self._editor.training_targets = self._seen_after(kept)
         if not self._best_adapters:
             return
         if step < self._config.steps:
@@ -177,6 +198,7 @@ class Watch:
             self._best_adapters = {
                 name: each.detach().cpu().clone() for name, each in weights.items()
             }
+        self._editor.training_targets = self._seen_after(step)
         if self._plan.folder is not None and self._processes.is_first:
             for name in [LAST_FOLDER, *([BEST_FOLDER] if is_best else [])]:
                 self._editor.save(self._plan.folder / name)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -154,6 +155,7 @@ def test_other_settings_do_not_continue_a_run(work: Workplace, call: Any):
         (["--set", "dualedit.rate=["], "is not YAML"),
         (["--set", "dualedit.rate=1"], "DualEdit has no settings ['rate']"),
         (["--set", "dualedit.steps=0"], "steps = 0"),
+        (["--set", "dualedit.steps=9"], "steps = 9 of DualEdit: its adapters are there"),
         (["--set", "dualedit.archive=nowhere"], "'nowhere' of DualEdit is not there"),
         (["--set", "ft-last-layer.nothing=1"], "unknown keys in the settings of FT, last layer"),
         (["--set", "ft-vision-side.learning_rate=fast"], "learning_rate = 'fast'"),
@@ -165,6 +167,24 @@ def test_other_settings_do_not_continue_a_run(work: Workplace, call: Any):
 def test_mistakes_are_told_in_one_line(work: Workplace, call: Any, options: list[str], told: str):
     assert told in call(benchmark(work, *options, methods=METHODS[:1])).error
     assert not run_of(work).exists(), "it is told before anything is measured"
+
+
+def test_an_archive_of_dualedit_is_that_of_all_rows_with_its_adapters(
+    work: Workplace, call: Any
+) -> None:
+    other = work.folder / "other"
+    shutil.copytree(work.adapters, other)
+    config = json.loads((other / "config.json").read_text())
+    config["training_targets"] = ["something else"]
+    (other / "config.json").write_text(json.dumps(config))
+    methods = (METHODS[0], "DualEdit, cosine gate")
+    options = ["--set", f"dualedit.archive={other}", "--protocols", "visedit", "--limit", "2"]
+    called = call(benchmark(work, *options, methods=methods))
+    assert called.code == 0, called.err
+    told = metrics_of(run_of(work))["targets"]
+    assert not told["seen"] and told["source"].endswith("/other")
+    for method in methods:
+        assert str(other) in (method_folder(run_of(work), method) / "run.json").read_text()
 
 
 def test_data_options_that_do_not_fit_are_told(work: Workplace, call: Any):

@@ -795,7 +795,11 @@ def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any
     assert [row["variant"] for row in rows][:2] == ["layers 0 and 1"] * 2 and len(rows) == 7
     assert "both adapters" in done.out
     assert (folder / "ablation.csv").is_file()
-    told = "Of 2 targets, 2 were seen as a whole in training (known from the records trained on)."
+    # Of the data file, two steps take some records.
+    (seen,) = {Archive.load(path.parent).training_targets for path in folder.rglob("config.json")}
+    measured = [item["alt"] for item in json.loads(work.data.read_text(encoding="utf-8"))[:2]]
+    count = sum(target in (seen or ()) for target in measured)
+    told = f"Of 2 targets, {count} were seen as a whole in training (known from the records"
     assert told in (folder / "ablation.md").read_text() and told in " ".join(done.out.split())
     # Pairs that are done are shown like other variants.
     done = call(work.ablate("--variants", "--pairs", "1,2", hparams=hparams))
@@ -814,6 +818,11 @@ def test_ablate_writes_a_table_and_shows_what_is_done(work: Workplace, call: Any
     command = work.ablate("--variants", "both adapters", hparams=rounded)
     told = "other settings: dtype was 'float32' and is 'bfloat16'"
     assert told in call(command).error
+    # Adapters that were trained on other pictures are others.
+    shown = json.loads(work.data.read_text(encoding="utf-8"))[-1]["image"]
+    picture("purple").save(work.images / shown)
+    command = work.ablate("--variants", "both adapters", hparams=slower)
+    assert "training_pictures was" in call(command).error
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,21 @@ def test_records_that_validate_teach_no_gate(work: Workplace, call: Any):
     assert "--log goes with a training" in error
 
 
+def test_a_fresh_training_leaves_nothing_of_the_one_before(work: Workplace, call: Any):
+    options = ["--validation", 2, "--fresh"]
+    assert call(work.train(*options, gate_steps=0, val_interval=2)).code == 0
+    beside = [*("best", "last"), *(f"curves/curves.{end}" for end in ("csv", "png", "jsonl"))]
+    held = [name for name in beside if (work.adapters / name).exists()]
+    assert {"best", "last", "curves/curves.csv"} <= set(held)
+    assert call(work.train("--validation", 0, "--fresh", gate_steps=0)).code == 0
+    assert not list((work.adapters / "best").glob("*"))
+    assert not list((work.adapters / "last").glob("*"))
+    lines = (work.adapters / "curves" / "curves.jsonl").read_text().splitlines()
+    assert "validation" not in {json.loads(line)["part"] for line in lines}
+    table = work.adapters / "curves" / "curves.csv"
+    assert not table.exists() or "validation" not in table.read_text()
+
+
 def test_adapters_of_an_archive_are_trained_further(work: Workplace, call: Any):
     assert call(work.train(gate_steps=0)).code == 0
     further = work.folder / "further"

@@ -93,6 +93,14 @@ def test_runs_that_are_no_pair_are_refused_by_name(tmp_path: Path):
     path.write_text(text)
     with pytest.raises(DataError, match="record 2 asks 'reliability 2\\?'.*'something else\\?'"):
         compared(first, other)
+    pictures = evaluation(tmp_path / "pictures", 4, {"DualEdit": {}})
+    path = pictures / "cases" / "00001.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"1.png"', '"elsewhere/1.png"'))
+    assert compared(first, pictures).differences, "pictures may lie in another folder"
+    path.write_text(whole.replace('"1.png"', '"other.png"'))
+    with pytest.raises(DataError, match="about 1.png -> .* about other.png -> "):
+        compared(first, pictures)
     protocol = evaluation(tmp_path / "protocol", 4, {"DualEdit": {}})
     for path in protocol.glob("cases/*.json"):
         path.write_text(path.read_text().replace('"generate"', '"portability"'))

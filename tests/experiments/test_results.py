@@ -63,7 +63,9 @@ def collected(run: Path) -> dict[str, Any]:
 
 def test_means_and_intervals(run: Path):
     found = collected(run)["methods"]["Poor"]["protocols"]["generate"]
-    assert found["reliability"] == {"mean": 50.0, "low": 50.0, "high": 50.0, "n": 10}
+    alike = found["reliability"]
+    assert (alike["mean"], alike["n"]) == (50.0, 10)
+    assert alike["low"] < 50.0 < alike["high"], "ten alike leave doubt"
     locality = found["text_locality"]
     assert locality["mean"] == pytest.approx(28.0)
     assert locality["low"] < 28.0 < locality["high"]

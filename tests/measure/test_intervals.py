@@ -59,9 +59,26 @@ def test_shares_hold_the_truth_where_a_bootstrap_does_not():
     assert held / 2000 > 0.9  # a bootstrap: 0.63
 
 
-def test_equal_means_that_are_no_shares_leave_no_doubt():
-    told = interval([0.25] * 7)
-    assert (told.mean, told.low, told.high, told.n) == (25.0, 25.0, 25.0, 7)
+def test_equal_means_of_few_cases_leave_the_doubt_of_a_share():
+    share = interval([1.0] * 5 + [0.0] * 15)
+    told = interval([0.25] * 20)
+    assert told.mean == 25.0 and (told.low, told.high) == (share.low, share.high)
+    wide = interval([0.0, 0.2, 1.0, 1.0])
+    assert wide.low <= 0.2 * 100 and wide.high > 90
+    enough = interval([0.25] * 30)
+    assert (enough.low, enough.high) == (25.0, 25.0)
+    amounts = interval([3.5] * 4, are_shares=False)
+    assert (amounts.low, amounts.high) == (350.0, 350.0)
+    beyond = interval([-0.5] * 4)
+    assert (beyond.low, beyond.high) == (-50.0, -50.0), "no share has such a value"
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_few_pairs_of_means_that_all_differ_alike_prove_nothing(count: int):
+    found = paired_difference([0.8] * count, [0.4] * count)
+    assert found.mean == pytest.approx(40.0) and found.low < 0 < found.high
+    sure = paired_difference([0.8] * 30, [0.4] * 30)
+    assert sure.low == pytest.approx(40.0)
 
 
 def test_amounts_that_are_all_zero_are_no_share_of_anything():

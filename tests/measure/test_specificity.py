@@ -117,6 +117,20 @@ def test_another_picture_is_never_the_edits_own_where_there_is_a_choice(
     assert queries[OTHER_IMAGE].image == own, "the only picture there is"
 
 
+def test_a_rephrase_of_the_edit_is_never_out_of_scope(llava: TinyModel, tmp_path: Path):
+    own, rephrase, other = (tmp_path / f"{name}.png" for name in ("own", "rephrase", "other"))
+    for path, colour in ((own, "red"), (rephrase, "pink"), (other, "blue")):
+        picture(colour).save(path)
+    question = "What colour is the circle?"
+    edit = replace(asked(question, own), image_rephrase=Query(question, rephrase, "blue"))
+    others = [asked(question, rephrase, 1), asked("Where is the star?", other, 2)]
+    encoder = editor_of(llava).encoder
+    for seed in range(3):
+        (queries,) = specificity_queries([edit], others, encoder, seed=seed, progress=False)
+        shown = {kind: queries[kind].image for kind in (OTHER_IMAGE, SIMILAR_TEXT, SIMILAR_IMAGE)}
+        assert set(shown.values()) == {other}
+
+
 @pytest.mark.parametrize(
     ("kind", "measure"),
     [(SIMILAR_TEXT, "text_features"), (SIMILAR_IMAGE, "picture_features")],

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from easyedit_dualedit.train.config import TrainingConfig
+from easyedit_dualedit.train.curves import Curves
 from easyedit_dualedit.train.recipe import RECIPE_FILE, keep_recipe, read_recipe
 
 
@@ -23,6 +24,19 @@ def test_a_recipe_is_read_as_it_was_kept(tmp_path: Path):
     assert recipe["model"] == "a model"
     assert recipe["training"]["steps"] == 7
     assert recipe["validation_records"] == 3
+
+
+def test_it_tells_how_many_steps_were_taken_and_which_was_kept(tmp_path: Path):
+    keep_recipe(tmp_path, "a model", TrainingConfig(steps=9), [], validation=0)
+    alone = read_recipe(tmp_path)
+    assert alone is not None and (alone["steps_taken"], alone["step_kept"]) == (9, None)
+    curves = Curves(tmp_path)
+    curves.begin(0)
+    for step, is_best in ((0, True), (3, True), (6, False)):
+        curves.add({"step": step, "part": "validation", "is_best": is_best})
+    keep_recipe(tmp_path, "a model", TrainingConfig(steps=9), [], validation=3)
+    recipe = read_recipe(tmp_path)
+    assert recipe is not None and (recipe["steps_taken"], recipe["step_kept"]) == (6, 3)
 
 
 def test_what_a_killed_process_left_goes(tmp_path: Path):

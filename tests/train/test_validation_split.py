@@ -69,6 +69,44 @@ def test_of_one_picture_nothing_validates(records: list[Record]):
     assert validation_split(one, 6).training == one
 
 
+def test_of_groups_that_are_all_larger_the_smallest_validates(
+    records: list[Record], caplog: pytest.LogCaptureFixture
+):
+    def in_groups_of(size: int) -> list[Record]:
+        shown = [records[place - place % size].request.image for place in range(60)]
+        return [
+            replace(
+                record,
+                request=replace(record.request, image=image, prompt="What is this?"),
+                image_rephrase=replace(record.image_rephrase, image=image),
+            )
+            for record, image in zip(records, shown, strict=True)
+        ]
+
+    split = validation_split(in_groups_of(12), 8)
+    assert len(split.validation) == 12 and len(split.training) == 48
+    assert len({record.request.image for record in split.validation}) == 1
+    assert not caplog.records
+    few = in_groups_of(12)
+    assert validation_split(few, 5).training == few
+    assert "12 records share pictures with each other, which is the smallest" in caplog.text
+
+
+def test_questions_that_differ_in_case_and_white_space_are_one(records: list[Record]):
+    def shouted(record: Record) -> Record:
+        prompt = record.request.prompt.upper().replace(" ", "  ")
+        return replace(record, request=replace(record.request, prompt=prompt))
+
+    mixed = [shouted(r) if r.index % 2 else r for r in records]
+    split = validation_split(mixed, 10)
+    assert not split.shares_questions
+
+    def plain(some: list[Record]) -> set[str]:
+        return {" ".join(r.request.prompt.lower().split()) for r in some}
+
+    assert split.validation and not plain(split.training) & plain(split.validation)
+
+
 def test_how_many_validate():
     assert validation_count(None, 6345) == 200
     assert validation_count(None, 500) == 50

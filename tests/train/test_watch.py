@@ -1,5 +1,6 @@
 """A watched training: curves, the best state, patience; a kill in the middle changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from easyedit_dualedit.train import trainer, watch
 from easyedit_dualedit.train.batch_gradient import BatchGradient
 from easyedit_dualedit.train.checkpoint import began_without_validation
 from easyedit_dualedit.train.curves import Curves, Line, read_curves
+from easyedit_dualedit.train.drawn_targets import answering
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.progress import TrainingProgress
-from easyedit_dualedit.train.trainer import train
+from easyedit_dualedit.train.trainer import batch_indices, train
 from easyedit_dualedit.train.validation import Measured
 from easyedit_dualedit.train.watch import Watching
 
@@ -194,6 +196,50 @@ def test_patience_ends_a_training(
     path, plan = tmp_path / "training.pt", watching(records, tmp_path, patience=3)
     train(editor, records[:8], CONFIG, checkpoint=path, progress=True, watching=plan)
     assert "ends after step 6: nothing better since step 3" in capfd.readouterr().err
+    assert same(Archive.load(tmp_path / "best").tensors, editor.state_dict())
+
+
+def test_only_the_targets_of_steps_that_were_kept_count_as_trained(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scores([0.1, 0.9, 0.2, 0.2, 0.2], monkeypatch)
+    named = [answering(record, f"thing {place}") for place, record in enumerate(records)]
+    plan = watching(named, tmp_path, patience=3, every=1)
+    editor = editor_of(llava)
+    train(editor, named[:8], CONFIG, progress=False, watching=plan)
+
+    def drawn(steps: int) -> tuple[str, ...]:
+        places = {place for step in range(steps) for place in batch_indices(step, 8, CONFIG)}
+        return tuple(sorted(f"thing {place}" for place in places))
+
+    assert read_curves(tmp_path / "curves")[-1]["step"] == 4, "patience ended it"
+    assert editor.training_targets == Archive.load(tmp_path / "best").training_targets == drawn(1)
+    assert Archive.load(tmp_path / "last").training_targets == drawn(4) != drawn(1)
+
+
+def test_the_best_state_is_looked_for_anew_once_the_gate_is_another(
+    llava: TinyModel, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Scores of two gates do not compare."""
+    scores([0.1, 0.9, 0.5, 0.6, 0.4], monkeypatch)
+    real, path = BatchGradient.add, tmp_path / "training.pt"
+
+    def until_step_4(*arguments: Any) -> StepLosses:
+        if read_curves(tmp_path / "curves")[-1]["step"] >= 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(BatchGradient, "add", until_step_4)
+        trained(llava, records, tmp_path)
+    torch.manual_seed(5)
+    editor = editor_of(llava)
+    other = replace(CONFIG, gate_steps=3)
+    plan = watching(records, tmp_path)
+    train(editor, records[:8], other, checkpoint=path, progress=False, watching=plan)
+    lines = [line for line in read_curves(tmp_path / "curves") if line["part"] == "validation"]
+    told = [(line["step"], line["average"], line["is_best"]) for line in lines]
+    assert told == [(0, 0.1, True), (3, 0.9, True), (3, 0.5, True), (6, 0.6, True), (7, 0.4, False)]
     assert same(Archive.load(tmp_path / "best").tensors, editor.state_dict())
 
 
