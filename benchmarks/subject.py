@@ -186,7 +186,8 @@ def bytes_of_weights(editor: DualEditor) -> int:
 
 def kept_cache(output: Any) -> dict[str, Any]:
     """Return the cache of a model's forward, by the name that transformers gives it."""
-    return {name: output[name] for name in CACHE_NAMES if name in output}
+    held = dict(output)  # which names what is there, and no other name of it
+    return {name: held[name] for name in CACHE_NAMES if held.get(name) is not None}
 
 
 def editor_of(shapes: Shapes = PUBLISHED, device: torch.device | str = "cpu") -> DualEditor:

@@ -109,8 +109,10 @@ FIELDS = (
     ),
     Rows(
         EDITED,
-        "holds the edit, and so does a deep copy: a step that continues it needs nothing more, and"
-        " may be a step of the base model (`cache` since transformers 5.24). Its rows stay in their"
+        "holds the edit, and so does a deep copy: a step that continues it needs nothing more, but"
+        " is one of the edited model that began (`cache` since transformers 5.24): that of another,"
+        " such as `EditMemory.model` after a change or a check, is refused, and one of the base"
+        " model lacks what the text adapter adds to each answer token. Its rows stay in their"
         " order: see below",
         "cache past_key_values",
     ),

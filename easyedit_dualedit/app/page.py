@@ -113,6 +113,20 @@ class Page:
             "js": _KEY,
         }
 
+    def _told_of_what_is_no_picture(self, field: Any) -> None:
+        """Let a field say that what it was given is no picture; Gradio reads it before we do."""
+        real = field.preprocess
+
+        def preprocess(payload: Any) -> Any:
+            try:
+                return real(payload)
+            except Exception as error:
+                raise self._gr.Error(
+                    f"{field.label}: this cannot be read as a picture ({error}); choose another"
+                ) from error
+
+        field.preprocess = preprocess
+
     def _lay_out_fields(self, examples: list[Trial]) -> None:
         gr = self._gr
         self._picture = gr.Image(
@@ -125,6 +139,7 @@ class Page:
             elem_id="picture",
             alt_text="the picture that is asked about",
         )
+        self._told_of_what_is_no_picture(self._picture)
         self._gallery = gr.Gallery(
             [(each.picture, each.name) for each in examples],
             label="Examples",
@@ -153,6 +168,7 @@ class Page:
                 elem_id="other",
                 alt_text="another picture that the same question is asked about",
             )
+            self._told_of_what_is_no_picture(self._other)
             self._unrelated = gr.Textbox(
                 label="Something else about the first picture", elem_id="unrelated"
             )

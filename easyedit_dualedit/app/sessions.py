@@ -30,6 +30,8 @@ class Sessions:
         self._first_edits = first_edits
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Session] = OrderedDict()
+        self._written: set[str] = set()
+        """Keys whose folders were seen."""
 
     @staticmethod
     def new_key() -> str:
@@ -50,9 +52,14 @@ class Sessions:
         """
         if not self.is_key(key):
             raise KeyError("no key of a session")
+        place = self.folder / key
         with self._lock:
+            if place.is_dir():
+                self._written.add(key)
+            elif key in self._written:  # somebody has removed it
+                self._written.remove(key)
+                self._open.pop(key, None)
             if key not in self._open:
-                place = self.folder / key
                 self._open[key] = Session(self.shared, place, self._first_edits)
             self._open.move_to_end(key)
             while len(self._open) > _OPEN_AT_ONCE:

@@ -4,11 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from easyedit_dualedit.commands.arguments import (
-    TRAINING_HPARAMS,
-    add_run,
-    count,
-)
+from easyedit_dualedit.commands.arguments import TRAINING_HPARAMS, add_run, count, given_path
 from easyedit_dualedit.errors import ConfigError
 
 HELP = "measure what each part of the method is worth"
@@ -22,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_run(parser, "ablate", TRAINING_HPARAMS)
     parser.add_argument(
-        "--measured", type=Path, metavar="FILE", help="records to measure on; needed with --data"
+        "--measured",
+        type=given_path,
+        metavar="FILE",
+        help="records to measure on; needed with --data",
     )
     parser.add_argument("--steps", type=count, default=600, help="of training (default: 600)")
     parser.add_argument("--count", type=count, default=300, help="edits measured (default: 300)")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_model, count
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, add_model, count, given_path
 
 HELP = "edit a model and ask it on a page in the browser (extra: app)"
 DESCRIPTION = (
@@ -17,13 +17,13 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    add_model(parser, EDIT_HPARAMS)
+    add_model(parser, EDIT_HPARAMS, "the emoji model's where it is, else the testbed's")
     parser.add_argument(
-        "--edits", type=Path, metavar="FOLDER", help="edits that everybody begins with"
+        "--edits", type=given_path, metavar="FOLDER", help="edits that everybody begins with"
     )
     parser.add_argument(
         "--sessions",
-        type=Path,
+        type=given_path,
         default=Path("outputs/app"),
         metavar="FOLDER",
         help="where people's edits are kept (default: outputs/app)",

@@ -17,9 +17,11 @@ SHOWN = "picture, video file or folder of frames"
 """What may be named after --image."""
 
 
-def add_model(parser: argparse.ArgumentParser, hparams: str) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, hparams: str, default: str = "the testbed's"
+) -> None:
     """Add what says which model is edited, where, and with which adapters."""
-    parser.add_argument("--hparams", type=Path, help=f"{hparams} (default: the testbed's)")
+    parser.add_argument("--hparams", type=given_path, help=f"{hparams} (default: {default})")
     parser.add_argument(
         "--model", help="model folder or hub id, instead of the hparams' model_name"
     )
@@ -37,12 +39,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Add what says which records are read; models of ours have some."""
     parser.add_argument(
         "--data",
-        type=Path,
+        type=given_path,
         help="JSON file in MMEdit's format (default: the model's own; testbed and emoji have some)",
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=given_path,
         help="folder that its picture names are relative to",
     )
     parser.add_argument(
@@ -62,7 +64,7 @@ def add_training_records(parser: argparse.ArgumentParser) -> None:
     """Add the file that says which targets were seen in training."""
     parser.add_argument(
         "--training-records",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="records that the adapters were trained on: reliability and generality are split into"
         " edits whose target is among theirs and the others (default: what the adapters themselves"
@@ -80,7 +82,10 @@ def add_run(parser: argparse.ArgumentParser, name: str, hparams: str) -> None:
 def add_run_folder(parser: argparse.ArgumentParser, name: str) -> None:
     """Add what says which folder a run is in, and whether it continues what is there."""
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs"), help="parent folder (default: outputs)"
+        "--output",
+        type=given_path,
+        default=Path("outputs"),
+        help="parent folder (default: outputs)",
     )
     parser.add_argument("--name", default=name, help=f"folder in it (default: {name})")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of continuing")
@@ -88,7 +93,9 @@ def add_run_folder(parser: argparse.ArgumentParser, name: str) -> None:
 
 def add_edits_folder(parser: argparse.ArgumentParser) -> None:
     """Add the folder of a file of edits."""
-    parser.add_argument("--edits", type=Path, required=True, metavar="FOLDER", help="of the edits")
+    parser.add_argument(
+        "--edits", type=given_path, required=True, metavar="FOLDER", help="of the edits"
+    )
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +126,17 @@ def memory(text: str) -> int:
         if math.isfinite(value) and value > 0:
             return int(value * factor)
     raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory such as 20GiB")
+
+
+def given_path(text: str) -> Path:
+    """Return a path; that of no text would be the current folder.
+
+    Raises:
+        ArgumentTypeError: if the text is blank.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no path; leave the option out, or give one")
+    return Path(text)
 
 
 def count(text: str) -> int:

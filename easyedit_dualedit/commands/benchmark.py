@@ -14,6 +14,7 @@ from easyedit_dualedit.commands.arguments import (
     add_run,
     add_training_records,
     count,
+    given_path,
 )
 from easyedit_dualedit.errors import ConfigError, DataError
 from easyedit_dualedit.measure.protocols import PROTOCOLS, ProtocolName
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, "benchmark", TRAINING_HPARAMS)
     parser.add_argument(
         "--train",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="records to train on, and to look for leaks in; pictures are in --images",
     )
@@ -94,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--studies",
         nargs="+",
-        type=Path,
+        type=given_path,
         default=[],
         metavar="FOLDER",
         help="of locate, ablate or train, whose plots the page shows (the training's curves are"

@@ -2,9 +2,14 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, SHOWN, add_edits_folder, add_model
+from easyedit_dualedit.commands.arguments import (
+    EDIT_HPARAMS,
+    SHOWN,
+    add_edits_folder,
+    add_model,
+    given_path,
+)
 from easyedit_dualedit.errors import DataError
 
 HELP = "ask about a picture with edits applied"
@@ -20,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, EDIT_HPARAMS)
     add_edits_folder(parser)
-    parser.add_argument("--image", type=Path, help=f"the {SHOWN}; none for questions of text")
+    parser.add_argument("--image", type=given_path, help=f"the {SHOWN}; none for questions of text")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -33,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     from easyedit_dualedit.model.video_frames import strip_of
     from easyedit_dualedit.report.page.wording import counted
 
+    if sys.stdin is None:
+        raise DataError("there is no input to read questions from: standard input is closed")
     video = Query(".", arguments.image).video
     if arguments.image is not None:
         _ = open_image(arguments.image) if video is None else strip_of(video, 1)

@@ -1,7 +1,8 @@
 """The command `compare`: what got better and what worse from one run to another."""
 
 import argparse
-from pathlib import Path
+
+from easyedit_dualedit.commands.arguments import given_path
 
 HELP = "compare two runs of benchmark, evaluate, demo or many"
 DESCRIPTION = (
@@ -14,8 +15,8 @@ _SHOWN = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("first", type=Path, metavar="RUN", help="such as outputs/benchmark")
-    parser.add_argument("second", type=Path, metavar="RUN", help="what is judged")
+    parser.add_argument("first", type=given_path, metavar="RUN", help="such as outputs/benchmark")
+    parser.add_argument("second", type=given_path, metavar="RUN", help="what is judged")
     parser.add_argument(
         "--method", metavar="NAME", help="only this one of the first run (default: all in both)"
     )
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=given_path,
         metavar="FOLDER",
         help="write comparison.html, comparison.md and comparison.csv there",
     )

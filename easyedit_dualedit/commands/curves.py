@@ -2,8 +2,8 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 
+from easyedit_dualedit.commands.arguments import given_path
 from easyedit_dualedit.commands.train import CURVES_FOLDER
 
 HELP = "make the table and the plot of a training's curves again"
@@ -15,7 +15,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("folder", type=Path, help="of the adapters: --output of `train`")
+    parser.add_argument("folder", type=given_path, help="of the adapters: --output of `train`")
     parser.add_argument(
         "--log",
         choices=["tensorboard"],

@@ -1,9 +1,8 @@
 """The command `edit`: one edit, and the answers before and after it."""
 
 import argparse
-from pathlib import Path
 
-from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, SHOWN, add_model
+from easyedit_dualedit.commands.arguments import EDIT_HPARAMS, SHOWN, add_model, given_path
 from easyedit_dualedit.errors import ConfigError
 
 HELP = "make one edit and show the answers"
@@ -17,13 +16,15 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_model(parser, EDIT_HPARAMS)
-    parser.add_argument("--image", type=Path, help=f"{SHOWN} of the edit; none for a text edit")
+    parser.add_argument(
+        "--image", type=given_path, help=f"{SHOWN} of the edit; none for a text edit"
+    )
     parser.add_argument("--prompt", required=True, help="question of the edit")
     parser.add_argument("--target", required=True, help="answer that the model should give")
     parser.add_argument(
         "--ask", action="append", default=[], metavar="QUESTION", help="ask this too; repeatable"
     )
-    parser.add_argument("--ask-image", type=Path, help="picture of the --ask questions")
+    parser.add_argument("--ask-image", type=given_path, help="picture of the --ask questions")
 
 
 def run(arguments: argparse.Namespace) -> None:

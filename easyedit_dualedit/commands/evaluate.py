@@ -11,6 +11,7 @@ from easyedit_dualedit.commands.arguments import (
     add_memory,
     add_run,
     add_training_records,
+    given_path,
 )
 from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--others",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="records that --specificity draws other pictures and questions from, usually the"
         " training records; pictures are in --images (default: the other records of --data)",

@@ -14,6 +14,7 @@ from easyedit_dualedit.commands.arguments import (
     add_run,
     add_training_records,
     count,
+    given_path,
 )
 from easyedit_dualedit.errors import ConfigError
 
@@ -56,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_memory(parser)
     add_training_records(parser)
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="also write the report here, plots beside it"
+        "--report",
+        type=given_path,
+        metavar="FILE",
+        help="also write the report here, plots beside it",
     )
 
 

@@ -1,7 +1,8 @@
 """The command `merge`: the shards of a benchmark become one run."""
 
 import argparse
-from pathlib import Path
+
+from easyedit_dualedit.commands.arguments import given_path
 
 HELP = "put the shards of a benchmark together"
 DESCRIPTION = "Put the folders of one benchmark's shards together and write its reports."
@@ -9,9 +10,9 @@ DESCRIPTION = "Put the folders of one benchmark's shards together and write its 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a shard")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the whole")
-    parser.add_argument("--images", type=Path, help="pictures for the page")
+    parser.add_argument("folders", nargs="+", type=given_path, metavar="FOLDER", help="of a shard")
+    parser.add_argument("--output", type=given_path, required=True, help="folder of the whole")
+    parser.add_argument("--images", type=given_path, help="pictures for the page")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from easyedit_dualedit.commands.arguments import given_path
+
 HELP = "fetch adapters or edits from the Hugging Face hub"
 DESCRIPTION = (
     "Fetch adapters, or edits, of a repository of the Hugging Face hub into a folder: both files"
@@ -14,7 +16,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.add_argument("repository", metavar="USER/NAME")
-    parser.add_argument("--output", type=Path, help="new folder (default: NAME)")
+    parser.add_argument("--output", type=given_path, help="new folder (default: NAME)")
     parser.add_argument("--revision", help="branch, tag or commit (default: the main branch)")
     parser.add_argument("--token", help="instead of the one you are logged in with, or HF_TOKEN")
     parser.add_argument(

@@ -5,6 +5,7 @@ import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easyedit_dualedit.commands.arguments import given_path
 from easyedit_dualedit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _MODELS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("folder", type=Path, help="of adapters, or of edits")
+    parser.add_argument("folder", type=given_path, help="of adapters, or of edits")
     parser.add_argument("repository", metavar="USER/NAME", help="made if it is not there")
     parser.add_argument(
         "--base-model",
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--results",
-        type=Path,
+        type=given_path,
         metavar="RUN",
         help="folder of a benchmark, an evaluation or a demo, whose numbers the card has",
     )

@@ -14,6 +14,7 @@ from easyedit_dualedit.commands.arguments import (
     add_memory,
     add_model,
     count,
+    given_path,
 )
 from easyedit_dualedit.commands.launchers import launched, rank, with_precision
 from easyedit_dualedit.errors import ArchiveError, ConfigError
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     parser.add_argument("--steps", type=count, help="optimiser steps, instead of max_iters")
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder that the adapters are written to"
+        "--output", type=given_path, required=True, help="folder that the adapters are written to"
     )
     parser.add_argument(
         "--validation",

@@ -126,7 +126,8 @@ class EditedCall:
         BLIP-2 generates with its language model alone: the token ids of the prompt never reach
         the base model, and rows may be repeated by then, as beam search does.
         """
-        tensors = {name: v for name, v in prompt.items() if isinstance(v, Tensor)}
+        seeing = ("interpolate_pos_encoding",)
+        tensors = {n: v for n, v in prompt.items() if isinstance(v, Tensor) or n in seeing}
         rows, width = rows_and_width(inputs)
         # Without a cache, generated tokens follow the prompt.
         ids = _widened(token_ids(tensors), width, 0)
@@ -150,10 +151,12 @@ class EditedCall:
                 " again; call generate, or give a cache of transformers, such as DynamicCache"
             )
         mark = getattr(cache, _MARK, None)
-        decision = None if mark is None else self._decisions.get(mark)
         self._open_rows = self._answered = None
-        if decision is None or not adapters.changes_answers:
+        if mark is None or not adapters.changes_answers:
             return
+        decision = self._decisions.get(mark)
+        if decision is None:
+            raise ChunkedPrefillError("the cache is of another edited model: go on with that one")
         rows, width = rows_and_width(inputs)
         held = cached_tokens(cache)
         if held < decision.prompt_tokens or rows % len(decision.answered):
@@ -343,7 +346,5 @@ def rows_and_width(inputs: Mapping[str, Any]) -> tuple[int, int]:
 
 def _widened(rows: Tensor, width: int, filler: int) -> Tensor:
     """Return rows [b, s] cut to a width, or filled up to it at their ends, [b, width]."""
-    missing = width - rows.shape[1]
-    if missing <= 0:
-        return rows[:, :width]
-    return torch.cat([rows, rows.new_full((len(rows), missing), filler)], 1)
+    filled = rows.new_full((len(rows), max(0, width - rows.shape[1])), filler)
+    return torch.cat([rows[:, :width], filled], 1)

@@ -104,14 +104,17 @@ class EditedModel:
             NotEditedError: if an option would leave out the edits.
             BackboneError: if it is not the model itself that generates.
         """
-        given = {"inputs": inputs, "generation_config": generation_config}
+        first = "inputs"
+        if inputs is not None and inputs.is_floating_point():  # BLIP-2's own takes pixels first
+            (first, *_) = inspect.signature(self.base_model.generate).parameters
+        given = {first: inputs, "generation_config": generation_config}
         options |= {name: value for name, value in given.items() if value is not None}
         own = vars(self).get("generation_config")  # one that was assigned: the base keeps its own
         if own is not None and options.get("generation_config") is None:
             options["generation_config"] = own
         if not self.edits:
             return self.base_model.generate(**options)
-        ids = options.get("input_ids") if inputs is None else inputs
+        ids = options.get("inputs", options.get("input_ids"))
         if not isinstance(ids, Tensor):
             raise DataError("generate needs input_ids, to tell image tokens from text; pass them")
         settings = options.get("generation_config") or getattr(

@@ -74,7 +74,10 @@ class Encoder:
         self.marker = PromptMarker.of(prompt_ids)
         """How every prompt ends; None if the template's prompts have no common ending."""
         added = self.tokenizer.added_tokens_decoder
-        special = {self.tokenizer.bos_token_id, *(id_ for id_ in added if added[id_].special)}
+        special = {id_ for id_ in added if added[id_].special}
+        # That of unknown words is what some tokenizers make of ordinary ones.
+        self._unsaid = special - {self.tokenizer.unk_token_id}
+        special |= {self.tokenizer.bos_token_id}
         ending = len(self.marker.ids) if self.marker else 0
         self.turn = TurnMarker.of(prompt_ids, special, ending)
         """How every question begins; None if the template does not say."""
@@ -102,7 +105,7 @@ class Encoder:
         White space around it is part of it, as it is for EasyEdit's evaluator.
 
         Raises:
-            DataError: if it tokenises to nothing.
+            DataError: if it tokenises to nothing, or holds special tokens.
         """
         prefix = "" if target[:1].isspace() else self._answer_prefix
         ids = list(self.tokenizer(prefix + target, add_special_tokens=False)["input_ids"])
@@ -111,6 +114,11 @@ class Encoder:
             raise DataError(f"target = {target!r} tokenises to nothing; give one the model can say")
         if not set(self._vision_ids).isdisjoint(ids):
             raise DataError(f"target = {target!r} holds a token of a picture; leave it out")
+        if not self._unsaid.isdisjoint(ids):
+            raise DataError(
+                f"target = {target!r} holds a special token, which no answer shows; leave it out:"
+                " an edit ends its answer by itself"
+            )
         return ids
 
     def encode(

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -25,17 +26,15 @@ LayerEdit = Callable[[Tensor], Tensor | None]
 CallObserver = Callable[[tuple[Any, ...], dict[str, Any]], None]
 """Sees the positional and keyword arguments of a model call before it runs."""
 
-
 _REGISTRY = threading.Lock()
-"""Held while a hook is put on or taken off.
-
-torch numbers hooks with a counter that two threads may read before either has raised it: one hook
-would then take the place of the other.
-"""
-
+"""Held while a hook is put on or taken off: torch numbers hooks with a counter that two threads may
+read before either has raised it, and one hook would then take the place of the other."""
 
 _UNCHECKPOINTED: dict[nn.Module, int] = {}
 """Layer that keeps its activations for now -> how many want it."""
+
+_READ: dict[nn.Module, tuple[int, list[nn.Module]]] = {}
+"""Model that is read for now -> how many read it, and its parts that are in training otherwise."""
 
 
 def _recomputes_its_hooks(layer: nn.Module) -> bool:
@@ -83,10 +82,16 @@ class Hooks:
             hook = _changing(edit)
             self._handles.append(layer.register_forward_hook(hook, prepend=True))
 
-    def read(self, layer: nn.Module, hook: Callable[[nn.Module, Any, Any], None]) -> None:
-        """Show each output of a layer to a hook of torch's kind."""
+    def read(self, layer: nn.Module, hook: Callable[..., None], *, last: bool = False) -> None:
+        """Show a layer's outputs, in this thread: as `change` sees them, or after all hooks."""
+        owner = threading.get_ident()
+
+        def mine(*given: Any) -> None:
+            if threading.get_ident() == owner:
+                hook(*given)
+
         with _REGISTRY:
-            self._handles.append(layer.register_forward_hook(hook))
+            self._handles.append(layer.register_forward_hook(mine, prepend=not last))
 
     def narrow(self, module: nn.Module, hook: Callable[[nn.Module, Any], Any]) -> None:
         """Let a hook of torch's kind replace the positional arguments of a module."""
@@ -123,10 +128,7 @@ class Hooks:
 
 @contextmanager
 def attach(layers: Sequence[nn.Module], edits: Mapping[int, LayerEdit]) -> Iterator[None]:
-    """Change the outputs of `layers` with `edits` (layer index -> change) inside the block.
-
-    Only forwards of the thread that opened the block are changed.
-    """
+    """Change the outputs of `layers` with `edits` (layer index -> change), in this thread alone."""
     with Hooks() as hooks:
         for index, edit in edits.items():
             hooks.change(layers[index], edit)
@@ -140,9 +142,8 @@ def named_arguments(model: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(model.forward).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    if not names:
-        names = ["input_ids"]  # a wrapper that hides the parameters of the model in it
-    return dict(zip(names, args, strict=False))
+    # A wrapper may hide the parameters of the model in it.
+    return dict(zip(names or ["input_ids"], args, strict=False))
 
 
 @contextmanager
@@ -167,8 +168,9 @@ def record(
     signal = _Stop()
     with Hooks() as hooks:
         for index in indices:
-            ending = signal if stop and index == deepest else None
-            hooks.read(layers[index], _reading(states, index, ending, first))
+            hooks.read(layers[index], partial(_keep, states, index, first))
+        if stop and indices:
+            hooks.read(layers[deepest], partial(_end, signal), last=True)
         try:
             yield states
         except _Stop as stopped:
@@ -188,16 +190,22 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     last prompt (`rope_deltas`), which the next token's call reads.
     """
     parts = list(model.modules())
-    training = [part for part in parts if part.training]
     offsets = [(part, part.rope_deltas) for part in parts if "rope_deltas" in vars(part)]
-    for part in training:
-        part.training = False
+    with _REGISTRY:
+        readers, training = _READ.get(model, (0, [part for part in parts if part.training]))
+        _READ[model] = readers + 1, training
+        for part in training:
+            part.training = False
     try:
         with eager(parts):
             yield
     finally:
-        for part in training:
-            part.training = True
+        with _REGISTRY:
+            readers, _ = _READ.pop(model)
+            if readers > 1:
+                _READ[model] = readers - 1, training
+            for part in training if readers == 1 else ():
+                part.training = True
         for part, offset in offsets:
             part.rope_deltas = offset
 
@@ -254,7 +262,6 @@ def _is_compiled(module: nn.Module) -> bool:
     )
 
 
-# Factories, since a closure made in a loop would see the loop's last values.
 def _changing(edit: LayerEdit) -> Callable[[nn.Module, Any, Any], Any]:
     owner = threading.get_ident()
 
@@ -269,20 +276,15 @@ def _changing(edit: LayerEdit) -> Callable[[nn.Module, Any, Any], Any]:
     return hook
 
 
-def _reading(
-    states: dict[int, Tensor], index: int, ending: _Stop | None, first: bool
-) -> Callable[[nn.Module, Any, Any], None]:
-    owner = threading.get_ident()
+def _keep(
+    states: dict[int, Tensor], index: int, first: bool, _module: nn.Module, _args: Any, output: Any
+) -> None:
+    if not (first and index in states):
+        states[index] = _hidden(output)
 
-    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        if threading.get_ident() != owner:
-            return
-        if not (first and index in states):
-            states[index] = _hidden(output)
-        if ending is not None:
-            raise ending
 
-    return hook
+def _end(signal: _Stop, *_given: Any) -> None:
+    raise signal
 
 
 def _hidden(output: Any) -> Tensor:

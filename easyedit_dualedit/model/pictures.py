@@ -85,9 +85,10 @@ def picture_of(value: PictureLike) -> Picture:
 
 
 def in_eight_bits(picture: Image.Image) -> Image.Image:
-    """Return a picture of 16 bits of grey scaled to 8 bits, any other as it is.
+    """Return a picture of 16 bits of grey, or of fractions up to 1, scaled to 8 bits.
 
-    Pillow itself would make all but the darkest values white.
+    Any other is returned as it is. Pillow itself would make all but the darkest values white, and
+    fractions black.
 
     Raises:
         ValueError: if its values are of 32 bits, and go beyond those of 8.
@@ -98,6 +99,9 @@ def in_eight_bits(picture: Image.Image) -> Image.Image:
             raise ValueError(
                 f"its 32-bit values go from {low:g} to {high:g}, and nothing says which is white"
             )
+        if picture.mode == "F" and 0 < high <= 1:
+            scaled = np.asarray(picture) * _WHITE
+            return Image.fromarray(scaled.round().astype(np.uint8))
     if not picture.mode.startswith("I;16"):
         return picture
     values = np.asarray(picture).astype(np.uint32)

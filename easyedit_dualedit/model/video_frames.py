@@ -207,7 +207,7 @@ def _places(
         own = {name: getattr(video_processor, name, None) for name in names}
         try:
             return [int(place) for place in video_processor.sample_frames(metadata=metadata, **own)]
-        except ValueError as error:
+        except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
             line = " ".join(str(error).split())
             raise DataError(
                 f"{type(video_processor).__name__} cannot choose among {total} frames ({line});"

@@ -346,3 +346,16 @@ _NAMELESS = """() => [...document.querySelectorAll('img, button, input, textarea
     : !(node.ariaLabel || node.title || node.textContent.trim() || node.labels?.length
         || [...node.querySelectorAll('img')].some((img) => img.alt)))
   .map((node) => node.outerHTML.slice(0, 200))"""
+
+
+def test_what_is_no_picture_is_told(arrive: Arrive):
+    """Gradio opens what is uploaded before an action sees it, and would say nothing of why."""
+    person = arrive()
+    if person.page.locator("#picture img").count():
+        person.page.click("#picture button[aria-label='Remove Image']")
+    file = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no picture"}
+    person.page.set_input_files("#picture input[type=file]", file)
+    person.page.wait_for_timeout(500)
+    person.fill("question", "What is it?")
+    person.page.click("#ask")
+    person.wait(".toast-body", "cannot be read as a picture")

@@ -1,5 +1,6 @@
 """Sessions lie apart, and come back by their keys alone."""
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -60,6 +61,21 @@ def test_a_session_that_was_put_away_comes_back_from_disk(
     again = sessions.of(key)
     assert again is not first
     assert [edit.id for edit in again.edits] == [edit.id for edit in first.edits]
+
+
+def test_a_session_whose_folder_was_removed_is_gone(
+    shared_editor: SharedEditor, examples: list[Trial], tmp_path: Path
+):
+    sessions = Sessions(shared_editor, tmp_path)
+    key = Sessions.new_key()
+    sessions.of(key).add(examples[0])
+    assert len(sessions.of(key).edits) == 1
+    shutil.rmtree(tmp_path / key)
+    again = sessions.of(key)
+    assert again.edits == [] and not again.trial.prompt
+    again.add(examples[1])
+    (only,) = sessions.of(key).edits
+    assert only.about.prompt == examples[1].prompt
 
 
 @pytest.mark.parametrize("key", ["", "../" * 10 + "ab", "A" * 32, None, "0" * 31])

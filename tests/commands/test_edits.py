@@ -84,6 +84,23 @@ def test_an_edit_that_fires_is_named(work: Workplace, folder: Path, call: Any):
     assert "no edit fired" in " ".join(found.out.split())
 
 
+def test_chat_without_an_input_says_so(
+    work: Workplace, folder: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    call(add(work, folder, *one(work)))
+    monkeypatch.setattr("sys.stdin", None)
+    error = call(with_model(work, "chat", "--edits", folder)).error
+    assert "there is no input to read questions from" in error
+
+
+def test_a_path_of_no_text_is_not_the_current_folder(work: Workplace, folder: Path, call: Any):
+    for options in (["--image", ""], ["--edits", " "]):
+        called = call([*add(work, folder, *one(work)), *options])
+        assert called.code == 2
+        assert f"argument {options[0]}: {options[1]!r} is no path" in called.err
+    assert not folder.exists()
+
+
 def test_chat_answers_until_an_empty_line(
     work: Workplace, folder: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from packaging.version import Version
 from tiny_editors import hooks_of_ours, picture, request_of, shared, trained_editor
 from tiny_families import FAMILIES
 from tiny_models import TinyModel
+from torch import nn
 from transformers import DynamicCache, StaticCache
 from transformers.utils import generic
 
@@ -324,9 +326,9 @@ def test_steps_with_a_copy_of_a_cache_go_on_as_with_the_cache(llava: TinyModel):
             for model, each in zip((edited, edited, llava.model), (cache, *copies), strict=True)
         )
         assert torch.equal(mine, theirs) and not torch.equal(mine, plain)
-        # Another model's edits are not in it.
         other = editor.edited(editor.read([OTHER]))
-        assert torch.equal(other(**step, **{name: third}, use_cache=True).logits, plain)
+        with pytest.raises(ChunkedPrefillError, match="of another edited model"):
+            other(**step, **{name: third}, use_cache=True)
     del cache, copies, third
     gc.collect()
     assert not edited._decisions, "nothing is kept of caches that are gone"
@@ -378,6 +380,74 @@ def test_a_call_says_nothing_of_names_that_transformers_has_given_up(
         edited(**inputs, use_cache=False)
         edited.generate(**inputs, max_new_tokens=2)
     assert not said
+
+
+def test_a_cache_of_another_edited_model_is_refused(llava: TinyModel):
+    """What concerns its prompt is known to the one that began."""
+    editor, edited = edited_of(llava)
+    inputs = prompt_inputs(editor)
+    mask = torch.cat([inputs["attention_mask"], inputs["attention_mask"][:, -1:]], 1)
+    step = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": mask}
+    with torch.no_grad():
+        cache = edited(**inputs, use_cache=True).past_key_values
+        edited(**step, past_key_values=copy.deepcopy(cache))
+        for other in (edited.with_gate(GateConfig("open")), editor.edited(edited.edits)):
+            with pytest.raises(ChunkedPrefillError, match="another edited model: go on with that"):
+                other(**step, past_key_values=copy.deepcopy(cache))
+        unread = pickle.loads(pickle.dumps(cache))
+        with pytest.raises(ChunkedPrefillError, match="another edited model"):
+            edited(**step, past_key_values=unread)
+
+
+@pytest.mark.parametrize(("text_layer", "vision_layer"), [(1, 2), (2, 1)])
+def test_blip2_generates_from_larger_pictures_and_takes_pixels_first(
+    text_layer: int, vision_layer: int
+):
+    tiny = shared("blip2")
+    editor = trained_editor(tiny, text_layer=text_layer, vision_layer=vision_layer)
+    edited = editor.edited(editor.read([request_of()]))
+    inputs = prompt_inputs(editor)
+    pixels = inputs["pixel_values"]
+    wide = {**inputs, "pixel_values": nn.functional.interpolate(pixels, scale_factor=2)}
+    options = {"max_new_tokens": 2, "do_sample": False}
+    made = edited.generate(**wide, interpolate_pos_encoding=True, **options)
+    assert made.shape[1] > inputs["input_ids"].shape[1]
+    named = edited.generate(**inputs, **options)
+    rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    assert torch.equal(edited.generate(pixels, **rest, **options), named)
+
+
+@pytest.mark.parametrize("hooked_first", [True, False])
+def test_a_hook_of_the_user_on_the_gate_s_layer_hides_nothing_from_the_gate(
+    llava: TinyModel, hooked_first: bool
+):
+    editor = trained_editor(llava)
+    torch.manual_seed(1)
+    vector = 20 * torch.randn(editor.backbone.hidden_size)
+
+    def steer(_module: Any, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] + vector, *output[1:])
+        return output + vector
+
+    layer = editor.backbone.layers[editor.config.text_layer]
+    request = request_of()
+    edited = None if hooked_first else editor.edited(editor.read([request]))
+    handle = layer.register_forward_hook(steer)
+    try:
+        edited = edited or editor.edited(editor.read([request]))
+        inputs = editor.encoder.encode([request]).inputs
+        watched, decided = edited.watched()
+        with torch.no_grad():
+            routed = edited.route(**inputs)
+            answer = watched(**inputs).logits
+            plain = llava.model(**inputs).logits
+        assert bool(routed.is_open.all())
+        (seen,) = decided
+        torch.testing.assert_close(seen.similarity, routed.similarity)
+        assert not torch.equal(answer, plain), "the edit applies"
+    finally:
+        handle.remove()
 
 
 def test_a_cache_out_of_which_rows_or_tokens_were_taken_is_refused(llava: TinyModel):

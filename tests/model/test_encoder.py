@@ -282,6 +282,13 @@ def test_a_target_that_tokenises_to_nothing_is_refused(
     assert encoder.target_ids("blue") == answer_ids(llava, request_of())
 
 
+def test_a_target_with_a_special_token_is_refused(every: TinyModel):
+    encoder = encoder_of(every)
+    assert encoder.target_ids("blue")
+    with pytest.raises(DataError, match="holds a special token, which no answer shows; leave it"):
+        encoder.target_ids(f"blue{encoder.tokenizer.eos_token}")
+
+
 def picture_file(folder: Path, name: str = "circle.png", mode: str = "RGB") -> Path:
     path = folder / name
     picture().convert(mode).save(path)

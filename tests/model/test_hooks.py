@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError
-from easyedit_dualedit.model.hooks import Hooks, attach, lasting_tensors, record, replaced
+from easyedit_dualedit.model.hooks import (
+    Hooks,
+    attach,
+    lasting_tensors,
+    record,
+    replaced,
+    undisturbed,
+)
 
 
 class Layer(nn.Module):
@@ -160,10 +167,29 @@ def test_stop_ends_the_block_that_asked_for_it(stack: Stack):
     assert list(outer) == [0] and inner == {}
 
 
-def test_recording_sees_what_an_earlier_edit_made(stack: Stack):
-    with attach(stack.layers, {0: lambda h: h * 3}), record(stack.layers, [0]) as states:
+def test_recording_sees_what_an_edit_of_a_block_inside_makes_and_no_hook_of_the_user(stack: Stack):
+    user = stack.layers[0].register_forward_hook(_tenfold)
+    with record(stack.layers, [0]) as states, attach(stack.layers, {0: lambda h: h * 3}):
         stack(ZERO)
     assert torch.equal(states[0], ZERO + 3)
+    with record(stack.layers, [0], stop=True) as states:
+        stack(ZERO)
+    user.remove()
+    assert torch.equal(states[0], ZERO + 1)
+
+
+def _tenfold(_module: nn.Module, _args: Any, output: Any) -> Any:
+    return (output[0] * 10, *output[1:]) if isinstance(output, tuple) else output * 10
+
+
+def test_the_user_s_hooks_run_on_the_layer_at_which_a_forward_ends(stack: Stack):
+    seen: list[int] = []
+    handle = stack.layers[1].register_forward_hook(lambda *_: seen.append(1))
+    with record(stack.layers, [0, 1], stop=True) as states:
+        stack(ZERO)
+        pytest.fail("it ends at the deepest layer")
+    handle.remove()
+    assert seen == [1] and sorted(states) == [0, 1]
 
 
 def test_arguments_of_a_call_are_seen_before_it_runs(stack: Stack):
@@ -319,3 +345,15 @@ def test_gradients_are_recorded_as_they_were(records: bool):
         with lasting_tensors():
             assert (weight * 2).requires_grad is records
         assert torch.is_grad_enabled() is records
+
+
+def test_dropout_stays_off_until_the_last_reader_ends():
+    """Two threads that read one model end in any order."""
+    model = nn.Sequential(nn.Linear(2, 2).eval(), nn.Dropout(0.5))
+    first, second = undisturbed(model), undisturbed(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(part.training for part in model.modules()), "the second still reads"
+    second.__exit__(None, None, None)
+    assert model.training and model[1].training and not model[0].training

@@ -249,6 +249,14 @@ def test_values_of_32_bits_are_taken_where_eight_hold_them(mode: str):
             open_image(Image.new(mode, (2, 2), value))
 
 
+def test_fractions_up_to_one_are_scaled():
+    values = np.array([[0, 0.5], [0.25, 1]], dtype=np.float32)
+    shown = np.array(open_image(Image.fromarray(values)))
+    assert (shown == np.array([[0, 128], [64, 255]])[..., None]).all()
+    black = np.array(open_image(Image.fromarray(np.zeros((2, 2), dtype=np.float32))))
+    assert not black.any()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr", "HSV"])
 def test_every_mode_is_read_as_rgb(mode: str):
     with warnings.catch_warnings():

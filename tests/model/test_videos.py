@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_editors import picture, shared
-from tiny_videos import frames, video_of, write_clip
+from tiny_videos import WATCHING, frames, video_of, write_clip
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model import video_frames
@@ -68,6 +68,21 @@ def test_a_processor_that_samples_chooses_the_frames():
     clip = read_clip(video, reader)
     assert list(clip.metadata.frames_indices) == list(expected)
     assert len(clip.pixels) == len(expected) == 10  # two a second
+
+
+@pytest.mark.parametrize(("family", "count"), [("internvl", 3), ("qwen2.5-vl", 1)])
+def test_a_video_too_short_for_its_processor_s_choice_is_one_clear_line(
+    family: str, count: int, monkeypatch: pytest.MonkeyPatch
+):
+    if family not in WATCHING:
+        pytest.skip(f"this transformers has no {family}")
+    reader = shared(family).processor.video_processor
+    monkeypatch.setattr(reader, "do_sample_frames", True)
+    monkeypatch.setattr(reader, "fps", 2)
+    short = video_of(*["red"] * count, rate=24.0)
+    with pytest.raises(DataError, match=f"cannot choose among {count} frames .*give count"):
+        read_clip(short, reader)
+    assert len(read_clip(Video(short.source, 24.0, count=1), reader).pixels) == 1
 
 
 def test_a_file_shows_eight_frames_or_as_many_as_are_asked_for(tmp_path: Path):
