@@ -105,7 +105,8 @@ class EditedModel:
             BackboneError: if it is not the model itself that generates.
         """
         first = "inputs"
-        if inputs is not None and inputs.is_floating_point():  # BLIP-2's own takes pixels first
+        # BLIP-2's own takes pixels first.
+        if isinstance(inputs, Tensor) and inputs.is_floating_point():
             (first, *_) = inspect.signature(self.base_model.generate).parameters
         given = {first: inputs, "generation_config": generation_config}
         options |= {name: value for name, value in given.items() if value is not None}

@@ -118,6 +118,8 @@ def test_embeddings_instead_of_token_ids_are_refused(tiny: TinyModel):
         with pytest.raises(PromptEndError, match="needs input_ids.*not inputs_embeds"):
             call(inputs_embeds=embeddings)
     with pytest.raises(DataError, match="generate needs input_ids"):
+        edited.generate([[1, 2]])
+    with pytest.raises(DataError, match="generate needs input_ids"):
         edited.generate(inputs_embeds=embeddings, max_new_tokens=1)
 
 
