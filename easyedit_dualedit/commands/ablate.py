@@ -112,13 +112,6 @@ def run(arguments: argparse.Namespace) -> None:
         trained_on=records_digest(records),
         training_pictures=pictures.digest_of(records),
     )
-    # A target that any of them is trained on counts as seen.
-    seen = {
-        target
-        for variant in chosen
-        for target in targets_taught(records, variant.training, processor.tokenizer)
-    }
-    split = split_of(measured, archive=None, targets=sorted(seen))
     shown_by = pictures.shown_by(measured)
     with alone_in(folder):
         done = [
@@ -126,6 +119,13 @@ def run(arguments: argparse.Namespace) -> None:
             for variant in (*every, *layer_pairs_in(folder, config, training))
             if variant not in chosen and is_done(variant, folder, settings)
         ]
+        # A target that any of them is trained on counts as seen.
+        seen = {
+            target
+            for variant in (*chosen, *done)
+            for target in targets_taught(records, variant.training, processor.tokenizer)
+        }
+        split = split_of(measured, archive=None, targets=sorted(seen))
         rows = [
             row
             for variants, fresh in ((chosen, arguments.fresh), (done, False))
