@@ -10,7 +10,7 @@ from PIL import Image
 from easyedit_dualedit.app.attention_map import AttentionMap
 from easyedit_dualedit.app.session import KeptEdit, Shown
 from easyedit_dualedit.app.shared_editor import Outcome
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import open_image
 from easyedit_dualedit.report.markup import Element, element
 
 _THUMBNAIL = 56

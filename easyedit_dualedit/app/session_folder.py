@@ -9,7 +9,7 @@ from PIL import Image
 
 from easyedit_dualedit.app.trial import Trial
 from easyedit_dualedit.files import write_bytes, write_json
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import open_image
 from easyedit_dualedit.storage.parsing import json_in, parsing
 
 SESSION_FILE = "session.json"

@@ -7,8 +7,8 @@ from typing import Any, Self
 from PIL import Image
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import PictureLike, open_image
+from easyedit_dualedit.model.inputs import Query, open_image
+from easyedit_dualedit.model.pictures import PictureLike
 
 LARGEST_SIDE = 1536
 """Pixels; larger pictures are made smaller when they come in, so that sessions stay small."""

@@ -34,8 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from easyedit_dualedit.commands.console import console
     from easyedit_dualedit.commands.opened_edits import asked, not_taking, opened
-    from easyedit_dualedit.model.inputs import Query
-    from easyedit_dualedit.model.pictures import open_image
+    from easyedit_dualedit.model.inputs import Query, open_image
     from easyedit_dualedit.model.video_frames import strip_of
     from easyedit_dualedit.report.page.wording import counted
 

@@ -18,8 +18,8 @@ from easyedit_dualedit.data.training_targets import (
     normalised_target,
     targets_of,
 )
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import Picture, content_digest
+from easyedit_dualedit.model.inputs import Query, content_digest
+from easyedit_dualedit.model.pictures import Picture
 
 _EXAMPLES = 3
 

@@ -13,8 +13,7 @@ from tqdm import tqdm
 from easyedit_dualedit.data.comprehend_edit import NEAREST_RIGHT, NEAREST_WRONG
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import Query, open_image
 from easyedit_dualedit.model.video_frames import strip_of
 from easyedit_dualedit.model.videos import Video, is_video_file
 

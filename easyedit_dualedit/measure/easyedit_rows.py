@@ -8,8 +8,7 @@ from torch import Tensor
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import IGNORED, Query, input_device
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import IGNORED, Query, input_device, open_image
 from easyedit_dualedit.model.text_alone import text_alone
 
 

@@ -1,18 +1,22 @@
 """What goes into a model: queries and the pictures that they show, and batches of token rows.
 
-A `Query` is what a user asks and shows. A `TokenLayout` says which position of a row of tokens is
-what, a `Batch` holds the rows of several queries.
+A `Query` is what a user asks and shows; its pictures are read here, upright, and told apart. A
+`TokenLayout` says which position of a row of tokens is what, a `Batch` holds the rows of several
+queries.
 """
 
 import dataclasses
 import functools
+import hashlib
 import operator
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import DataError
@@ -20,8 +24,9 @@ from easyedit_dualedit.model.pictures import (
     SUFFIXES,
     Picture,
     PictureLike,
-    picture_key,
+    in_eight_bits,
     picture_of,
+    unreadable,
 )
 from easyedit_dualedit.model.videos import Video, holds_video
 
@@ -84,21 +89,6 @@ class Query:
         """The video, if one is shown."""
         return self.image if isinstance(self.image, Video) else None
 
-    @property
-    def shown_keys(self) -> tuple[Hashable, ...]:
-        """What tells each of `shown` from others, see `shown_key`.
-
-        Raises:
-            DataError: as there.
-        """
-        return self._held_keys or tuple(shown_key(each) for each in self.shown)
-
-    @functools.cached_property
-    def _held_keys(self) -> tuple[Hashable, ...]:
-        # Files may change; pictures in memory stay, and a look at every pixel takes long.
-        is_held = not any(isinstance(part, Path) for part in self.files)
-        return tuple(shown_key(each) for each in self.shown) if is_held else ()
-
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise DataError(f"prompt = {self.prompt!r}: an edit or query needs a prompt of text")
@@ -155,6 +145,49 @@ def files_of(shown: Shown) -> tuple[Picture, ...]:
         return (shown,)
     frames = shown.frames
     return (Path(str(shown.source)),) if frames is None else frames
+
+
+def open_image(picture: PictureLike) -> Image.Image:
+    """Return a picture as RGB, fully read, upright, its file closed.
+
+    A photo is turned as its EXIF orientation says, as transformers' own loader does.
+
+    Raises:
+        DataError: if the file is missing, truncated or no picture.
+    """
+    known = picture if isinstance(picture, Image.Image | Path) else picture_of(picture)
+    try:
+        with nullcontext(known) if isinstance(known, Image.Image) else Image.open(known) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            is_deep = upright.mode.startswith(("I", "F"))
+            return (in_eight_bits(upright) if is_deep else upright).convert("RGB")
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        raise unreadable(known, error) from error
+
+
+def picture_key(picture: Picture) -> Hashable:
+    """Return what tells a picture from others: what it shows; or its file's name, time and size.
+
+    Raises:
+        DataError: if a picture that is no file cannot be read.
+    """
+    if isinstance(picture, Path):
+        try:
+            status = picture.stat()
+        except OSError:  # reading it will say what is wrong
+            return str(picture)
+        return str(picture), status.st_mtime_ns, status.st_size
+    return content_digest(picture)
+
+
+def content_digest(picture: Picture) -> str:
+    """Return a hash of what a model sees of a picture: its size and its upright RGB values.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    image = open_image(picture)
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

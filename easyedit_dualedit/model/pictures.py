@@ -1,14 +1,9 @@
-"""Pictures in the forms in which people have them: files, bytes, arrays, addresses.
-
-They are read here, upright, and told apart.
-"""
+"""Pictures in the forms in which people have them: files, bytes, arrays, addresses."""
 
 import base64
 import binascii
-import hashlib
 import io
-from collections.abc import Hashable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -87,49 +82,6 @@ def picture_of(value: PictureLike) -> Picture:
         if isinstance(content, bytes):
             return _decoded(content, _short(getattr(value, "name", "an open file")))
     raise DataError(f"{_short(value)} is no picture; {_ALLOWED}")
-
-
-def open_image(picture: PictureLike) -> Image.Image:
-    """Return a picture as RGB, fully read, upright, its file closed.
-
-    A photo is turned as its EXIF orientation says, as transformers' own loader does.
-
-    Raises:
-        DataError: if the file is missing, truncated or no picture.
-    """
-    known = picture if isinstance(picture, Image.Image | Path) else picture_of(picture)
-    try:
-        with nullcontext(known) if isinstance(known, Image.Image) else Image.open(known) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            is_deep = upright.mode.startswith(("I", "F"))
-            return (in_eight_bits(upright) if is_deep else upright).convert("RGB")
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise unreadable(known, error) from error
-
-
-def picture_key(picture: Picture) -> Hashable:
-    """Return what tells a picture from others: what it shows; or its file's name, time and size.
-
-    Raises:
-        DataError: if a picture that is no file cannot be read.
-    """
-    if isinstance(picture, Path):
-        try:
-            status = picture.stat()
-        except OSError:  # reading it will say what is wrong
-            return str(picture)
-        return str(picture), status.st_mtime_ns, status.st_size
-    return content_digest(picture)
-
-
-def content_digest(picture: Picture) -> str:
-    """Return a hash of what a model sees of a picture: its size and its upright RGB values.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    image = open_image(picture)
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 def in_eight_bits(picture: Image.Image) -> Image.Image:

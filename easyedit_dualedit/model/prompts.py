@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from easyedit_dualedit.errors import BackboneError, DataError
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.inputs import Query, positions_of
-from easyedit_dualedit.model.pictures import Picture, open_image, picture_key
+from easyedit_dualedit.model.inputs import Query, open_image, picture_key, positions_of
+from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.video_frames import Clip, Clips
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")

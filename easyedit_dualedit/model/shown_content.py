@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Shown
-from easyedit_dualedit.model.pictures import Picture, content_digest
+from easyedit_dualedit.model.inputs import Shown, content_digest
+from easyedit_dualedit.model.pictures import Picture
 from easyedit_dualedit.model.videos import Video
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.inputs import Query, shown_key
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import Query, open_image, shown_key
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.model.videos import Video
 

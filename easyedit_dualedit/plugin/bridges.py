@@ -13,8 +13,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from easyedit_dualedit.errors import UpstreamError
+from easyedit_dualedit.model.inputs import open_image
 from easyedit_dualedit.model.loading import load_model
-from easyedit_dualedit.model.pictures import open_image, unreadable
+from easyedit_dualedit.model.pictures import unreadable
 from easyedit_dualedit.model.video_frames import FRAMES_OF_A_FILE, strip_of
 from easyedit_dualedit.model.videos import Video
 from easyedit_dualedit.plugin import ads_edit, comprehend_edit

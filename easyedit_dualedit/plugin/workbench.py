@@ -3,8 +3,7 @@
 from typing import Any
 
 from easyedit_dualedit.method.edited_model import EditedModel
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import Query, open_image
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.hparams import DualEditMultimodalHparams
 from easyedit_dualedit.plugin.legacy import LegacyEdited, LegacyModel

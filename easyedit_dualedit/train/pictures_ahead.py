@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import open_image
 from easyedit_dualedit.model.prompts import OpenedPictures
 
 _AHEAD = 4

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.pictures import picture_key
+from easyedit_dualedit.model.inputs import Query, picture_key
 
 
 def record_groups(

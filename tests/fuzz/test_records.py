@@ -17,7 +17,8 @@ from tiny_data import write_data
 from easyedit_dualedit.data.picture_files import PictureFiles
 from easyedit_dualedit.data.records import load_records
 from easyedit_dualedit.files import read_json
-from easyedit_dualedit.model.pictures import open_image, picture_of
+from easyedit_dualedit.model.inputs import open_image
+from easyedit_dualedit.model.pictures import picture_of
 
 
 def test_records(fuzzing: Any, answered: Callable[[Callable[[], Any]], Outcome], tmp_path: Path):

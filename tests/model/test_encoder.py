@@ -15,8 +15,7 @@ from tiny_models import TinyModel
 
 from easyedit_dualedit.errors import BackboneError, ConfigError, DataError, PromptEndError
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import IGNORED, Batch, Query, open_image
 
 QUERIES = [
     request_of(),

@@ -11,8 +11,7 @@ from tiny_videos import WATCHING, frames, video_of, write_clip
 
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.model import video_frames
-from easyedit_dualedit.model.inputs import Query, shown_key
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import Query, open_image, shown_key
 from easyedit_dualedit.model.shown_content import shown_digest, still_of
 from easyedit_dualedit.model.video_frames import Clips, read_clip, strip_of
 from easyedit_dualedit.model.videos import Video

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import open_image
 from easyedit_dualedit.plugin.host import find_host
 from easyedit_dualedit.plugin.ports.model import PortModel
 

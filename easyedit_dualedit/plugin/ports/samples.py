@@ -11,8 +11,7 @@ from torch import Tensor
 from easyedit_dualedit.errors import BackboneError, DataError, PromptEndError
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.encoder import Encoder
-from easyedit_dualedit.model.inputs import IGNORED, Batch, Query
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import IGNORED, Batch, Query, open_image
 from easyedit_dualedit.plugin.ports.model import PortModel
 from easyedit_dualedit.plugin.ports.processor import PortProcessor, padded
 from easyedit_dualedit.plugin.requests import requested_queries

@@ -19,8 +19,7 @@ from easyedit_dualedit.data.records import Record
 from easyedit_dualedit.errors import DataError, UpstreamError
 from easyedit_dualedit.measure.contender import Bench, Edited
 from easyedit_dualedit.model.backbone import Backbone
-from easyedit_dualedit.model.inputs import input_device
-from easyedit_dualedit.model.pictures import open_image
+from easyedit_dualedit.model.inputs import input_device, open_image
 from easyedit_dualedit.model.video_frames import read_clip
 from easyedit_dualedit.plugin.host import Host
 from easyedit_dualedit.plugin.rows.model_parts import (

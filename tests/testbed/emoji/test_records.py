@@ -10,7 +10,7 @@ from tiny_emoji import tiny_world
 from easyedit_dualedit.data.leak_audit import audit
 from easyedit_dualedit.data.records import Record, load_records
 from easyedit_dualedit.errors import DataError
-from easyedit_dualedit.model.pictures import content_digest, open_image
+from easyedit_dualedit.model.inputs import content_digest, open_image
 from easyedit_dualedit.testbed.emoji.drawing import Drawings
 from easyedit_dualedit.testbed.emoji.one_hop import capital_of
 from easyedit_dualedit.testbed.emoji.parts import PACKAGES, default_folder, open_parts
