@@ -18,7 +18,6 @@ from easyedit_dualedit.model.picture_features import (
     PictureFeatures,
     UnknownFeaturesError,
     given_features,
-    key_of,
 )
 from easyedit_dualedit.model.query_cache import PreparedQuery, Prompt, TokenisedPrompts
 from easyedit_dualedit.model.row_memory import is_out_of_memory
@@ -101,7 +100,7 @@ class EncodedRows:
         self._prompts = TokenisedPrompts(source.encoder)
         self._pictures = PictureFeatures(source.encoder, _FEATURE_BYTES)
         self._prepared: dict[Hashable, PreparedQuery] = {}
-        self._keys = [(key_of(query), False) for query in queries]
+        self._keys = [(query.shown_keys, False) for query in queries]
         self.lengths = [self._length(place) for place in range(len(queries))]
         """Tokens of each row, its answer included."""
 

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import record, undisturbed
 from easyedit_dualedit.model.inputs import Query, input_device
-from easyedit_dualedit.model.picture_features import key_of
 from easyedit_dualedit.model.video_frames import batches_by_length
 
 
@@ -40,14 +39,14 @@ class SampleFeatures:
         """Return the features of samples, given those of their `distinct_pictures`, [m, d]."""
         first: dict[Hashable, int] = {}
         for place, query in enumerate(queries):
-            first.setdefault(key_of(query), place)
+            first.setdefault(query.shown_keys, place)
         number = {key: place for place, key in enumerate(first)}
-        rows = torch.tensor([number[key_of(query)] for query in queries])
+        rows = torch.tensor([number[query.shown_keys] for query in queries])
         return cls(text_features(encoder, queries), image[rows], first)
 
     def beside(self, encoder: Encoder, queries: Sequence[Query], batch_size: int) -> Self:
         """Return the features of other samples; pictures that these have are not looked at."""
-        keys = [key_of(query) for query in queries]
+        keys = [query.shown_keys for query in queries]
         new = [query for query, key in zip(queries, keys, strict=True) if key not in self.row_of]
         fresh = type(self).of(encoder, new, batch_size) if new else self
         image = torch.stack(
@@ -65,7 +64,7 @@ def distinct_pictures(queries: Sequence[Query]) -> list[Query]:
     """Return the first query of each picture, or of the pictures that stand together."""
     first: dict[Hashable, Query] = {}
     for query in queries:
-        first.setdefault(key_of(query), query)
+        first.setdefault(query.shown_keys, query)
     return list(first.values())
 
 

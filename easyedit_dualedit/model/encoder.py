@@ -22,7 +22,6 @@ from easyedit_dualedit.model.inputs import (
     Batch,
     Query,
     TokenLayout,
-    answer_mask,
     input_device,
     last_real_index,
     positions_of,
@@ -312,3 +311,15 @@ def output_head(backbone: Backbone) -> nn.Module | None:
     having = [part for part in parts if hasattr(part, "get_output_embeddings")]
     head = having[0].get_output_embeddings() if having else None
     return head if isinstance(head, nn.Module) else None
+
+
+def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
+    """Return which tokens are among so many real ones at the end of each row, bool [b, s].
+
+    Args:
+        attention_mask: True (or 1) where a token is real, [b, s].
+        lengths: how many, long [b].
+    """
+    last = last_real_index(attention_mask)[:, None]
+    behind = last - torch.arange(attention_mask.shape[1])
+    return (behind >= 0) & (behind < lengths[:, None])

@@ -89,6 +89,17 @@ class Query:
         """The video, if one is shown."""
         return self.image if isinstance(self.image, Video) else None
 
+    @property
+    def shown_keys(self) -> tuple[Hashable, ...]:
+        """What tells each of `shown` from others, and raises what `shown_key` raises."""
+        return self._held_keys or tuple(shown_key(each) for each in self.shown)
+
+    @functools.cached_property
+    def _held_keys(self) -> tuple[Hashable, ...]:
+        # Files may change; pictures in memory stay, and a look at every pixel takes long.
+        is_held = not any(isinstance(part, Path) for part in self.files)
+        return tuple(shown_key(each) for each in self.shown) if is_held else ()
+
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise DataError(f"prompt = {self.prompt!r}: an edit or query needs a prompt of text")
@@ -313,18 +324,6 @@ def last_real_index(attention_mask: Tensor) -> Tensor:
     """Return the index of the last real token of each row, long [b]."""
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return torch.where(attention_mask.bool(), positions, -1).amax(1)
-
-
-def answer_mask(attention_mask: Tensor, lengths: Tensor) -> Tensor:
-    """Return which tokens are among so many real ones at the end of each row, bool [b, s].
-
-    Args:
-        attention_mask: True (or 1) where a token is real, [b, s].
-        lengths: how many, long [b].
-    """
-    last = last_real_index(attention_mask)[:, None]
-    behind = last - torch.arange(attention_mask.shape[1])
-    return (behind >= 0) & (behind < lengths[:, None])
 
 
 def positions_of(tokens: Sequence[int], input_ids: Tensor) -> Tensor:

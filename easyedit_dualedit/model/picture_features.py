@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.hooks import replaced
-from easyedit_dualedit.model.inputs import Query, input_device, shown_key
+from easyedit_dualedit.model.inputs import Query, input_device
 from easyedit_dualedit.model.query_cache import PreparedQuery, TensorCache
 
 _KEPT = ("pooler_output", "deepstack_features")
@@ -53,11 +53,6 @@ class Features:
 
     kind: type
     values: dict[str, Any]
-
-
-def key_of(query: Query) -> Hashable:
-    """Return what tells the pictures of a query from others: contents, or file, time and size."""
-    return tuple(shown_key(each) for each in query.shown)
 
 
 def pixels_of(inputs: Mapping[str, Any]) -> str:

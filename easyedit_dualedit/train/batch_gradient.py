@@ -13,7 +13,6 @@ from easyedit_dualedit.data.records import METRICS, Record, metric_queries
 from easyedit_dualedit.data.scope import IN_SCOPE
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.model.inputs import Query, input_device
-from easyedit_dualedit.model.picture_features import key_of
 from easyedit_dualedit.model.row_budget import RowBudget
 from easyedit_dualedit.processes import Processes
 from easyedit_dualedit.train.config import TrainingConfig
@@ -109,7 +108,7 @@ class BatchGradient:
         encoder, step = self._editor.encoder, self._step
         rows: dict[Hashable, list[tuple[int, int]]] = {}
         for query in queries:
-            key = key_of(query)
+            key = query.shown_keys
             prompt = step.frozen.prompts.get(query, (key, casts), step.prepared)
             ids = prompt.tokens["input_ids"]
             seen = encoder.vision_positions(ids).nonzero()

@@ -23,7 +23,6 @@ from easyedit_dualedit.model.picture_features import (
     PictureFeatures,
     form_of,
     given_features,
-    key_of,
 )
 from easyedit_dualedit.model.query_cache import PreparedQuery, Prompt, TensorCache, TokenisedPrompts
 from easyedit_dualedit.train.config import CACHE_BYTES
@@ -127,7 +126,7 @@ class FrozenPart:
         """
         if casts is None:
             casts = torch.is_autocast_enabled(input_device(self._encoder.backbone.model).type)
-        self.prompts.read(queries, [(key_of(query), casts) for query in queries], prepared)
+        self.prompts.read(queries, [(query.shown_keys, casts) for query in queries], prepared)
 
     @torch.no_grad()
     def run(
@@ -153,7 +152,7 @@ class FrozenPart:
         backbone = self._encoder.backbone
         # Under autocast features and states are others.
         casts = torch.is_autocast_enabled(input_device(backbone.model).type)
-        pictures = [(key_of(query), casts) for query in queries]
+        pictures = [(query.shown_keys, casts) for query in queries]
         prepared = {} if prepared is None else prepared
         prompts = [
             self.prompts.get(*pair, prepared) for pair in zip(queries, pictures, strict=True)
@@ -246,7 +245,7 @@ class FrozenPart:
         measured = []
         for each in videos.values():
             query = each[0].query
-            prompt = self.prompts.get(query, (key_of(query), casts), prepared)
+            prompt = self.prompts.get(query, (query.shown_keys, casts), prepared)
             ids = prompt.tokens["input_ids"]
             measured.append((int(self._encoder.vision_positions(ids).sum()), len(ids), each))
         parts: list[list[Row]] = []

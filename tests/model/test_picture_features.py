@@ -21,7 +21,6 @@ from easyedit_dualedit.model.picture_features import (
     blank,
     divided,
     form_of,
-    key_of,
     merged,
     read_features,
     unread_layers,
@@ -100,7 +99,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def ask(
     pictures: PictureFeatures, queries: Sequence[Query], forms: Sequence[Form | None] | None = None
 ) -> list[Features | None]:
-    keys = [key_of(query) for query in queries]
+    keys = [query.shown_keys for query in queries]
     return pictures.of(queries, keys, forms or [None] * len(queries), {})
 
 

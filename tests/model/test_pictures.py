@@ -1,6 +1,7 @@
 """Pictures in every form that people have: taken and read upright, or refused in a line."""
 
 import base64
+import dataclasses
 import io
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, features
 from tiny_editors import picture
 
 from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.model import inputs
 from easyedit_dualedit.model.inputs import Query, content_digest, open_image, picture_key
 from easyedit_dualedit.model.torchvision_ops import define_missing_operators
 from easyedit_dualedit.model.videos import Video
@@ -262,3 +264,23 @@ def test_every_mode_is_read_as_rgb(mode: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_image(Image.new(mode, (8, 8))).mode == "RGB"
+
+
+def test_a_query_looks_at_pictures_in_memory_once_and_at_files_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    looks: list[object] = []
+    real = inputs.open_image
+    monkeypatch.setattr(inputs, "open_image", lambda seen: looks.append(seen) or real(seen))
+    query = Query("what?", (picture("red"), picture("blue")))
+    assert query.shown_keys == query.shown_keys == tuple(picture_key(p) for p in query.pictures)
+    assert len(looks) == 2 + 2
+    again = dataclasses.replace(query, image=picture("green"))
+    assert again.shown_keys == (picture_key(picture("green")),)
+    path = tmp_path / "p.png"
+    both = Query("what?", (picture("red"), path))
+    before = both.shown_keys
+    picture("blue", (60, 60)).save(path)
+    assert both.shown_keys != before
+    assert both.shown_keys == (picture_key(picture("red")), picture_key(path))
+    assert Query("what?").shown_keys == ()

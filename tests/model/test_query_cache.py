@@ -14,7 +14,6 @@ from tiny_models import TinyModel
 from easyedit_dualedit.model import query_cache as module
 from easyedit_dualedit.model.encoder import Encoder
 from easyedit_dualedit.model.inputs import Query
-from easyedit_dualedit.model.picture_features import key_of
 from easyedit_dualedit.model.query_cache import Prompt, TensorCache, TokenisedPrompts
 
 FIRST = request_of()
@@ -24,7 +23,7 @@ SECOND = request_of("How many squares are there?")
 def get(
     prompts: TokenisedPrompts, query: Query, prepared: dict[Any, Any], casts: bool = False
 ) -> Prompt:
-    return prompts.get(query, (key_of(query), casts), prepared)
+    return prompts.get(query, (query.shown_keys, casts), prepared)
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_queries_are_read_at_once_as_each_alone(every: TinyModel, monkeypatch: p
     encoder = trained_editor(every).encoder
     wide = Query("What is this?", Image.new("RGB", (90, 40), "green"))
     queries = [FIRST, SECOND, request_of(colour="blue"), wide, replace(FIRST, image=None)]
-    keys = [(key_of(query), False) for query in queries]
+    keys = [(query.shown_keys, False) for query in queries]
     together, alone = TokenisedPrompts(encoder, names=True), TokenisedPrompts(encoder, names=True)
     alone.joins = False
     prepared: dict[Any, Any] = {}
