@@ -1,8 +1,10 @@
 """Our step and the published code's take turns; its clone is not here, so that a stand-in steps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import published
 from benchmarks.published import RECIPES, OurSteps, Steps, main, table
@@ -33,7 +35,8 @@ def test_both_take_as_many_steps_in_turn(
     given = ["--clone", str(tmp_path), "--older", str(tmp_path), "--steps", "5"]
     main(given)
     theirs, ours = capsys.readouterr().out.splitlines()[2:]
-    assert "| 104 | 1.00 | 504 |" in theirs and "losses as shipped" in ours
+    assert "float32" in theirs and "| 104 | 1.00 | 504 |" in theirs
+    assert "ours, float32, new pictures, losses as shipped" in ours
     child.write_text("raise SystemExit(1)", encoding="utf-8")
     with pytest.raises(SystemExit, match="the published code does not start from"):
         main(given)
@@ -59,6 +62,28 @@ def test_each_of_our_steps_reads_records_that_none_has_seen():
     assert any(bool((one != two).any()) for one, two in zip(before, after, strict=True))
     frozen = steps._step.frozen
     assert frozen.states.is_closed and frozen.pictures.cache.is_closed, "nothing is kept"
+
+
+def test_our_model_may_be_of_another_precision(monkeypatch: pytest.MonkeyPatch):
+    asked: list[torch.dtype] = []
+
+    def measured(_clone, _older, _recipe, steps, dtype):  # type: ignore[no-untyped-def]
+        asked.append(dtype)
+        return Steps((2.0,) * steps, 1.0), Steps((1.0,) * steps, 1.0)
+
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(published, "measure", measured)
+    main(["--clone", "a", "--older", "b", "--steps", "2", "--dtype", "bfloat16"])
+    assert asked == [torch.bfloat16]
+    step = OurSteps(
+        editor_of(replace(PUBLISHED.narrow(), dtype=torch.bfloat16)),
+        RECIPES["shipped"],
+        records_of(4, PUBLISHED.narrow().side),
+    )
+    step.take()
+    editor = step._editor
+    assert {each.dtype for each in editor.backbone.model.parameters()} == {torch.bfloat16}
+    assert {each.dtype for each in editor.adapters.parameters()} == {torch.float32}
 
 
 def test_the_ratio_is_of_neighbours():
