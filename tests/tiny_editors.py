@@ -1,5 +1,6 @@
 """Tiny models that tests share, editors on them, requests and pictures for them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,16 +34,17 @@ def hooks_of_ours(model: torch.nn.Module) -> list[str]:
     modules = [model]
     for module in modules:  # asked after every test: this is faster than named_modules
         modules.extend(part for part in module._modules.values() if part is not None)
-    if not any(module._forward_hooks or module._forward_pre_hooks for module in modules):
-        return []
-    return [
-        name
-        for name, module in model.named_modules()
-        if any(
-            getattr(hook, "__module__", "").startswith("easyedit_dualedit")
-            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        )
-    ]
+    # Hooks of others stay: transformers leaves its own where it has captured outputs.
+    ours = {module for module in modules if any(map(_is_ours, _hooks(module)))}
+    return [name for name, module in model.named_modules() if module in ours] if ours else []
+
+
+def _hooks(module: torch.nn.Module) -> Iterable[object]:
+    return (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+
+
+def _is_ours(hook: object) -> bool:
+    return getattr(hook, "__module__", "").startswith("easyedit_dualedit")
 
 
 def entering(module: torch.nn.Module, model: Any, batch: Batch) -> torch.Tensor:
