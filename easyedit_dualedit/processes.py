@@ -4,6 +4,7 @@ Accelerate finds the launcher's environment, the device of each process and what
 Sums are made in place by torch: what Accelerate offers for that copies every gradient first.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ class Processes:
         if self.count > 1 and self.is_first:
             distributed.barrier()
 
-    def bring_together(self, folder: Path, pattern: str) -> None:
+    def bring_together(self, folder: Path, pattern: str, made: Iterable[str] = ()) -> None:
         """Give the first process the text files of all; returns when all processes are there.
 
         Those of one machine write into one folder, and nothing is sent.
@@ -100,19 +101,33 @@ class Processes:
         Args:
             folder: of the same name on every machine.
             pattern: of the files in it, as `Path.glob` takes it.
+            made: those that this process has just written, by their paths in the folder: the first
+                process may have files of these names from before.
         """
         if self.count == 1:
             return
         distributed.barrier()  # all have written
-        own = {str(path.relative_to(folder)) for path in folder.glob(pattern)}
-        held: list[Any] = [own]
+        own = {
+            path.relative_to(folder).as_posix(): path.read_text("utf-8")
+            for path in folder.glob(pattern)
+        }
+        held: list[Any] = [{name: _digest_of(text) for name, text in own.items()}]
         distributed.broadcast_object_list(held, 0)
-        lacking = {name: (folder / name).read_text("utf-8") for name in sorted(own - held[0])}
+        new, there = set(made), held[0]
+        lacking = {
+            name: text
+            for name, text in own.items()
+            if name not in there or (name in new and there[name] != _digest_of(text))
+        }
         sent: list[Any] = [None] * self.count
         distributed.all_gather_object(sent, lacking)
         if self.is_first:
             for name, text in (item for part in sent for item in part.items()):
                 write_text(folder / name, text)
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from easyedit_dualedit.commands.train import CURVES_FOLDER
+from easyedit_dualedit.commands.training_folder import CURVES_FOLDER
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.files import read_json, write_json, write_text
 from easyedit_dualedit.storage.parsing import json_in

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 
 from easyedit_dualedit.commands.arguments import given_path
-from easyedit_dualedit.commands.train import CURVES_FOLDER
+from easyedit_dualedit.commands.training_folder import CURVES_FOLDER
 
 HELP = "make the table and the plot of a training's curves again"
 DESCRIPTION = (

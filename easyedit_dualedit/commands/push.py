@@ -156,7 +156,7 @@ def _further(folder: Path, patterns: list[str], known: tuple[str, ...]) -> list[
 
 def _about(arguments: argparse.Namespace, shared: "SharedFolder") -> "About":
     from easyedit_dualedit.commands.records import name_of
-    from easyedit_dualedit.commands.train import CURVES_FOLDER
+    from easyedit_dualedit.commands.training_folder import CURVES_FOLDER
     from easyedit_dualedit.experiments.stored_run import metrics_in, model_of
     from easyedit_dualedit.files import read_json
     from easyedit_dualedit.measure.run import SETTINGS_FILE

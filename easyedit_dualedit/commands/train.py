@@ -17,7 +17,14 @@ from easyedit_dualedit.commands.arguments import (
     given_path,
 )
 from easyedit_dualedit.commands.launchers import launched, rank, with_precision
-from easyedit_dualedit.errors import ArchiveError, ConfigError
+from easyedit_dualedit.commands.training_folder import (
+    CHECKPOINT_FILE,
+    CURVES_FOLDER,
+    forget,
+    require_elsewhere,
+    require_unfinished,
+)
+from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.files import require_writable
 
 if TYPE_CHECKING:
@@ -31,10 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HELP = "train adapters for a model"
-CURVES_FOLDER = "curves"
-"""In the folder of the adapters: what was measured during their training."""
-CHECKPOINT_FILE = "training.pt"
-"""In the folder of the adapters until they are done: what a stopped training goes on from."""
 
 DESCRIPTION = "Train the adapters of a model on edit records and calibrate the gate."
 
@@ -92,6 +95,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("--fresh goes with a training, and --gate-only has none; leave one out")
     if arguments.gate_only or hparams.archive is not None:
         TrainedAdapters.read(hparams.archive)
+    if not arguments.gate_only:
+        require_elsewhere(hparams.archive, arguments.output)
     if not (arguments.gate_only or arguments.fresh):
         require_unfinished(arguments.output, hparams.archive)
     if arguments.validation is not None:
@@ -107,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
             remake_gate_and_save(hparams, records, arguments.output, arguments.steps)
             return
         if arguments.fresh and is_first:
-            _forget(arguments.output)
+            forget(arguments.output)
         listeners = listeners_of(arguments.output / CURVES_FOLDER, arguments.log)
         train_and_save(
             hparams,
@@ -116,6 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.steps,
             listeners=listeners if is_first else (),
             pictures=pictures.digest_of(records),
+            anew=arguments.fresh,
         )
 
 
@@ -127,6 +133,7 @@ def train_and_save(
     *,
     listeners: "Sequence[Listener]" = (),
     pictures: str | None = None,
+    anew: bool = False,
 ) -> None:
     """Train adapters, save them, and print what the gates do on the training records.
 
@@ -140,6 +147,7 @@ def train_and_save(
         steps: optimiser steps, instead of those of the hyperparameters.
         listeners: are told each line of the curves.
         pictures: tells the files of the records' pictures from others.
+        anew: whether nothing is continued. Another process may be removing what there is.
 
     Raises:
         ArchiveError: if the folder cannot be written to, or the archive is of another model.
@@ -160,7 +168,7 @@ def train_and_save(
     adapters = None if hparams.archive is None else TrainedAdapters.read(hparams.archive)
     checkpoint = output / CHECKPOINT_FILE
     count = validation_count(hparams.validation_records, len(records))
-    if hparams.validation_records is None and began_without_validation(checkpoint):
+    if hparams.validation_records is None and not anew and began_without_validation(checkpoint):
         count = 0
     split = validation_split(records, count)
     config = _config(hparams, split.training, steps)
@@ -195,36 +203,6 @@ def train_and_save(
     )
     checkpoint.unlink(missing_ok=True)
     _show(gates, output)
-
-
-def _forget(output: Path) -> None:
-    """Remove what an earlier training left in its folder beside the adapters."""
-    from easyedit_dualedit.method.archive import CONFIG_FILE, WEIGHTS_FILE
-    from easyedit_dualedit.train.watch import BEST_FOLDER, LAST_FOLDER
-
-    (output / CHECKPOINT_FILE).unlink(missing_ok=True)
-    for name in (BEST_FOLDER, LAST_FOLDER):
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            (output / name / file).unlink(missing_ok=True)
-    for path in (output / CURVES_FOLDER).glob("curves.*"):
-        path.unlink()
-
-
-def require_unfinished(output: Path, archive: str | Path | None) -> None:
-    """Check that a training into a folder replaces no adapters but those that it trains further.
-
-    Raises:
-        ArchiveError: if it would.
-    """
-    from easyedit_dualedit.method.archive import WEIGHTS_FILE
-
-    is_done = (output / WEIGHTS_FILE).exists() and not (output / CHECKPOINT_FILE).exists()
-    is_further = archive is not None and Path(archive).resolve() == output.resolve()
-    if is_done and not is_further:
-        raise ArchiveError(
-            f"{output} holds trained adapters already; choose another --output, give --fresh to"
-            f" train anew in their place, or --archive {output} to train them further"
-        )
 
 
 def listeners_of(folder: Path, log: str | None) -> "list[Listener]":

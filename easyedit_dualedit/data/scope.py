@@ -46,3 +46,8 @@ def scope_queries(records: Sequence[Record], *, seed: int = 0) -> dict[str, list
     queries[OTHER_QUESTION] = [replace(own, prompt=other.request.prompt) for own, other in pairs]
     queries[NO_IMAGE] = [replace(own, image=None) for own in requests]
     return queries
+
+
+def question_of(query: Query) -> str:
+    """Return what tells a query's question from others: neither case nor white space does."""
+    return " ".join(query.prompt.split()).casefold()

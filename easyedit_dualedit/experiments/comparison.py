@@ -1,7 +1,8 @@
 """Two runs on the same records: what the second does better, what worse, and in which cases."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -15,6 +16,8 @@ from easyedit_dualedit.measure.metrics import AVERAGE, average
 from easyedit_dualedit.measure.nearest import GENERALISATION, PRESERVATION, RIGHT, WRONG
 from easyedit_dualedit.measure.protocols import OF_SOME_RECORDS, PROTOCOLS
 from easyedit_dualedit.measure.specificity import FAMILIES
+
+logger = logging.getLogger(__name__)
 
 _QUERIES_OF = {**FAMILIES, **{metric: (question,) for metric, question in ASKED.items()}}
 """Metric -> the questions that it is about, where they have other names."""
@@ -119,6 +122,7 @@ def compare(
             f"no protocol is in both runs: {first.folder} has {', '.join(first.protocols)},"
             f" {second.folder} has {', '.join(second.protocols)}"
         )
+    unlike = _asked_otherwise(first, second)
     differences: list[Difference] = []
     changed: list[ChangedCase] = []
     shared, alone = 0, [0, 0]
@@ -128,7 +132,10 @@ def compare(
         shared += len(places)
         alone[0] += len(one) - len(places)
         alone[1] += len(two) - len(places)
-        pairs = {place: (one[place], two[place]) for place in places}
+        pairs = {}
+        for place in places:
+            others = unlike.get(place[1], set())
+            pairs[place] = (_without(one[place], others), _without(two[place], others))
         label = name if name == other else f"{name} → {other}"
         for protocol in protocols:
             differences += _differences(label, protocol, list(pairs.values()))
@@ -171,6 +178,43 @@ def _require_same_records(first: StoredRun, second: StoredRun) -> None:
             f"the runs are of different records: {first.folder} has the digest {digests[0]},"
             f" {second.folder} has {digests[1]}"
         )
+
+
+def _asked_otherwise(first: StoredRun, second: StoredRun) -> dict[int, set[str]]:
+    """Return for records of both runs what was drawn otherwise: of specificity, say.
+
+    Targets tell nothing here: some are what the unedited model answers.
+    """
+    unlike: dict[int, set[str]] = {}
+    for index in first.queries.keys() & second.queries.keys():
+        one, two = first.queries[index], second.queries[index]
+        for question in one.keys() & two.keys() - set(METRICS):
+            both = (one[question], two[question])
+            asked = [_asked({**query, "target": None}, _shown(both)) for query in both]
+            if asked[0] != asked[1]:
+                unlike.setdefault(index, set()).add(question)
+    if unlike:
+        logger.warning(
+            "%d records have other questions of %s in the second run; those are not compared",
+            len(unlike),
+            ", ".join(sorted(set().union(*unlike.values()))),
+        )
+    return unlike
+
+
+def _without(case: StoredCase, questions: Set[str]) -> StoredCase:
+    """Return a case without the values that some of its questions have a part in."""
+    if not questions:
+        return case
+    kept = {
+        protocol: {
+            metric: value
+            for metric, value in values.items()
+            if questions.isdisjoint(_asked_for(metric, protocol, case))
+        }
+        for protocol, values in case.values.items()
+    }
+    return replace(case, values=kept)
 
 
 def _asked(query: Mapping[str, Any] | None, shown: bool) -> str:
@@ -274,12 +318,17 @@ def _changed(
 
 def _questions_of(metric: str, protocol: str, pair: tuple[StoredCase, StoredCase]) -> Sequence[str]:
     one, two = (case.answers for case in pair)
-    if metric in one:
+    asked = _asked_for(metric, protocol, pair[0])
+    return asked if metric in one else [name for name in asked if one[name] != two.get(name)]
+
+
+def _asked_for(metric: str, protocol: str, case: StoredCase) -> list[str]:
+    """Return the questions of a case that a metric is about."""
+    if metric in case.answers:
         return [metric]
-    asked = [name for name in _QUERIES_OF.get(metric, ()) if name in one]
     begin = _BEGIN_OF.get(metric, protocol)
-    asked = asked or [name for name in one if name.startswith(f"{begin}_")]
-    return [name for name in asked if one[name] != two.get(name)]
+    asked = [name for name in _QUERIES_OF.get(metric, ()) if name in case.answers]
+    return asked or [name for name in case.answers if name.startswith(f"{begin}_")]
 
 
 def _left_out(run: StoredRun, other: StoredRun) -> list[str]:

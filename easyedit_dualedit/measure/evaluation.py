@@ -64,6 +64,7 @@ def evaluate(
     cases = {record.index: run.case(record.index) for record in records}
     panel = Panel(encoder) if panel is None else panel
     starts = processes.share(range(0, len(records), batch_size))
+    stored: list[str] = []
     total = sum(len(records[start : start + batch_size]) for start in starts)
     with tqdm(total=total, desc="editing", unit="edit", disable=not progress) as bar:
         for start in starts:
@@ -76,10 +77,11 @@ def evaluate(
                 bar.set_postfix(tokens=panel.budget.tokens, refresh=False)
                 for record, case in zip(chosen, made, strict=True):
                     if cases[record.index] is None:
-                        run.store(record.index, case)
+                        stored.append(run.store(record.index, case).name)
                         cases[record.index] = case
             bar.update(len(chosen))
-    processes.bring_together(run.folder, f"{CASES_FOLDER}/*.json")
+    fresh = [f"{CASES_FOLDER}/{name}" for name in stored]
+    processes.bring_together(run.folder, f"{CASES_FOLDER}/*.json", fresh)
     if not processes.is_first:
         return []
     every = {index: case or run.case(index) for index, case in cases.items()}

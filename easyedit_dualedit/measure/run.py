@@ -106,10 +106,12 @@ class Run:
         shown = case.pop(PICTURES, None)
         return case if shown in (None, self._shown.get(index, shown)) else None
 
-    def store(self, index: int, case: Mapping[str, Any]) -> None:
-        """Write one case."""
+    def store(self, index: int, case: Mapping[str, Any]) -> Path:
+        """Write one case, and return its file."""
         shown = {PICTURES: self._shown[index]} if index in self._shown else {}
-        write_json(self._case_path(index), {**case, **shown})
+        path = self._case_path(index)
+        write_json(path, {**case, **shown})
+        return path
 
     def finish(
         self, cases: Sequence[Mapping[str, Any]], split: TargetSplit | str | None = None

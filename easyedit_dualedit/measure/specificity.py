@@ -8,7 +8,7 @@ before and after, so each gets the unedited model's own answer as its target.
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION
+from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION, question_of
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.sample_features import SampleFeatures
 from easyedit_dualedit.model.answers import first_answer_tokens, with_own_answers
@@ -128,7 +128,8 @@ class Draws:
         pictures = [
             pool[source.choice(places)] for source, places in zip(sources, allowed, strict=True)
         ]
-        questions = _Questions(self.encoder, requests, self.batch_size)
+        own_questions = [{question_of(query) for query in _in_scope(record)} for record in records]
+        questions = _Questions(self.encoder, requests, own_questions, self.batch_size)
         chosen: dict[str, Sequence[Query | None]] = {
             OTHER_IMAGE: [
                 replace(own, image=other.image)
@@ -189,9 +190,16 @@ def _in_scope(record: Record) -> tuple[Query, Query, Query]:
 class _Questions:
     """Draws a question about the picture of each request that is answered otherwise."""
 
-    def __init__(self, encoder: Encoder, requests: Sequence[Query], batch_size: int):
+    def __init__(
+        self,
+        encoder: Encoder,
+        requests: Sequence[Query],
+        in_scope: Sequence[Set[str]],
+        batch_size: int,
+    ):
         self._encoder = encoder
         self._requests = requests
+        self._in_scope = in_scope
         self._batch_size = batch_size
         self._first: dict[tuple[int, str], int] = {}
         """First token of the answer to each question about the picture of a request."""
@@ -211,12 +219,13 @@ class _Questions:
                 place
                 for place in open_places
                 if self._first[place, drawn[place]] == self._first[place, own[place]]
+                or self._is_own(place, drawn[place])
             ]
             if not open_places:
                 break
         for place in open_places:
-            if drawn[place] == own[place]:
-                others = [prompt for prompt in prompts[place] if prompt != own[place]]
+            if self._is_own(place, drawn[place]):
+                others = [each for each in prompts[place] if not self._is_own(place, each)]
                 drawn[place] = sources[place].choice(others) if others else own[place]
         found = [
             None if prompt == request.prompt else replace(request, prompt=prompt)
@@ -234,6 +243,10 @@ class _Questions:
                 len(own),
             )
         return found
+
+    def _is_own(self, place: int, prompt: str) -> bool:
+        """Return whether the edit is to answer a question about its picture."""
+        return question_of(Query(prompt)) in self._in_scope[place]
 
     def _ask(self, questions: Sequence[tuple[int, str]]) -> None:
         new = [one for one in questions if one not in self._first]

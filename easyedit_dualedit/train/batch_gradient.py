@@ -82,6 +82,8 @@ class BatchGradient:
 
     def _add_gradient(self, loss: Tensor) -> None:
         """Add a gradient once all of it is there: what memory ends in has added none of it."""
+        if not loss.requires_grad:  # text alone, say, which no vision adapter reaches
+            return
         parameters = [each for each in self._editor.adapters.parameters() if each.requires_grad]
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, found, strict=True):

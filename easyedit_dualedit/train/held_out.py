@@ -13,11 +13,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.data.scope import question_of
 from easyedit_dualedit.data.training_targets import normalised_target
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.record_groups import (
     pictures_of,
-    question_of,
     record_groups,
     shown_by,
 )

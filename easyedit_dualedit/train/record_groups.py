@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from easyedit_dualedit.data.records import Record
+from easyedit_dualedit.data.scope import question_of
 from easyedit_dualedit.model.inputs import Query, picture_key
 
 
@@ -41,11 +42,6 @@ def shown_by(record: Record) -> list[Hashable]:
 def asked_by(record: Record) -> set[str]:
     """Return what tells the questions of an edit and of its rephrases from others."""
     return {question_of(record.request), question_of(record.text_rephrase)}
-
-
-def question_of(query: Query) -> str:
-    """Return what tells a query's question from others: neither case nor white space does."""
-    return " ".join(query.prompt.split()).casefold()
 
 
 def pictures_of(query: Query) -> list[Hashable]:

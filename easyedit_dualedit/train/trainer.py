@@ -148,7 +148,8 @@ def train(
         undisturbed(editor.backbone.model),
         _frozen(editor.backbone.model),
     ):
-        if gate.run(progress=progress):
+        is_remade = gate.run(progress=progress)
+        if is_remade:
             watch.forget_best()
             if processes.is_first:
                 state.store(first)
@@ -164,7 +165,9 @@ def train(
             shown=progress,
         )
         is_over = watch.is_over(first)
-        if not is_over and watch.begin(first, records, bar) and processes.is_first:
+        # Whatever is left to do, what comes out is measured with the gate that it has.
+        begins = is_remade or not is_over
+        if begins and watch.begin(first, records, bar) and processes.is_first:
             state.store(first)
         stored = time.monotonic()
         step = first

@@ -4,6 +4,7 @@ All that is kept between steps is in `state_dict`, so that a continued training 
 never stopped.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from easyedit_dualedit.train.curves import Curves, Line
 from easyedit_dualedit.train.losses import StepLosses
 from easyedit_dualedit.train.progress import TrainingProgress, peak_gibibytes
 from easyedit_dualedit.train.validation import Measured, Validation
+
+logger = logging.getLogger(__name__)
 
 BEST_FOLDER = "best"
 LAST_FOLDER = "last"
@@ -102,6 +105,12 @@ class Watch:
 
     def forget_best(self) -> None:
         """Measure anew which state is the best: earlier ones were measured with another gate."""
+        if self._best_adapters:
+            logger.warning(
+                "the gate is another now: the adapters of step %d, the best with the earlier one,"
+                " are compared no more",
+                self._best_step,
+            )
         self._validated, self._best_step = -1, 0
         self._best, self._best_adapters = None, {}
 

@@ -116,10 +116,14 @@ def test_files_of_another_machine_are_brought_together(tmp_path: Path):
     for process in both_write:
         process.join(120)
     assert [process.exitcode for process in both_write] == [0, 0]
-    found = sorted(path.name for path in (tmp_path / "0" / "cases").iterdir())
-    assert found == ["0.json", "1.json"]
-    assert (tmp_path / "0" / "cases" / "1.json").read_text() == '{"place": 1}'
-    assert [path.name for path in (tmp_path / "1" / "cases").iterdir()] == ["1.json"]
+    cases = tmp_path / "0" / "cases"
+    assert {path.name: json.loads(path.read_text())["place"] for path in cases.iterdir()} == {
+        "0.json": 0,
+        "1.json": 1,
+        "made by 1.json": 1,
+        "made by 0.json": 0,
+    }
+    assert not (tmp_path / "1" / "cases" / "0.json").exists()
 
 
 def apart(place: int, port: str, folder: str) -> None:
@@ -130,9 +134,11 @@ def apart(place: int, port: str, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     own = Path(folder) / str(place)
     (own / "cases").mkdir(parents=True)
-    (own / "cases" / f"{place}.json").write_text(json.dumps({"place": place}))
+    # The last two are there from before on both, and one of them has made its own anew.
+    for name in (f"{place}.json", "made by 0.json", "made by 1.json"):
+        (own / "cases" / name).write_text(json.dumps({"place": place}))
     with joined(cpu=True) as (processes, _):
-        processes.bring_together(own, "cases/*.json")
+        processes.bring_together(own, "cases/*.json", [f"cases/made by {place}.json"])
 
 
 def test_the_precision_of_accelerate_is_taken(monkeypatch: pytest.MonkeyPatch):

@@ -76,6 +76,19 @@ def test_a_fresh_training_leaves_nothing_of_the_one_before(work: Workplace, call
     assert not table.exists() or "validation" not in table.read_text()
 
 
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_adapters_that_the_training_would_write_over_are_not_trained_further(
+    name: str, work: Workplace, call: Any
+):
+    assert call(work.train("--validation", 2, gate_steps=0, val_interval=2)).code == 0
+    archive = work.adapters / name
+    before = {path.name: path.read_bytes() for path in archive.iterdir()}
+    assert before
+    refused = call(work.train("--validation", 2, "--archive", archive, "--fresh", gate_steps=0))
+    assert refused.code == 2 and f"keeps {name} adapters of its own" in refused.err
+    assert {path.name: path.read_bytes() for path in archive.iterdir()} == before
+
+
 def test_adapters_of_an_archive_are_trained_further(work: Workplace, call: Any):
     assert call(work.train(gate_steps=0)).code == 0
     further = work.folder / "further"

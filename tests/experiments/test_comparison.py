@@ -123,6 +123,31 @@ def test_an_unedited_model_that_answers_otherwise_is_told(tmp_path: Path):
     assert compared(first, second).alone == (1, 0)
 
 
+def test_questions_that_were_drawn_otherwise_are_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folders = []
+    for name, asked, value in (("first", "Is it red?", 1.0), ("second", "How many?", 0.0)):
+        folder = evaluation(tmp_path / name, 4, {"DualEdit": {}})
+        for index, path in enumerate(sorted((folder / "cases").glob("*.json"))):
+            case = json.loads(path.read_text())
+            # Of the first record both runs ask the same.
+            prompt = asked if index else "Is it round?"
+            case["queries"]["no_image"] = {"prompt": prompt, "target": name}
+            edited = case["methods"]["DualEdit"]
+            edited["answers"]["no_image"] = name
+            edited["values"]["generate"] |= {"no_image": value, "NI": value}
+            path.write_text(json.dumps(case))
+        folders.append(folder)
+    found = compared(*folders)
+    told = {each.metric: each for each in found.differences if each.protocol == "generate"}
+    assert told["no_image"].worse == told["NI"].worse == 1
+    assert told["no_image"].first - told["no_image"].second == 100
+    assert told["reliability"].verdict == "same"
+    assert [case.place[1] for case in found.changed] == [0]
+    assert "3 records have other questions of no_image" in caplog.text
+
+
 def test_answers_that_a_mean_is_made_of_are_told(tmp_path: Path):
     """ComprehendEdit's two numbers are means over the samples that lie nearest."""
     folders = []

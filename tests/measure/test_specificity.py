@@ -1,5 +1,6 @@
 """RI, NI and CI: each query shares with the edit what it should and nothing else."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +213,31 @@ def test_a_random_question_is_never_the_edits_own(
     assert told[OTHER_QUESTION].n == 1 and told[OTHER_IMAGE].n == told["RI"].n == 2
     halves = [values[0][OTHER_IMAGE], (values[1][OTHER_IMAGE] + values[1][OTHER_QUESTION]) / 2]
     assert told["RI"].mean == pytest.approx(50 * sum(halves))
+
+
+def test_a_random_question_is_never_a_rephrase_of_the_edit(
+    llava: TinyModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+):
+    """Also where another record asks it, about its own picture and in capitals."""
+    encoder = editor_of(llava).encoder
+    own = records[0].text_rephrase.prompt
+    others = [
+        replace(one, request=replace(one.request, prompt=own.upper() if place % 2 else own))
+        for place, one in enumerate(records[1:])
+    ]
+    for answers in ("alike", "each otherwise"):
+        numbers = itertools.count()
+        monkeypatch.setattr(
+            specificity,
+            "first_answer_tokens",
+            lambda _encoder, asked, _size, answers=answers, numbers=numbers: torch.tensor(
+                [next(numbers) * (answers != "alike") for _ in asked]
+            ),
+        )
+        found = specificity_queries(records[:1], others, encoder, progress=False)
+        assert OTHER_QUESTION not in found[0]
+        some = specificity_queries(records[:1], [*others, records[-1]], encoder, progress=False)
+        assert some[0][OTHER_QUESTION].prompt == records[-1].request.prompt
 
 
 def test_nothing_to_compare_with_is_one_clear_line(llava: TinyModel, records: list[Record]):

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from tiny_data import editor_of, fast, write_data
-from tiny_editors import trained_editor
+from tiny_editors import tiny_config, trained_editor
 from tiny_models import TinyModel
 from torch import Tensor
 
@@ -79,6 +80,25 @@ def test_the_gradient_is_that_of_the_whole_batch(
     for got, wanted in zip(found, expected, strict=True):
         assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-6)
     llava.model.requires_grad_(True)
+
+
+def test_a_step_that_no_adapter_reaches_changes_none(tiny: TinyModel, records: list[Record]):
+    """Where the text adapter is left out, questions without pictures give it nothing to learn."""
+    config = fast(
+        batch_size=1,
+        steps=6,
+        gate_steps=0,
+        text_only=0.5,
+        image_generality_weight=0.0,
+        image_locality_weight=0.0,
+        text_locality_weight=0.0,
+    )
+    vision = replace(tiny_config(gate="cosine"), modalities=("vision",))
+    editor = DualEditor(tiny.model, tiny.processor, vision)
+    before = [each.detach().clone() for each in editor.adapters.parameters()]
+    train(editor, records, config, progress=False)
+    after = editor.adapters.parameters()
+    assert any(bool((one != two).any()) for one, two in zip(before, after, strict=True))
 
 
 def test_running_out_of_memory_backward_adds_nothing_twice(

@@ -243,6 +243,24 @@ def test_the_best_state_is_looked_for_anew_once_the_gate_is_another(
     assert same(Archive.load(tmp_path / "best").tensors, editor.state_dict())
 
 
+def test_a_gate_that_is_made_anew_after_the_last_step_is_measured(
+    llava: TinyModel,
+    records: list[Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    scores([0.1, 0.9, 0.5, 0.6, 0.4], monkeypatch)
+    trained(llava, records, tmp_path)
+    editor, plan = editor_of(llava), watching(records, tmp_path)
+    path, other = tmp_path / "training.pt", replace(CONFIG, gate_steps=3)
+    train(editor, records[:8], other, checkpoint=path, progress=False, watching=plan)
+    lines = [line for line in read_curves(tmp_path / "curves") if line["part"] == "validation"]
+    assert (lines[-1]["step"], lines[-1]["average"], lines[-1]["is_best"]) == (7, 0.4, True)
+    assert "the adapters of step 3, the best with the earlier one" in caplog.text
+    assert same(Archive.load(tmp_path / "best").tensors, editor.state_dict())
+
+
 def test_checkpoints_say_whether_they_validate(
     llava: TinyModel, records: list[Record], whole: tuple[Path, DualEditor], tmp_path: Path
 ):
