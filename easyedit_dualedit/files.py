@@ -10,6 +10,17 @@ from easyedit_dualedit.errors import ArchiveError, DataError, shortened
 from easyedit_dualedit.storage.parsing import json_in
 
 
+def folder_of(folder: Path | str) -> Path:
+    """Return a folder to write to.
+
+    Raises:
+        DataError: if its name is blank, which would be the current folder.
+    """
+    if not str(folder).strip():
+        raise DataError(f"folder = {folder!r}: name a folder to write to")
+    return Path(folder)
+
+
 def digest_of(path: Path) -> str:
     """Return a short hash of a file, or of the files of a folder.
 

@@ -79,9 +79,9 @@ class LocateConfig:
         layers = tuple(range(count)) if self.layers is None else tuple(sorted(set(self.layers)))
         outside = [layer for layer in layers if not 0 <= layer < count]
         if outside or not layers:
+            missing = f"not {', '.join(map(str, outside))}" if outside else "name at least one"
             raise ConfigError(
-                f"layers = {list(layers)}: the model has decoder layers 0-{count - 1}; name at"
-                " least one of them"
+                f"layers = {list(layers)}: the model has decoder layers 0-{count - 1}; {missing}"
             )
         return layers
 

@@ -55,10 +55,11 @@ class StoredRun:
             DataError: if there is no run, or one of its files is damaged.
         """
         settings = read_json(folder / SETTINGS_FILE)
-        if settings is None:
+        if settings is None or "probing" in settings:
+            why = f"there is no {SETTINGS_FILE}" if settings is None else "it is one of locate"
             raise DataError(
-                f"{folder} holds no run (there is no {SETTINGS_FILE}); give the folder that"
-                " benchmark, evaluate, demo or many wrote, such as outputs/benchmark"
+                f"{folder} holds no run ({why}); give the folder that benchmark, evaluate, demo or"
+                " many wrote, such as outputs/benchmark"
             )
         if (folder / METHODS_FOLDER).is_dir():
             return cls(folder, "benchmark", settings, *_of_benchmark(folder))

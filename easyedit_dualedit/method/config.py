@@ -209,6 +209,19 @@ class DualEditConfig:
         raise_if(problems)
         return config
 
+    @classmethod
+    def of(cls, value: Any) -> Self:
+        """Return a configuration, which a plain mapping may describe.
+
+        Raises:
+            ConfigError: if it is neither, or as `from_dict`.
+        """
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        if not isinstance(value, cls):
+            raise ConfigError(f"config = {value!r:.80}: give a DualEditConfig, or a mapping")
+        return value
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` turns into an equal configuration."""
         values = dataclasses.asdict(self)

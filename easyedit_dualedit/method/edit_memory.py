@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.errors import ConfigError, DataError
+from easyedit_dualedit.files import folder_of
 from easyedit_dualedit.method.active_edits import ActiveEdits
 from easyedit_dualedit.method.config import GateConfig
 from easyedit_dualedit.method.edit_check import EditCheck
@@ -21,7 +22,7 @@ from easyedit_dualedit.method.fingerprint import ModelFingerprint, adapters_dige
 from easyedit_dualedit.method.gate import Gate
 from easyedit_dualedit.method.joined_edits import joined
 from easyedit_dualedit.method.packing import PRECISIONS, Packed, Precision
-from easyedit_dualedit.method.reading import read_to_store
+from easyedit_dualedit.method.reading import listed, read_to_store
 from easyedit_dualedit.method.stored_edit import (
     Provenance,
     StoredEdit,
@@ -74,6 +75,8 @@ class EditMemory:
             ConfigError: if there is no such precision, or `gate` describes none.
             CalibrationError: if the gate has no threshold.
         """
+        if not isinstance(editor, DualEditor):
+            raise ConfigError(f"a memory needs a DualEditor, and {editor!r:.60} is none")
         Packed.of(torch.zeros(1, 1), precision)
         self._editor = editor
         self._gate = editor.gate.with_config(gate)
@@ -100,7 +103,7 @@ class EditMemory:
             DataError: if a request has no target, a picture cannot be read, or the model's
                 activations are not finite; nothing is added.
         """
-        batch = [requests] if isinstance(requests, Query) else list(requests)
+        batch = listed(requests)
         owner = self._owner or self.owner
         made = read_to_store(self._editor, batch, self._gate, self.precision)
         with _CHANGES:
@@ -127,7 +130,7 @@ class EditMemory:
         Raises:
             DataError: if a picture cannot be read.
         """
-        about = _about(request)
+        about = _about(listed(request)[0])
         return self._newest.get(about.question if any_target else _asked(about))
 
     def check(self, requests: Query | Sequence[Query]) -> list[EditCheck]:
@@ -139,7 +142,7 @@ class EditMemory:
         Raises:
             DataError: if a request has no target or no edit, or a picture cannot be read.
         """
-        batch = [requests] if isinstance(requests, Query) else list(requests)
+        batch = listed(requests)
         asked: list[str] = []
         for request in batch:
             edit = self.find(request)
@@ -192,6 +195,8 @@ class EditMemory:
         Raises:
             ArchiveError: if they belong to another model, other adapters or another gate.
         """
+        if not isinstance(other, EditMemory):
+            raise ConfigError(f"{other!r:.80} is no EditMemory; EditMemory.load reads a folder")
         owner = self._owner or self.owner
         owner.require(other._owner or other.owner, "the other memory")
         with _CHANGES:
@@ -242,7 +247,7 @@ class EditMemory:
                 or adapters have changed since the edits were made.
             LockError: if another process keeps the folder locked.
         """
-        folder = Path(folder)
+        folder = folder_of(folder)
         place = folder.resolve()
         mine = EditFile(self.owner, tuple(self._edits))
         if self._owner is not None:

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from easyedit_dualedit.errors import BackboneError, DataError
-from easyedit_dualedit.files import write_text
+from easyedit_dualedit.files import folder_of, write_text
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.adapter import DualAdapters
 from easyedit_dualedit.method.archive import Archive
@@ -45,6 +45,8 @@ def require_targets(requests: Sequence[Query]) -> None:
     if isinstance(requests, Query):
         raise DataError(f"the request {requests.prompt!r} stands alone; give a list of requests")
     for request in requests:
+        if not isinstance(request, Query):
+            raise DataError(f"{request!r:.80} is no request; give Query(prompt, picture, target)")
         if request.target is None:
             raise DataError(f"the request {request.prompt!r} has no target; give the answer")
 
@@ -82,9 +84,11 @@ class DualEditor(
 
         Raises:
             BackboneError: if the model or the processor lacks what an editor needs.
+            ConfigError: if that is no configuration.
             LayerError: if a layer does not exist in the model.
         """
         super().__init__()
+        config = DualEditConfig.of(config)
         if isinstance(model, EditedModel):
             raise BackboneError(
                 "the model is an edited one, and an editor edits what nothing has changed; give its"
@@ -116,8 +120,7 @@ class DualEditor(
     def read(self, requests: Sequence[Query]) -> list[EditSignal]:
         """Return the edit signal of each request, in their order.
 
-        One stopped forward reads all, or one for each length of video where lengths differ: not
-        all models mix them.
+        One stopped forward reads all, or one for each length of video, which not all models mix.
 
         Raises:
             DataError: if a request has no target, or a picture or video cannot be read.
@@ -145,12 +148,9 @@ class DualEditor(
         if not bool(batch.target.any(1).all()):
             rows = (~batch.target.any(1)).nonzero().flatten().tolist()
             raise DataError(f"rows {rows} have no target; give each request its new answer")
-        backbone = self.backbone
-        with (
-            undisturbed(backbone.model),
-            record(backbone.layers, self._layers, stop=True) as states,
-        ):
-            backbone.model(**batch.inputs, use_cache=False)
+        model, layers = self.backbone.model, self.backbone.layers
+        with undisturbed(model), record(layers, self._layers, stop=True) as states:
+            model(**batch.inputs, use_cache=False)
         return self.signals_of(states, batch, requests)
 
     @lasting_tensors()
@@ -242,7 +242,7 @@ class DualEditor(
         """
         fingerprint = ModelFingerprint.of(self.backbone)
         targets = self.training_targets
-        Archive(self.config, fingerprint, self.state_dict(), targets).save(Path(folder))
+        Archive(self.config, fingerprint, self.state_dict(), targets).save(folder_of(folder))
 
     @classmethod
     def load(

@@ -1,8 +1,9 @@
 """Edits are read some at a time: as many as share a forward that fits into memory."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
@@ -25,6 +26,20 @@ MOST_AT_ONCE = 16
 """Requests that share a forward at most: enough to be fast."""
 
 _ID_BYTES = 6
+
+
+def listed(requests: Any) -> list[Query]:
+    """Return one request, or several, as a list.
+
+    Raises:
+        DataError: if one of them is no request.
+    """
+    is_one = isinstance(requests, Query | str | Mapping) or not isinstance(requests, Iterable)
+    every = [requests] if is_one else list(requests)
+    for each in every:
+        if not isinstance(each, Query):
+            raise DataError(f"{each!r:.80} is no request; give Query(prompt, picture, target)")
+    return every
 
 
 def read_some_at_a_time(

@@ -28,9 +28,14 @@ class SharedFolder:
         """Return what a folder holds.
 
         Raises:
-            ArchiveError: if it holds neither adapters nor edits, or they are damaged.
+            ArchiveError: if it holds neither adapters nor edits, or both, or they are damaged.
         """
         if (folder / EDITS_FILE).is_file():
+            if (folder / CONFIG_FILE).is_file():
+                raise ArchiveError(
+                    f"{folder} holds adapters and edits; keep them in a folder each, since a"
+                    " repository holds one of them"
+                )
             return cls(folder, EditFile.load(folder))
         if folder.is_file() or not (folder / CONFIG_FILE).is_file():
             raise ArchiveError(
@@ -60,6 +65,8 @@ def require_room(output: Path, *, may_replace: bool) -> None:
     Raises:
         ArchiveError: saying what is in the way.
     """
+    if not output.name:
+        raise ArchiveError(f"{output} is the current folder; name a new one to be made in it")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     known = {CARD_FILE, *ARCHIVE_FILES, *EDIT_FILES}

@@ -126,6 +126,8 @@ def _read(picture: Image.Image) -> Image.Image:
         picture.load()
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise unreadable(picture, error) from error
+    if 0 in picture.size:
+        raise DataError(f"a picture of {picture.width} x {picture.height} pixels shows nothing")
     return picture
 
 

@@ -1,6 +1,7 @@
 """Repositories of the Hugging Face hub: which texts name one, their files, and what went wrong."""
 
 import contextlib
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def uploaded(
         commit = api.upload_folder(
             repo_id=name,
             folder_path=folder,
-            allow_patterns=list(files),
+            allow_patterns=[glob.escape(name) for name in files],
             commit_message=message,
             revision=revision,
         )

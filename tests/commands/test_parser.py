@@ -768,6 +768,8 @@ def test_locate_proposes_layers_that_training_accepts(work: Workplace, call: Any
     assert {key: proposed[key] for key in found["proposal"]} == found["proposal"]
     assert str(found["proposal"]["text_layer"]) in done.out
     assert (folder / "locate.csv").is_file()
+    refused = call(["compare", str(folder), str(folder)])
+    assert refused.code == 2 and "holds no run (it is one of locate)" in refused.error
     command = work.train("--output", folder / "adapters", hparams=folder / "train.yaml")
     assert call(command).code == 0
     command = work.evaluate("--limit", 1, hparams=folder / "apply.yaml")

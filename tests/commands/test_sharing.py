@@ -150,6 +150,9 @@ def test_a_card_of_ones_own_is_sent_and_more_files_only_if_asked_for(
     assert set(files) - {".gitattributes"} == FILES | {"picture.png"}
     assert b"my own" in files["README.md"]
     assert "fits no file" in call(push(mine, "--include", "*.gif")).error
+    (mine / "a[1].txt").write_text("mine")
+    assert call([*as_it_is, "--include", "*.txt", "--revision", "v3"]).code == 0
+    assert "a[1].txt" in there.commits[there.branches["v3"]]
     (mine / "README.md").write_bytes(b"caf\xe9")
     assert "README.md is no UTF-8" in call([*as_it_is, "--dry-run"]).error
 
@@ -160,6 +163,8 @@ def test_nothing_is_sent_that_is_damaged_or_only_shown(hub: Hub, mine: Path, cal
     (mine / "adapters.safetensors").write_bytes(b"damaged")
     assert "damaged" in call(push(mine)).error
     assert "neither adapters" in call(push(mine.parent)).error
+    (mine / "edits.json").write_text("{}")
+    assert "holds adapters and edits" in call(push(mine)).error
     assert not hub.requests
 
 
@@ -180,6 +185,14 @@ def test_a_pull_that_fails_changes_nothing(hub: Hub, mine: Path, tmp_path: Path,
     assert not (tmp_path / "other").exists()
     (output / "mine.txt").write_text("mine")
     assert "mine.txt" in call(["pull", NAME, "--output", str(output), "--fresh"]).error
+
+
+def test_nothing_is_pulled_over_the_current_folder(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert "is the current folder" in call(["pull", NAME, "--output", "."]).error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

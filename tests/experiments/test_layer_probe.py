@@ -11,6 +11,7 @@ from tiny_models import LAYERS, TinyModel
 from tiny_videos import WATCHING
 
 from easyedit_dualedit.data.records import Record, load_records
+from easyedit_dualedit.errors import ConfigError
 from easyedit_dualedit.experiments import layer_probe as module
 from easyedit_dualedit.experiments.layer_probe import ATTENTION, NOISED, LocateConfig, probe
 from easyedit_dualedit.model.backbone import Backbone
@@ -130,3 +131,10 @@ def test_attention_over_a_long_video_is_left_out(
 ):
     monkeypatch.setattr(module, "_WIDEST_ATTENTION", 3)
     assert probe(records[0], encoder_of(llava), LocateConfig(draws=1))["attention"] is None
+
+
+def test_layers_that_are_not_there_are_named():
+    with pytest.raises(ConfigError, match=r"decoder layers 0-3; not -1, 99$"):
+        LocateConfig(layers=(0, 99, -1)).chosen(4)
+    with pytest.raises(ConfigError, match="name at least one"):
+        LocateConfig(layers=()).chosen(4)

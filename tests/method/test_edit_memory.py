@@ -820,3 +820,35 @@ def test_stored_edits_keep_no_gradient_and_can_be_copied(llava: TinyModel):
     (edit,) = memory
     assert not edit.key.requires_grad and edit.key.grad_fn is None
     assert copy.deepcopy(memory.model).edits == memory.model.edits
+
+
+@pytest.mark.parametrize("given", ["Who?", ["Who?"], ("Who?", None, "x"), {"prompt": "a"}, None, 3])
+def test_what_is_no_request_is_told(given: Any, llava: TinyModel):
+    editor = trained_editor(llava)
+    memory = EditMemory(editor)
+    for asked in (memory.add, memory.check, memory.find):
+        with pytest.raises(DataError, match="is no request; give Query"):
+            asked(given)
+    if isinstance(given, list | tuple):
+        with pytest.raises(DataError, match="is no request; give Query"):
+            editor.read(given)
+    assert not len(memory)
+
+
+def test_what_is_no_editor_no_memory_and_no_folder_is_told(
+    llava: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    editor = trained_editor(llava)
+    memory = EditMemory(editor)
+    memory.add(Query("What is this?", picture("red"), "a kite"))
+    for wrong in (llava.model, "adapters"):
+        with pytest.raises(ConfigError, match="a memory needs a DualEditor"):
+            EditMemory(wrong)
+    with pytest.raises(ConfigError, match="'my-edits' is no EditMemory"):
+        memory.merge("my-edits")
+    monkeypatch.chdir(tmp_path)
+    for save in (memory.save, editor.save):
+        for blank in ("", " "):
+            with pytest.raises(DataError, match="name a folder to write to"):
+                save(blank)
+    assert not list(tmp_path.iterdir())

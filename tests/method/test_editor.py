@@ -19,7 +19,7 @@ from easyedit_dualedit.errors import (
     LayerError,
 )
 from easyedit_dualedit.method.active_edits import EditSignal
-from easyedit_dualedit.method.config import GateConfig
+from easyedit_dualedit.method.config import DualEditConfig, GateConfig
 from easyedit_dualedit.method.editor import DualEditor
 from easyedit_dualedit.method.model_card import hub_id_of
 from easyedit_dualedit.model.hooks import record
@@ -404,3 +404,15 @@ def test_an_edit_reads_the_states_of_a_whole_forward(every: TinyModel, signal: s
             torch.testing.assert_close(found, two.states[layer], rtol=1e-4, atol=1e-4)
         for name in ("gate_state", "last_state", "vision_state"):
             torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_configuration_may_be_a_mapping_and_nothing_else(llava: TinyModel):
+    made = DualEditor(
+        llava.model, llava.processor, {"text_layer": 1, "vision_layer": 2, "width": 8}
+    )
+    assert made.config == DualEditConfig(text_layer=1, vision_layer=2, width=8)
+    with pytest.raises(ConfigError, match="no vision_layer"):
+        DualEditor(llava.model, llava.processor, {"text_layer": 1})
+    for wrong in (None, "default", 3):
+        with pytest.raises(ConfigError, match="give a DualEditConfig, or a mapping"):
+            DualEditor(llava.model, llava.processor, wrong)

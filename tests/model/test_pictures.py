@@ -284,3 +284,8 @@ def test_a_query_looks_at_pictures_in_memory_once_and_at_files_each_time(
     assert both.shown_keys != before
     assert both.shown_keys == (picture_key(picture("red")), picture_key(path))
     assert Query("what?").shown_keys == ()
+
+
+def test_an_empty_crop_is_no_picture():
+    with pytest.raises(DataError, match="of 0 x 0 pixels shows nothing"):
+        Query("what?", picture("red").crop((5, 5, 5, 5)))
