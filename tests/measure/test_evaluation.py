@@ -429,10 +429,10 @@ def test_a_run_stopped_within_a_batch_continues_to_the_same_bytes(
     broken = Run(tmp_path / "broken", {})
     real = Run.store
 
-    def stopping(self: Run, index: int, case: Mapping[str, object]) -> None:
+    def stopping(self: Run, index: int, case: Mapping[str, object]) -> Path:
         if index == 2:
             raise KeyboardInterrupt
-        real(self, index, case)
+        return real(self, index, case)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Run, "store", stopping)
