@@ -98,3 +98,8 @@ class UpstreamError(DualEditError, RuntimeError):
 
 class PartsError(DualEditError, OSError):
     """A package that the emoji model is made of is missing, damaged or cannot be fetched."""
+
+
+def no_request(value: object) -> DataError:
+    """Return what to say of a value that stands where a `Query` belongs."""
+    return DataError(f"{value!r:.80} is no request; give Query(prompt, picture, target)")

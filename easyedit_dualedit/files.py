@@ -14,10 +14,10 @@ def folder_of(folder: Path | str) -> Path:
     """Return a folder to write to.
 
     Raises:
-        DataError: if its name is blank, which would be the current folder.
+        ArchiveError: if its name is blank, which would be the current folder.
     """
     if not str(folder).strip():
-        raise DataError(f"folder = {folder!r}: name a folder to write to")
+        raise ArchiveError(f"folder = {folder!r}: name a folder to write to")
     return Path(folder)
 
 

@@ -4,7 +4,6 @@ Accelerate finds the launcher's environment, the device of each process and what
 Sums are made in place by torch: what Accelerate offers for that copies every gradient first.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from easyedit_dualedit.files import write_text
+from easyedit_dualedit.files import digest_of, write_text
 
 Item = TypeVar("Item", covariant=True)
 
@@ -107,27 +106,22 @@ class Processes:
         if self.count == 1:
             return
         distributed.barrier()  # all have written
-        own = {
-            path.relative_to(folder).as_posix(): path.read_text("utf-8")
-            for path in folder.glob(pattern)
-        }
-        held: list[Any] = [{name: _digest_of(text) for name, text in own.items()}]
+        own = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(pattern))}
+        held: list[Any] = [None]
+        if self.is_first:
+            held = [{name: digest_of(path) for name, path in own.items()}]
         distributed.broadcast_object_list(held, 0)
         new, there = set(made), held[0]
         lacking = {
-            name: text
-            for name, text in own.items()
-            if name not in there or (name in new and there[name] != _digest_of(text))
+            name: path.read_text("utf-8")
+            for name, path in own.items()
+            if name not in there or (name in new and there[name] != digest_of(path))
         }
         sent: list[Any] = [None] * self.count
         distributed.all_gather_object(sent, lacking)
         if self.is_first:
             for name, text in (item for part in sent for item in part.items()):
                 write_text(folder / name, text)
-
-
-def _digest_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

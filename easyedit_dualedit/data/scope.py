@@ -48,6 +48,6 @@ def scope_queries(records: Sequence[Record], *, seed: int = 0) -> dict[str, list
     return queries
 
 
-def question_of(query: Query) -> str:
-    """Return what tells a query's question from others: neither case nor white space does."""
+def wording_of(query: Query) -> str:
+    """Return what tells the wording of a query from others: neither case nor white space does."""
     return " ".join(query.prompt.split()).casefold()

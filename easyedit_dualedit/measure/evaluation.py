@@ -77,11 +77,11 @@ def evaluate(
                 bar.set_postfix(tokens=panel.budget.tokens, refresh=False)
                 for record, case in zip(chosen, made, strict=True):
                     if cases[record.index] is None:
-                        stored.append(run.store(record.index, case).name)
+                        path = run.store(record.index, case)
+                        stored.append(path.relative_to(run.folder).as_posix())
                         cases[record.index] = case
             bar.update(len(chosen))
-    fresh = [f"{CASES_FOLDER}/{name}" for name in stored]
-    processes.bring_together(run.folder, f"{CASES_FOLDER}/*.json", fresh)
+    processes.bring_together(run.folder, f"{CASES_FOLDER}/*.json", stored)
     if not processes.is_first:
         return []
     every = {index: case or run.case(index) for index, case in cases.items()}

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION, question_of
+from easyedit_dualedit.data.scope import NO_IMAGE, OTHER_IMAGE, OTHER_QUESTION, wording_of
 from easyedit_dualedit.errors import DataError
 from easyedit_dualedit.measure.sample_features import SampleFeatures
 from easyedit_dualedit.model.answers import first_answer_tokens, with_own_answers
@@ -128,7 +128,7 @@ class Draws:
         pictures = [
             pool[source.choice(places)] for source, places in zip(sources, allowed, strict=True)
         ]
-        own_questions = [{question_of(query) for query in _in_scope(record)} for record in records]
+        own_questions = [{wording_of(query) for query in _in_scope(record)} for record in records]
         questions = _Questions(self.encoder, requests, own_questions, self.batch_size)
         chosen: dict[str, Sequence[Query | None]] = {
             OTHER_IMAGE: [
@@ -246,7 +246,7 @@ class _Questions:
 
     def _is_own(self, place: int, prompt: str) -> bool:
         """Return whether the edit is to answer a question about its picture."""
-        return question_of(Query(prompt)) in self._in_scope[place]
+        return wording_of(Query(prompt)) in self._in_scope[place]
 
     def _ask(self, questions: Sequence[tuple[int, str]]) -> None:
         new = [one for one in questions if one not in self._first]

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from easyedit_dualedit.errors import BackboneError, DataError
+from easyedit_dualedit.errors import BackboneError, DataError, no_request
 from easyedit_dualedit.files import folder_of, write_text
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal
 from easyedit_dualedit.method.adapter import DualAdapters
@@ -46,7 +46,7 @@ def require_targets(requests: Sequence[Query]) -> None:
         raise DataError(f"the request {requests.prompt!r} stands alone; give a list of requests")
     for request in requests:
         if not isinstance(request, Query):
-            raise DataError(f"{request!r:.80} is no request; give Query(prompt, picture, target)")
+            raise no_request(request)
         if request.target is None:
             raise DataError(f"the request {request.prompt!r} has no target; give the answer")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from easyedit_dualedit.errors import DataError
+from easyedit_dualedit.errors import DataError, no_request
 from easyedit_dualedit.method.active_edits import ActiveEdits, EditSignal, keys_of
 from easyedit_dualedit.method.editor import DualEditor, require_targets
 from easyedit_dualedit.method.gate import Gate
@@ -38,7 +38,7 @@ def listed(requests: Any) -> list[Query]:
     every = [requests] if is_one else list(requests)
     for each in every:
         if not isinstance(each, Query):
-            raise DataError(f"{each!r:.80} is no request; give Query(prompt, picture, target)")
+            raise no_request(each)
     return every
 
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.data.scope import question_of
+from easyedit_dualedit.data.scope import wording_of
 from easyedit_dualedit.data.training_targets import normalised_target
 from easyedit_dualedit.model.inputs import Query
 from easyedit_dualedit.train.record_groups import (
@@ -73,8 +73,8 @@ def divided(records: Sequence[Record], count: int, *, seed: int = 0) -> Division
         held = list(range(len(records) - count, len(records)))
     held_out = [records[place] for place in sorted(held)]
     others = [record for place, record in enumerate(records) if place not in set(held)]
-    asked = {question_of(record.request) for record in held_out}
-    fresh = [record for record in others if question_of(record.request) not in asked]
+    asked = {wording_of(record.request) for record in held_out}
+    fresh = [record for record in others if wording_of(record.request) not in asked]
     if len(fresh) * 2 >= len(others):
         return Division(fresh, held_out)
     logger.info("held-out records ask questions that teach, too: too few would be left otherwise")
@@ -105,8 +105,8 @@ def unshared(teaching: Sequence[Query], held_out: Sequence[Query]) -> tuple[list
 
 def apart(queries: Sequence[Query], others: Sequence[Query]) -> list[bool]:
     """Return which queries share neither picture nor question with any of some others."""
-    asked = {question_of(query) for query in others}
+    asked = {wording_of(query) for query in others}
     shown = {key for query in others for key in pictures_of(query)}
     return [
-        question_of(query) not in asked and not shown & set(pictures_of(query)) for query in queries
+        wording_of(query) not in asked and not shown & set(pictures_of(query)) for query in queries
     ]

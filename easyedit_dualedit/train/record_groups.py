@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from easyedit_dualedit.data.records import Record
-from easyedit_dualedit.data.scope import question_of
+from easyedit_dualedit.data.scope import wording_of
 from easyedit_dualedit.model.inputs import Query, picture_key
 
 
@@ -41,7 +41,7 @@ def shown_by(record: Record) -> list[Hashable]:
 
 def asked_by(record: Record) -> set[str]:
     """Return what tells the questions of an edit and of its rephrases from others."""
-    return {question_of(record.request), question_of(record.text_rephrase)}
+    return {wording_of(record.request), wording_of(record.text_rephrase)}
 
 
 def pictures_of(query: Query) -> list[Hashable]:

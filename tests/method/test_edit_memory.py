@@ -849,6 +849,6 @@ def test_what_is_no_editor_no_memory_and_no_folder_is_told(
     monkeypatch.chdir(tmp_path)
     for save in (memory.save, editor.save):
         for blank in ("", " "):
-            with pytest.raises(DataError, match="name a folder to write to"):
+            with pytest.raises(ArchiveError, match="name a folder to write to"):
                 save(blank)
     assert not list(tmp_path.iterdir())
